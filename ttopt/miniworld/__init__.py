@@ -1,0 +1,1 @@
+"""A synthetic sprite world with a rule-based scorer: the embedded default task of ttopt."""

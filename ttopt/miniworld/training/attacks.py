@@ -1,0 +1,121 @@
+"""Latents that real test-time optimisation makes against the current teacher: the hardest examples it has to read.
+
+Instances run side by side, each with its own LoRA. Their one-step predictions along the way and their final videos become
+training data, labelled by the rules and not by what the teacher believes. Runs started from a randomly disturbed student
+add the mistakes that a weaker reasoner would make.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
+
+from ttopt.miniworld.tasks import FAMILIES, SPLITS, Task, make_task
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict
+from ttopt.miniworld.world import FPS, FRAMES
+from ttopt.reasoner.batched import BatchedAdapter
+from ttopt.reasoner.light_decoder import LightDecoder
+from ttopt.teacher.teacher import Teacher
+
+SIZE = 12
+
+
+class Attacker:
+    """Student, light decoder and a batch of adapters; ``run`` makes one shard of the pool."""
+
+    def __init__(self, student: Path, light: LightDecoder, first_frames: FirstFrames) -> None:
+        transformer, encoder = load(student)
+        self.transformer: WanTransformer3DModel = transformer.eval().requires_grad_(False)
+        self.encoder: UMT5EncoderModel = encoder.eval().requires_grad_(False)
+        self.tokenizer = reasoner_tokenizer(TEXT_LENGTH)
+        self.light, self.first_frames = light, first_frames
+        self.clean = {name: p.clone() for name, p in self.transformer.named_parameters()}
+        self.adapter = BatchedAdapter(self.transformer, SIZE)
+
+    @torch.no_grad()
+    def disturb(self, rng: np.random.Generator, scale: float) -> None:
+        """Adds rank-4 noise of a relative size to every large matrix, or restores the student for scale 0."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        for name, p in self.transformer.named_parameters():
+            p.copy_(self.clean[name])
+            if scale and p.dim() == 2 and min(p.shape) >= 64:
+                noise = torch.randn(p.shape[0], 4, generator=generator) @ torch.randn(4, p.shape[1], generator=generator)
+                p.add_(noise * (scale * p.norm() / noise.norm()))
+
+    def run(self, teacher: Teacher, rng: np.random.Generator, path: Path) -> float:
+        """One batch of optimisations against ``teacher``, saved as latents (n, 16, 3, 6, 6) and task keys (n, 4).
+
+        Returns the share of instances that reached the paper's tau.
+        """
+        splits = list(SPLITS)
+        keys = []
+        for _ in range(SIZE):
+            split = "teacher_ood" if rng.random() < 0.4 else "train"
+            keys.append((splits.index(split), int(rng.integers(len(FAMILIES))), 32, int(rng.integers(100_000))))
+        tasks = [make_task(FAMILIES[k[1]], splits[k[0]], k[2], k[3]) for k in keys]
+        first = self.first_frames(tasks)
+        tokens = self.tokenizer(
+            [t.prompt for t in tasks], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+        )
+        text = embed(self.encoder, tokens.input_ids, tokens.attention_mask).detach()
+        self.disturb(rng, float(rng.choice([0.0, 0.0, 0.1, 0.2])))
+        self.adapter.reset([int(s) for s in rng.integers(2**31, size=SIZE)])
+        rate = float(rng.choice([5e-4, 1e-3, 1e-3, 2e-3]))
+        optimiser = torch.optim.AdamW(self.adapter.parameters(), rate, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        noise = torch.randn(SIZE, 16, 3, 6, 6, generator=generator)
+        questions = [[q.text() for q in (t.goal, *t.process)][:4] for t in tasks]
+        count = min(map(len, questions))
+        questions = [[q[0], *rng.permutation(q[1:])[: count - 1]] for q in questions]
+        steps, kept = int(rng.integers(5, 16)), []
+        sigma = torch.ones(SIZE)
+        for step in range(steps):
+            clean = predict(self.transformer, noise, sigma, first, text)
+            if step in (0, steps // 3, 2 * steps // 3, steps - 1):
+                kept.append(clean.detach())
+            result = teacher.forward_packed(self.light(clean, range(FRAMES)), questions, FPS, range(FRAMES))
+            yes = teacher.answer_ids[0]
+            losses = -result.logits.log_softmax(-1)[..., yes]  # (SIZE, count)
+            weights = torch.tensor([0.5] + [0.5 / (count - 1)] * (count - 1))
+            total = (losses * weights).sum(1)
+            gradients = torch.autograd.grad(total.sum(), self.adapter.parameters())
+            for p, g in zip(self.adapter.parameters(), gradients, strict=True):
+                p.grad = g
+            self.adapter.clip_gradients(1.0)
+            optimiser.step()
+        with torch.no_grad():
+            latents = noise
+            for i, sigma_now in enumerate(SIGMAS):
+                clean = predict(self.transformer, latents, torch.full((SIZE,), sigma_now), first, text)
+                following = SIGMAS[i + 1] if i + 1 < len(SIGMAS) else 0.0
+                latents = clean + following / sigma_now * (latents - clean)
+        kept.append(latents)
+        out = torch.cat(kept)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        save_file({"latents": out.half(), "tasks": torch.tensor(keys).repeat(len(kept), 1)}, temporary)
+        temporary.replace(path)
+        return float((total.detach() < 0.22).float().mean())
+
+
+class FirstFrames(nn.Module):
+    """First-frame latents (n, 16, 1, 6, 6), normalised, of tasks."""
+
+    def __init__(self, vae: object, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.vae, self.mean, self.std = [vae], mean, std
+
+    @torch.no_grad()
+    def forward(self, tasks: list[Task]) -> Tensor:
+        from ttopt.miniworld.training.vae import encode
+        from ttopt.miniworld.world import render
+
+        frames = render(torch.stack([t.codes()[:1] for t in tasks]))
+        return (encode(self.vae[0], frames) - self.mean) / self.std  # type: ignore[arg-type]

@@ -1,0 +1,154 @@
+"""What every training shares: a resumable state, a log line, exponential averages, seeded task banks."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ttopt.miniworld.tasks import FAMILIES, Task, make_task
+
+
+def task_bank(split: str, seed: int, count: int, families: Sequence[str] = FAMILIES) -> list[Task]:
+    """``count`` tasks, families in turn, the same for the same arguments."""
+    return [make_task(families[i % len(families)], split, seed, i // len(families)) for i in range(count)]
+
+
+class Ema:
+    """Exponential moving average of a module's parameters."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        for name, p in module.named_parameters():
+            self.shadow[name].lerp_(p, 1 - self.decay)
+
+    @torch.no_grad()
+    def copy_to(self, module: nn.Module) -> None:
+        for name, p in module.named_parameters():
+            p.copy_(self.shadow[name])
+
+
+class Run:
+    """Folder of one training: log.jsonl, and state.safetensors from which it goes on after an interruption."""
+
+    def __init__(self, folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, ema: Ema | None = None):
+        self.folder, self.modules, self.optimiser, self.ema = folder, modules, optimiser, ema
+        folder.mkdir(parents=True, exist_ok=True)
+        self.started = time.time()
+        self.seconds_before = 0.0
+
+    def steps(self, total: int, save_every: int = 200) -> Iterator[int]:
+        """Yields step numbers from where the last run stopped; saves the state as it goes and at the end."""
+        first = self._load()
+        for step in range(first, total):
+            yield step
+            if rank() == 0 and ((step + 1) % save_every == 0 or step + 1 == total):
+                self._save(step + 1)
+
+    def log(self, step: int, **values: float) -> None:
+        """One line of numbers to the console and to log.jsonl (first process only)."""
+        if rank():
+            return
+        seconds = self.seconds_before + time.time() - self.started
+        row = {"step": step, "seconds": round(seconds, 1), **{k: round(float(torch.as_tensor(v).detach()), 5) for k, v in values.items()}}
+        print(" ".join(f"{k} {v:g}" for k, v in row.items()), flush=True)
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _tensors(self) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for name, module in self.modules.items():
+            out |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            out |= {f"optimiser/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        if self.ema:
+            out |= {f"ema/{key}": value for key, value in self.ema.shadow.items()}
+        return out
+
+    def _save(self, step: int) -> None:
+        seconds = self.seconds_before + time.time() - self.started
+        tensors = {key: value.detach().contiguous().clone() for key, value in self._tensors().items()}
+        temporary = self.folder / "state.tmp"
+        save_file(tensors, temporary, metadata={"step": str(step), "seconds": str(seconds)})
+        os.replace(temporary, self.folder / "state.safetensors")
+
+    def _load(self) -> int:
+        path = self.folder / "state.safetensors"
+        if not path.exists():
+            return 0
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        for name, module in self.modules.items():
+            module.load_state_dict(_under(tensors, name))
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in _under(tensors, "optimiser").items():
+            index, field = key.split("/")
+            state.setdefault(int(index), {})[field] = value
+        current = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        if self.ema:
+            self.ema.shadow = _under(tensors, "ema")
+        self.seconds_before = float(metadata["seconds"])
+        print(f"continuing {self.folder} at step {metadata['step']}", flush=True)
+        return int(metadata["step"])
+
+
+def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the learning rate of every group."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float = 0.03) -> float:
+    """Linear warm-up, then a cosine to ``floor`` times the peak."""
+    import math
+
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    part = (step - warmup) / max(1, total - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part)))
+
+
+def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """All trainable parameters of several modules."""
+    return [p for module in modules for p in module.parameters() if p.requires_grad]
+
+
+def rank() -> int:
+    """Number of this process, 0 when there is only one."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes share the batch."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Averages gradients over the processes; two single-threaded processes beat one with two threads here."""
+    if world() == 1:
+        return
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= world()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

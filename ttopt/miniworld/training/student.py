@@ -1,0 +1,244 @@
+"""The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching, then step distillation.
+
+Stage ``student`` is ordinary flow matching on right videos. Stage ``distill`` teaches the few noise levels of the
+shipped schedule: the model meets its own partly denoised latents there, and low noise levels also see *wrong* videos that
+they must keep as they are, so that the first step decides what happens and the later ones only refine it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import UMT5Config, UMT5EncoderModel
+
+from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.tasks import Task
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.training.common import Ema, Run, cosine, set_rate, task_bank
+from ttopt.miniworld.training.vae import encode
+from ttopt.miniworld.world import render
+
+SIGMAS = (1.0, 0.7, 0.45, 0.2)  # the shipped schedule
+TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 160, 5, 6
+STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1500, 32, 1.2e-3
+BANK, WRONG = 12000, 5000
+
+
+def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+    """Untrained transformer (2.4M parameters) and text encoder of the embedded size."""
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, in_channels=16,
+        out_channels=16, text_dim=64, freq_dim=64, ffn_dim=3 * WIDTH, num_layers=LAYERS, cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
+    )  # fmt: skip
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(reasoner_tokenizer(TEXT_LENGTH)), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
+            relative_attention_num_buckets=16, relative_attention_max_distance=32, dropout_rate=0.0, pad_token_id=0,
+        )
+    )  # fmt: skip
+    return transformer, encoder
+
+
+class Bank:
+    """Tasks, their prompts' token ids and normalised latents of right (and some wrong) videos."""
+
+    def __init__(self, vae: AutoencoderKLWan, count: int, wrong: int, seed: int, cache: Path) -> None:
+        self.tasks: list[Task] = task_bank("train", seed, count)
+        self.codes = torch.stack([t.codes() for t in self.tasks])  # (n, 9, 36)
+        tokens = reasoner_tokenizer(TEXT_LENGTH)(
+            [t.prompt for t in self.tasks], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+        )
+        self.ids, self.mask = tokens.input_ids, tokens.attention_mask
+        rng = np.random.default_rng(seed)
+        self.wrong_codes = torch.stack([corrupt(t, rng)[1] for t in self.tasks[:wrong]])
+        if not cache.exists():
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {"right": normalised_latents(vae, self.codes), "wrong": normalised_latents(vae, self.wrong_codes)}, cache
+            )
+        latents = load_file(cache)
+        self.latents, self.wrong = latents["right"].float(), latents["wrong"].float()
+
+    def motion(self) -> Tensor:
+        """Weights (n, 1, 3, 6, 6): latent cells whose content changes are learned last, so they count more."""
+        moving = (self.codes[:, 1:] != self.codes[:, :1]).float()  # (n, 8, 36)
+        moving = moving.unflatten(1, (2, 4)).amax(2).unflatten(2, (6, 6)).unsqueeze(1)
+        return F.pad(1 + 3 * moving, (0, 0, 0, 0, 1, 0), value=0.0)
+
+    def roles(self) -> Tensor:
+        """Role of each cell in the first frame, (n, 36): 0 nothing, 1 subject, 2 target, 3 second subject, 4 second target."""
+        out = torch.zeros(len(self.tasks), 36, dtype=torch.long)
+        for row, task in zip(out, self.tasks, strict=True):
+            if task.family == "visit":
+                first, second = task.pads
+                row[first], row[second] = 2, 4
+            else:
+                for i in range(task.movers):
+                    row[task.actors[i].track[-1]] = 2 + 2 * i
+            for i in range(task.movers):
+                row[task.actors[i].track[0]] = 1 + 2 * i
+        return out
+
+
+@torch.no_grad()
+def normalised_latents(vae: AutoencoderKLWan, codes: Tensor) -> Tensor:
+    """Cell codes (n, 9, 36) -> normalised latents (n, 16, 3, 6, 6) float16."""
+    mean, std = statistics(vae)
+    return torch.cat([((encode(vae, render(c)) - mean) / std).half() for c in codes.split(64)])
+
+
+def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Latent mean and standard deviation, each (1, 16, 1, 1, 1)."""
+    mean, std = (torch.tensor(vae.config[f"latents_{k}"]).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
+    return mean, std
+
+
+def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Text embeddings (B, L, D), zero after each prompt's end."""
+    out: Tensor = encoder(ids, mask).last_hidden_state
+    return out * mask.unsqueeze(-1)
+
+
+def velocity(transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, first: Tensor, text: Tensor) -> Tensor:
+    """Velocity (B, 16, 3, 6, 6) at noise levels sigma (B,), first latent frame imposed with timestep 0."""
+    noisy = torch.cat([first, noisy[:, :, 1:]], 2)
+    timestep = (1000 * sigma).view(-1, 1).repeat(1, 27)
+    timestep[:, :9] = 0
+    out: Tensor = transformer(noisy, timestep, text, return_dict=False)[0]
+    return out
+
+
+def predict(
+    transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, first: Tensor, text: Tensor
+) -> Tensor:
+    """Clean latents predicted in one step, first frame imposed."""
+    clean = noisy - sigma.view(-1, 1, 1, 1, 1) * velocity(transformer, noisy, sigma, first, text)
+    return torch.cat([first, clean[:, :, 1:]], 2)
+
+
+class RoleHeads(nn.Module):
+    """Training-only classifiers of each cell's role on the first blocks' tokens: they make words bind to objects early."""
+
+    def __init__(self, transformer: WanTransformer3DModel, blocks: tuple[int, ...] = (1, 2, 3)) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 4 * 5) for _ in blocks)
+        self.seen: dict[int, Tensor] = {}
+        for index, block in enumerate(blocks):
+            transformer.blocks[block].register_forward_hook(
+                lambda _m, _i, out, index=index: self.seen.__setitem__(index, out)
+            )
+
+    def loss(self, roles: Tensor) -> Tensor:
+        """Cross-entropy of the roles (B, 36) read from the tokens of every latent frame."""
+        target = rearrange(roles, "b (gy py gx px) -> b (gy gx) (py px)", py=2, px=2, gy=3, gx=3)
+        weight = torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0])
+        total = torch.zeros(())
+        for index, head in enumerate(self.heads):
+            logits = head(self.seen[index]).unflatten(-1, (4, 5)).unflatten(1, (3, 9))  # (B, 3, 9, 4, 5)
+            wanted = target.unsqueeze(1).expand(-1, 3, -1, -1)
+            total = total + F.cross_entropy(logits.flatten(0, 3), wanted.flatten(), weight)
+        return total / len(self.heads)
+
+
+def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> None:
+    """Flow matching from scratch; saves transformer, text encoder and tokenizer under ``weights``."""
+    torch.manual_seed(1)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    bank = Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors")
+    motion, roles = bank.motion(), bank.roles()
+    transformer, encoder = build()
+    heads = RoleHeads(transformer)
+    both = nn.ModuleList([transformer, encoder])
+    optimiser = torch.optim.AdamW([*both.parameters(), *heads.parameters()], RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    ema = Ema(both, 0.998)
+    run = Run(folder, {"student": both, "heads": heads}, optimiser, ema)
+    for step in run.steps(steps):
+        generator = torch.Generator().manual_seed(step)
+        pick = torch.randint(len(bank.latents), (BATCH,), generator=generator)
+        clean = bank.latents[pick]
+        noise = torch.randn(clean.shape, generator=generator)
+        sigma = torch.rand(BATCH, generator=generator).sqrt()
+        sigma[: BATCH // 2] = 1.0
+        s = sigma.view(-1, 1, 1, 1, 1)
+        u = velocity(transformer, (1 - s) * clean + s * noise, sigma, clean[:, :, :1], embed(encoder, bank.ids[pick], bank.mask[pick]))
+        error = (u - (noise - clean)).square() * motion[pick]
+        flow, role = error[:, :, 1:].mean(), heads.loss(roles[pick])
+        set_rate(optimiser, cosine(step, steps, RATE))
+        optimiser.zero_grad(set_to_none=True)
+        (flow + 0.1 * role).backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimiser.step()
+        ema.update(both)
+        if step % 100 == 0:
+            run.log(step, flow=flow, first_step=error[: BATCH // 2, :, 1:].mean(), role=role)
+    ema.copy_to(both)
+    save(transformer, encoder, weights)
+
+
+def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: int = DISTILL_STEPS) -> None:
+    """Step distillation of the model under ``base`` to SIGMAS; saves under ``weights``."""
+    torch.manual_seed(2)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    bank = Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors")
+    motion = bank.motion()
+    transformer, encoder = load(base)
+    both = nn.ModuleList([transformer, encoder])
+    rate = RATE / 4
+    optimiser = torch.optim.AdamW(both.parameters(), rate, weight_decay=0.01, betas=(0.9, 0.98))
+    ema = Ema(both, 0.995)
+    run = Run(folder, {"student": both}, optimiser, ema)
+    for step in run.steps(steps):
+        generator = torch.Generator().manual_seed(10_000_000 + step)
+        quarter = BATCH // 4
+        pick = torch.randint(len(bank.latents), (BATCH,), generator=generator)
+        pick[3 * quarter :] = torch.randint(len(bank.wrong), (quarter,), generator=generator)
+        clean = bank.latents[pick]
+        clean[3 * quarter :] = bank.wrong[pick[3 * quarter :]]
+        noise = torch.randn(clean.shape, generator=generator)
+        first, text = clean[:, :, :1], embed(encoder, bank.ids[pick], bank.mask[pick])
+        level = torch.randint(1, len(SIGMAS), (BATCH,), generator=generator)
+        level[: 2 * quarter] = 0
+        sigma = torch.tensor(SIGMAS)[level]
+        s = sigma.view(-1, 1, 1, 1, 1)
+        start = clean.clone()
+        with torch.no_grad():  # third quarter: what the model itself makes of its first step
+            mine = slice(2 * quarter, 3 * quarter)
+            start[mine] = predict(transformer, noise[mine], torch.ones(quarter), first[mine], text[mine])
+        mixed = (1 - s) * start + s * noise
+        # Clean-latent error: every level counts the same, unlike the velocity error's 1/sigma^2.
+        error = (predict(transformer, mixed, sigma, first, text) - clean).square() * motion[pick]
+        loss = error[:, :, 1:].mean()
+        set_rate(optimiser, cosine(step, steps, rate))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
+        optimiser.step()
+        ema.update(both)
+        if step % 100 == 0:
+            parts = error[:, :, 1:].mean((1, 2, 3, 4)).split(quarter)
+            run.log(step, loss=loss, first=parts[0].mean(), own=parts[2].mean(), wrong=parts[3].mean())
+    ema.copy_to(both)
+    save(transformer, encoder, weights)
+
+
+def load(folder: Path) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+    """Transformer and text encoder under a model folder, in float32."""
+    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    return transformer, encoder
+
+
+def save(transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, folder: Path) -> None:
+    """Writes both in float16 beside the tokenizer."""
+    transformer.half().save_pretrained(folder / "transformer")
+    encoder.half().save_pretrained(folder / "text_encoder")
+    reasoner_tokenizer(TEXT_LENGTH).save_pretrained(folder / "tokenizer")
+    transformer.float(), encoder.float()

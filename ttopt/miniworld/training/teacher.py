@@ -1,0 +1,399 @@
+"""The teacher: a tiny Qwen3-VL that answers yes/no questions about sprite videos and writes them for a prompt.
+
+Its gradient matters more than its accuracy: an ordinarily trained teacher is easily fooled by the reasoner it grades. So it
+trains adversarially. Every batch of latents is shown several times; the gradient that trains the weights also moves the
+latents towards what fools the teacher ("free" adversarial training, Shafahi et al. 2019), and every moved video is
+labelled anew by the rules, because a large move may change the truth. A second process (attacks.py) adds what real
+test-time optimisation against the newest teacher produces.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.questions import At, Both, Keeps, OffWalls, One, Question, Turned, Visits
+from ttopt.miniworld.tasks import FAMILIES, SPLITS, Task, make_task
+from ttopt.miniworld.tokenizer import phrases, teacher_tokenizer
+from ttopt.miniworld.training.attacks import Attacker, FirstFrames
+from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate
+from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
+from ttopt.miniworld.training.vae import decode
+from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, WALL, Reading, read, render, sprite, sprite_shape
+from ttopt.reasoner.light_decoder import LightDecoder
+from ttopt.teacher.prompts import FILE as PROMPTS_FILE
+from ttopt.teacher.prompts import Prompts
+from ttopt.teacher.teacher import PackedOutput, Teacher
+
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 9000, 2000, 90, 8, 5, 3, 8e-4
+PROMPTS = Prompts(question="{question}", queries="Write questions. {prompt}", timestamps=False)
+ALL_FRAMES = tuple(range(FRAMES))
+
+
+def build() -> Teacher:
+    """An untrained teacher of the embedded size (1.5M parameters)."""
+    tokenizer = teacher_tokenizer()
+    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end", "video_pad", "image_pad")}
+    config = Qwen3VLConfig(
+        text_config=dict(
+            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4,
+            num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        ),
+        vision_config=dict(
+            depth=4, hidden_size=64, intermediate_size=192, num_heads=4, patch_size=8, temporal_patch_size=2,
+            spatial_merge_size=2, out_hidden_size=128, num_position_embeddings=36, deepstack_visual_indexes=[0, 2],
+        ),
+        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
+        video_token_id=ids["video_pad"], image_token_id=ids["image_pad"], tie_word_embeddings=True,
+    )  # fmt: skip
+    return Teacher(Qwen3VLForConditionalGeneration(config).train(), tokenizer, prompts=PROMPTS)
+
+
+def save(teacher: Teacher, folder: Path) -> None:
+    """Writes model, tokenizer and wording in float16."""
+    teacher.model.half().save_pretrained(folder)
+    teacher.model.float()
+    teacher.tokenizer.save_pretrained(folder)
+    words = {"question": PROMPTS.question, "queries": PROMPTS.queries, "timestamps": PROMPTS.timestamps}
+    (folder / PROMPTS_FILE).write_text(json.dumps(words, indent=2) + "\n")
+
+
+def ask(task: Task, rng: np.random.Generator) -> Question:
+    """A random question about a task's scene; half of them are not the task's own."""
+    own = (task.goal, *task.process)
+    if rng.random() < 0.5:
+        return own[int(rng.integers(len(own)))]
+    actor = task.actors[int(rng.integers(len(task.actors)))]
+    kind = int(rng.integers(7))
+    pads = list(task.pads.items())
+    rng.shuffle(pads)
+    if kind == 0:
+        return Keeps(actor.sprite, actor.track[0])
+    if kind == 1:
+        return One(actor.sprite if rng.random() < 0.7 else actor.looks[-1])
+    if kind == 2 and task.walls:
+        return OffWalls(actor.sprite, task.walls)
+    if kind == 3:
+        colours = ("red", "green", "blue", "yellow", "purple", "cyan")
+        return Turned(actor.sprite, sprite(str(rng.choice(colours)), sprite_shape(actor.sprite)), actor.track[0])
+    if kind == 4 and len(pads) > 1:
+        (c1, g1), (c2, g2) = pads[:2]
+        return Visits(actor.sprite, (g1, c1), (g2, c2))
+    if kind == 5 and len(pads) > 1 and len(task.actors) > 1:
+        other = task.actors[(task.actors.index(actor) + 1) % len(task.actors)]
+        (c1, g1), (c2, g2) = pads[:2]
+        return Both(At(actor.sprite, g1, c1), At(other.sprite, g2, c2))
+    if pads:
+        return At(actor.sprite, pads[0][1], pads[0][0])
+    return Keeps(actor.sprite, actor.track[0])
+
+
+def one_reading(reading: Reading, index: int) -> Reading:
+    return Reading(reading.sprite[index : index + 1], reading.ground[index : index + 1])
+
+
+def choose_questions(tasks: list[Task], reading: Reading, rng: np.random.Generator) -> tuple[list[list[Question]], Tensor]:
+    """QUESTIONS questions a video, Yes and No about equally often; and their soft truths (B, Q)."""
+    rows, truths = [], torch.empty(len(tasks), QUESTIONS)
+    for i, task in enumerate(tasks):
+        mine = one_reading(reading, i)
+        asked: dict[str, Question] = {}
+        for _ in range(12):
+            question = ask(task, rng)
+            asked.setdefault(question.text(), question)
+        options = list(asked.values())
+        values = [float(q.truth(mine)) for q in options]
+        yes = sum(v > 0.5 for v in values)
+        weights = np.array([1 / max(1, yes) if v > 0.5 else 1 / max(1, len(values) - yes) for v in values])
+        picked = rng.choice(len(options), QUESTIONS, replace=len(options) < QUESTIONS, p=weights / weights.sum())
+        rows.append([options[int(p)] for p in picked])
+        truths[i] = torch.tensor([values[int(p)] for p in picked])
+    return rows, truths
+
+
+def truths_of(rows: list[list[Question]], reading: Reading) -> Tensor:
+    """Soft truths (B, Q) of chosen questions about new readings."""
+    return torch.stack(
+        [torch.cat([q.truth(one_reading(reading, i)) for q in row]) for i, row in enumerate(rows)]
+    )
+
+
+class Heads(nn.Module):
+    """Training-only heads: what each vision patch shows, and where each object named in a question is."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        vision, text = 64, 128
+        self.patch = nn.Linear(vision, 2 * SPRITES + GROUNDS)
+        self.place = nn.Linear(text, 2 * 37)
+        self.names = {teacher.tokenizer.convert_tokens_to_ids(p): p for p in phrases()}
+        self.ids = torch.tensor(list(self.names))
+
+    def loss(self, out: PackedOutput, reading: Reading) -> Tensor:
+        codes = reading.sprite.argmax(-1)  # (B, 9, 36)
+        codes = torch.cat([codes, codes[:, -1:]], 1).unflatten(1, (5, 2))  # (B, 5, 2, 36)
+        ground = reading.ground[:, 1::2].argmax(-1)  # (B, 4, 36)
+        ground = torch.cat([ground, reading.ground[:, -1:].argmax(-1)], 1)
+        logits = self.patch(out.patch_map.flatten(2, 3))  # (B, 5, 36, 46)
+        weight = torch.ones(SPRITES)
+        weight[0] = 0.1
+        first, second, base = logits.split((SPRITES, SPRITES, GROUNDS), -1)
+        patch = (
+            F.cross_entropy(first.flatten(0, 2), codes[:, :, 0].flatten(), weight)
+            + F.cross_entropy(second.flatten(0, 2), codes[:, :, 1].flatten(), weight)
+            + 0.5 * F.cross_entropy(base.flatten(0, 2), ground.flatten(), torch.tensor([0.1, 1, 1, 1, 1, 1, 1, 0.3]))
+        )
+        named = torch.isin(out.packed.ids, self.ids).nonzero()  # (n, 2): row, token
+        targets = torch.full((len(named), 2), 36)
+        for k, (row, token) in enumerate(named.tolist()):
+            name = self.names[int(out.packed.ids[row, token])]
+            colour, noun = name.split()
+            for j, frame in enumerate((0, -1)):
+                if noun == "pad":
+                    presence = reading.ground[row, 0, :, 1 + ("red", "green", "blue", "yellow", "purple", "cyan").index(colour)]
+                else:
+                    presence = reading.sprite[row, frame, :, sprite(colour, noun)]
+                best = int(presence.argmax())
+                if float(presence[best]) > 0.5:
+                    targets[k, j] = best
+        places = self.place(out.hidden[named[:, 0], named[:, 1]]).unflatten(-1, (2, 37))
+        return patch + 0.5 * F.cross_entropy(places.flatten(0, 1), targets.flatten())
+
+
+def answer_loss(teacher: Teacher, out: PackedOutput, truths: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (B, Q) of the soft truths over "Yes" and "No" among the whole vocabulary, and P("Yes") (B, Q)."""
+    log = out.logits.log_softmax(-1)
+    yes, no = (teacher.tokenizer.convert_tokens_to_ids(w) for w in ("Yes", "No"))
+    loss = -(truths * log[..., yes] + (1 - truths) * log[..., no])
+    return loss, log[..., yes].detach().exp()
+
+
+def writing_loss(teacher: Teacher, tasks: list[Task]) -> Tensor:
+    """Cross-entropy of the reply that lists a task's own questions, given the prompt and the first frame."""
+    from ttopt.teacher import prompts as words
+
+    tokenizer, vision = teacher.tokenizer, teacher.vision
+    rows, starts, pixels = [], [], []
+    for task in tasks:
+        patches, grid = vision.image_patches(render(task.codes()[:1])[0])
+        slot = words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // 4))
+        ask_text = words.chat_text(tokenizer, [("user", PROMPTS.queries.format(prompt=task.prompt))], words.IMAGE_SLOT)
+        question = tokenizer(ask_text.replace(words.IMAGE_SLOT, slot), add_special_tokens=False)["input_ids"]
+        reply = {"goal": task.goal.text(), "process": [q.text() for q in task.process]}
+        answer = tokenizer(json.dumps(reply) + words.END, add_special_tokens=False)["input_ids"]
+        rows.append(question + answer)
+        starts.append(len(question))
+        pixels.append(patches)
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, start : len(row)] = ids[i, start : len(row)]
+        mask[i, : len(row)] = 1
+    out = teacher.model(
+        input_ids=ids, attention_mask=mask, pixel_values=torch.cat(pixels),
+        image_grid_thw=torch.tensor([(1, 6, 6)] * len(rows)),
+        mm_token_type_ids=(ids == teacher.model.config.image_token_id).int(), labels=labels,
+    )  # fmt: skip
+    loss: Tensor = out.loss
+    return loss
+
+
+@dataclass
+class Batch:
+    """Latents (B, 16, 3, 6, 6) of videos, some right and some not, and their tasks."""
+
+    latents: Tensor
+    tasks: list[Task]
+
+
+class Source:
+    """Where training videos come from: the encoded bank, and the folder that attacks.py fills."""
+
+    def __init__(self, vae: AutoencoderKLWan, bank: Bank, pool: Path) -> None:
+        self.vae, self.bank, self.folder = vae, bank, pool
+        self.pool: list[tuple[Tensor, list[Task]]] = []
+        self.read: set[str] = set()
+        self.looked = 0.0
+
+    def look(self) -> None:
+        """Takes in new shards of the pool, at most every ten seconds; keeps the newest 80."""
+        if time.time() - self.looked < 10:
+            return
+        self.looked = time.time()
+        for path in sorted(self.folder.glob("*.safetensors"))[-80:]:
+            if path.name in self.read:
+                continue
+            try:
+                shard = load_file(path)
+            except (SafetensorError, OSError):
+                continue
+            self.read.add(path.name)
+            splits, families = list(SPLITS), list(FAMILIES)
+            known: dict[tuple[int, ...], Task] = {}
+            tasks = []
+            for key in map(tuple, shard["tasks"].tolist()):
+                if key not in known:
+                    known[key] = make_task(families[key[1]], splits[key[0]], key[2], key[3])
+                tasks.append(known[key])
+            self.pool.append((shard["latents"].float(), tasks))
+            self.pool = self.pool[-80:]
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """Half from the pool if there is one (newest first), the rest right, wrong and blended videos of the bank."""
+        self.look()
+        latents, tasks = [], []
+        for _ in range(BATCH):
+            if self.pool and rng.random() < 0.55:
+                age = min(len(self.pool) - 1, int(rng.exponential(20)))
+                z, owners = self.pool[len(self.pool) - 1 - age]
+                i = int(rng.integers(len(owners)))
+                latents.append(z[i])
+                tasks.append(owners[i])
+                continue
+            kind, i = rng.random(), int(rng.integers(len(self.bank.wrong)))
+            if kind < 0.3:
+                i = int(rng.integers(len(self.bank.latents)))
+                latents.append(self.bank.latents[i])
+            elif kind < 0.75:
+                latents.append(self.bank.wrong[i])
+            else:
+                part = float(rng.random())
+                latents.append(torch.lerp(self.bank.latents[i], self.bank.wrong[i], part))
+            tasks.append(self.bank.tasks[i])
+        return Batch(torch.stack(latents), tasks)
+
+
+def train(
+    folder: Path, vae_folder: Path, light_folder: Path, student: Path | None, out: Path, steps: int = STEPS
+) -> None:
+    """Trains from scratch, or goes on from the run's state; a copy of the current teacher lies in the folder's ``now``.
+
+    The first WARM steps see every batch once and need no student; later ones show it REPLAYS times while it is attacked.
+    Several processes share the work (see ``average_gradients``).
+    """
+    torch.manual_seed(4)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    light = LightDecoder.load(light_folder)
+    mean, std = statistics(vae)
+    source = Source(vae, Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors"), folder / "pool")
+    hard = [make_task(FAMILIES[i % 5], "teacher_ood", 31, i // 5) for i in range(3000)]
+    attacker = Attacker(student, light, FirstFrames(vae, mean, std)) if student else None
+    teacher = build()
+    heads = Heads(teacher)
+    networks = nn.ModuleList([teacher.model, heads])
+    optimiser = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    ema = Ema(teacher.model, 0.998)
+    run = Run(folder, {"teacher": teacher.model, "heads": heads}, optimiser, ema)
+    means: dict[str, float] = {}
+    replay = 0
+    for step in run.steps(steps):
+        rng = np.random.default_rng([4, step, rank()])
+        attacked = step >= WARM
+        if attacker and attacked and step % ATTACK_EVERY == 0:
+            path = folder / "pool" / f"{step:06d}-{rank()}.safetensors"
+            means["reached_tau"] = attacker.run(teacher, rng, path)
+        if replay == 0:
+            batch = source.batch(rng)
+            radius = np.exp(rng.uniform(math.log(0.7), math.log(14), BATCH)) * (rng.random(BATCH) < 0.75)
+            push = torch.tensor(radius, dtype=torch.float32).view(-1, 1, 1, 1, 1) / (REPLAYS - 1)
+            delta = torch.zeros_like(batch.latents)
+        latents = (batch.latents + delta).requires_grad_()
+        frames, tasks = light(latents, ALL_FRAMES), list(batch.tasks)
+        if replay == 0:
+            frames = mix_in(frames, tasks, batch, lambda z: decode(vae, z * std + mean).clamp(0, 1), hard, rng)
+        with torch.no_grad():
+            reading = read(frames)
+        questions, truths = choose_questions(tasks, reading, rng)
+        noise = 0.03 * float(rng.random() < 0.5) * torch.randn_like(frames)
+        asked = [[q.text() for q in row] for row in questions]
+        result = teacher.forward_packed(frames + noise, asked, FPS, ALL_FRAMES)
+        losses, yes = answer_loss(teacher, result, truths)
+        aux = heads.loss(result, reading)
+        loss = losses.mean() + 0.15 * aux
+        if step % 4 == 0:
+            picks = [hard[int(rng.integers(len(hard)))] if rng.random() < 0.4 else t for t in batch.tasks[:5]]
+            writing = writing_loss(teacher, picks)
+            means["writing"] = float(writing.detach())
+            loss = loss + 0.5 * writing
+        rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - WARM, steps - WARM, RATE, 0)
+        set_rate(optimiser, rate)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(networks)
+        torch.nn.utils.clip_grad_norm_(teacher.model.parameters(), 1.0)
+        optimiser.step()
+        ema.update(teacher.model)
+        if attacked:
+            gradient = latents.grad
+            assert gradient is not None
+            gradient = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)
+            delta = delta + push * gradient
+        right = ((yes > 0.5) == (truths > 0.5)).float().mean()
+        for name, value in ((f"loss{replay}", losses.detach().mean()), (f"right{replay}", right), ("aux", aux.detach())):
+            means[name] = 0.98 * means.get(name, float(value)) + 0.02 * float(value)
+        replay = (replay + 1) % REPLAYS if attacked else 0
+        if step % 100 == 0:
+            run.log(step, **means, pool=len(source.pool))
+        if step % 500 == 499 and rank() == 0:
+            snapshot(teacher, ema, folder / "now")
+    if rank() == 0:
+        snapshot(teacher, ema, out)
+
+
+def mix_in(
+    frames: Tensor,
+    tasks: list[Task],
+    batch: Batch,
+    standard: Callable[[Tensor], Tensor],
+    hard: list[Task],
+    rng: np.random.Generator,
+) -> Tensor:
+    """Replaces a few light-decoded videos by standard-decoded ones and one by a rendered one (changes ``tasks`` too)."""
+    frames = frames.clone()
+    chosen = torch.from_numpy(rng.random(BATCH) < 0.2)
+    if chosen.any():
+        with torch.no_grad():
+            frames[chosen] = standard(batch.latents[chosen])
+    place = int(rng.integers(BATCH))
+    if rng.random() < 0.6:
+        tasks[place] = hard[int(rng.integers(len(hard)))]
+    codes = tasks[place].codes() if rng.random() < 0.4 else corrupt(tasks[place], rng)[1]
+    return torch.cat([frames[:place], render(codes)[None], frames[place + 1 :]])
+
+
+def snapshot(teacher: Teacher, ema: Ema, folder: Path) -> None:
+    """Saves the averaged weights without disturbing the training ones; complete or not at all."""
+    current = {name: p.detach().clone() for name, p in teacher.model.named_parameters()}
+    ema.copy_to(teacher.model)
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save(teacher, temporary)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(temporary, folder)
+    with torch.no_grad():
+        for name, p in teacher.model.named_parameters():
+            p.copy_(current[name])

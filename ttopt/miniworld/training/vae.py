@@ -1,0 +1,124 @@
+"""The standard VAE: AutoencoderKLWan in the 2.2 style, 0.5M parameters, spatial x8 and temporal x4.
+
+One latent cell is one grid cell, so the VAE learns from crops of three by three cells. Its posterior mean is trained
+directly, with noise on the latents: a sampled posterior learned far too slowly at this size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from ttopt.miniworld.tasks import Task
+from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate, task_bank, world
+from ttopt.miniworld.world import CODES, FRAMES, GRID, SPRITES, TEMPLATES, render
+
+STEPS, BATCH, RATE, LATENT_NOISE = 5000, 16, 2.5e-3, 0.08
+CROP = 3
+
+
+def build(decoder_dim: int = 16) -> AutoencoderKLWan:
+    """An untrained VAE of the embedded size."""
+    return AutoencoderKLWan(
+        base_dim=8, decoder_base_dim=decoder_dim, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
+        temperal_downsample=[True, True], dropout=0.0, latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
+        is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=4, scale_factor_spatial=8,
+    )  # fmt: skip
+
+
+def crops(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random 3x3-cell videos (B, 9, 3, 24, 24) in [0, 1] and a weight map that favours what is not background.
+
+    codes: (n, 9, 36). A tenth of the cells is overwritten by random content so that rare codes are seen.
+    """
+    grid = codes.view(-1, FRAMES, GRID, GRID)
+    batch = BATCH // world()
+    pick = torch.randint(len(grid), (batch,), generator=generator)
+    rows, columns = torch.randint(GRID - CROP + 1, (2, batch), generator=generator)
+    out = torch.stack([grid[p, :, r : r + CROP, c : c + CROP] for p, r, c in zip(pick, rows, columns, strict=True)])
+    other = torch.randint(CODES, out.shape, generator=generator)
+    whole = torch.rand(batch, 1, CROP, CROP, generator=generator) < 0.12  # the cell holds one random code throughout
+    first = torch.randint(1, FRAMES, (batch, 1, CROP, CROP), generator=generator)
+    change = (torch.rand(batch, 1, CROP, CROP, generator=generator) < 0.06) & (
+        torch.arange(FRAMES).view(1, -1, 1, 1) >= first
+    )
+    out = torch.where(whole, other[:, :1], out)
+    out = torch.where(change, other[:, 1:2], out)
+    cells = TEMPLATES[out]  # (B, 9, 3, 3, 3, 8, 8)
+    video = cells.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, FRAMES, 3, CROP * 8, CROP * 8)
+    busy = (out != 0).float().add(1.5 * (out % SPRITES > 0))
+    busy = busy + 2.0 * torch.cat([torch.zeros_like(busy[:, :1]), (out[:, 1:] != out[:, :-1]).float()], 1)
+    weight = 0.4 + busy.repeat_interleave(8, 2).repeat_interleave(8, 3).unsqueeze(2)
+    return video.contiguous(), weight / weight.mean()
+
+
+def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """Video (B, T, 3, H, W) in [0, 1] -> raw posterior means (B, 16, t, h, w)."""
+    return vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist.mode()
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Raw latents -> video (B, T, 3, H, W) in [0, 1]."""
+    return vae.decode(latents).sample.transpose(1, 2) / 2 + 0.5
+
+
+def train(folder: Path, out: Path, steps: int = STEPS) -> None:
+    """Trains, measures latent statistics and saves the VAE under ``out``."""
+    torch.manual_seed(0)
+    vae = build()
+    optimiser = torch.optim.AdamW(vae.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.99))
+    ema = Ema(vae, 0.998)
+    run = Run(folder, {"vae": vae}, optimiser, ema)
+    codes = torch.stack([t.codes() for t in task_bank("train", 11, 3000)])
+    for step in run.steps(steps):
+        generator = torch.Generator().manual_seed(2 * step + rank())
+        video, weight = crops(codes, generator)
+        latents = encode(vae, video)
+        scale = latents.detach().std()
+        noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE * scale
+        error = decode_unclamped(vae, latents + noise) - video
+        loss = (weight * (error.abs() + 4 * error.square())).mean() + 1e-4 * latents.square().mean()
+        set_rate(optimiser, cosine(step, steps, RATE))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(vae)
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        ema.update(vae)
+        if step % 100 == 0:
+            psnr = -10 * error.square().mean().log10()
+            run.log(step, loss=loss, psnr=psnr, latent_std=scale)
+    ema.copy_to(vae)
+    if rank() == 0:
+        save(vae, out)
+
+
+def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """As decode(), without the clamp to [0, 1], which would stop the gradient of saturated pixels."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    vae.clear_cache()
+    x = vae.post_quant_conv(latents)
+    frames = []
+    for i in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        frames.append(
+            vae.decoder(x[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
+        )
+    vae.clear_cache()
+    return unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size).transpose(1, 2) / 2 + 0.5
+
+
+@torch.no_grad()
+def save(vae: AutoencoderKLWan, out: Path) -> None:
+    """Writes the VAE with the latent mean and standard deviation of training videos, in float16."""
+    tasks: list[Task] = task_bank("train", 12, 200)
+    latents = encode(vae, render(torch.stack([t.codes() for t in tasks])))
+    vae.register_to_config(
+        latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
+    )
+    vae.half().save_pretrained(out)
+    vae.float()

@@ -22,8 +22,8 @@ VBVR_FOLDERS = {"id": "In-Domain_50", "ood": "Out-of-Domain_50"}
 def samples(split: str, families: Sequence[str] | None, seed: int, limit: int) -> list[Sample]:
     """``limit`` samples, families in turn; the same arguments give the same samples.
 
-    Splits: "id" (in distribution) and "ood" (longer ways, more distractors, unseen colour pairs); "dev_id" and "dev_ood"
-    are their twins for choosing settings. Raises UserError for unknown names and limits below 1.
+    Splits: "id" (in distribution) and "ood" (longer ways, more distractors, unseen colour pairs); "dev_id" and
+    "dev_ood" are their twins for choosing settings. Raises UserError for unknown names and limits below 1.
     """
     if limit < 1:
         raise UserError(f"limit {limit} leaves no samples; give --limit 1 or more")
@@ -68,7 +68,11 @@ def export(folder: Path, split: str, families: Sequence[str] | None, seed: int, 
     counts: dict[str, int] = {}
     for sample in samples(split, families, seed, limit):
         number = counts[sample.family] = counts.get(sample.family, -1) + 1
-        place = folder / VBVR_FOLDERS.get(split, split) / f"M-{FAMILIES.index(sample.family) + 1}_{sample.family}_data-generator"
+        place = (
+            folder
+            / VBVR_FOLDERS.get(split, split)
+            / f"M-{FAMILIES.index(sample.family) + 1}_{sample.family}_data-generator"
+        )
         place = place / f"{number:05d}"
         place.mkdir(parents=True, exist_ok=True)
         video = true_video(sample)
@@ -76,7 +80,14 @@ def export(folder: Path, split: str, families: Sequence[str] | None, seed: int, 
         write_image(place / "final_frame.png", video[-1])
         write_video(place / "ground_truth.mp4", video, sample.fps)
         (place / "prompt.txt").write_text(sample.prompt + "\n", encoding="utf-8")
-        metadata = {"id": sample.id, "family": sample.family, "split": split, "seed": seed, "frames": FRAMES, "fps": FPS}
+        metadata = {
+            "id": sample.id,
+            "family": sample.family,
+            "split": split,
+            "seed": seed,
+            "frames": FRAMES,
+            "fps": FPS,
+        }
         (place / "metadata.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
         made.append(place)
     return made
@@ -86,5 +97,3 @@ def _task(sample: Sample) -> Task:
     if not isinstance(sample.answer, Task):
         raise UserError(f"sample {sample.id} does not come from the miniworld, so its scorer cannot judge it")
     return sample.answer
-
-

@@ -103,6 +103,7 @@ def shortest_way(start: int, end: int, blocked: set[int]) -> list[int] | None:
                 queue.append(nearer)
     if start not in came:
         return None
+
     def left(cell: int) -> int:
         count = 0
         while cell != end:
@@ -143,7 +144,7 @@ class _Draw:
     def cell(self, blocked: set[int] = frozenset()) -> int:  # type: ignore[assignment]
         free = [c for c in range(CELLS) if c not in self.used and c not in blocked]
         if not free:
-            raise _Retry
+            raise _RetryError
         cell = free[self.one(free)]
         self.used.add(cell)
         return cell
@@ -165,13 +166,13 @@ class _Draw:
         return out
 
 
-class _Retry(Exception):
+class _RetryError(Exception):
     """The draw ran into a dead end."""
 
 
 def _walk(way: list[int]) -> list[int]:
     if len(way) > FRAMES:
-        raise _Retry
+        raise _RetryError
     return way + [way[-1]] * (FRAMES - len(way))
 
 
@@ -200,7 +201,7 @@ def _move(draw: _Draw, level: int) -> Task:
     subject = sprite(colour, draw.shape())
     start, end = draw.cell(), draw.cell()
     if distance(start, end) != level + (2 if draw.hard else 0):
-        raise _Retry
+        raise _RetryError
     way = shortest_way(start, end, set())
     assert way is not None
     pads = {end: pad(target)}
@@ -248,20 +249,18 @@ def _maze(draw: _Draw, level: int) -> Task:
     subject = sprite(colour, draw.shape())
     line, gap = 1 + draw.one(list(range(4))), draw.one(list(range(GRID)))
     upright = rng.random() < 0.5
-    walls = tuple(
-        (i * GRID + line if upright else line * GRID + i) for i in range(GRID) if i != gap
-    )
+    walls = tuple((i * GRID + line if upright else line * GRID + i) for i in range(GRID) if i != gap)
     hole = gap * GRID + line if upright else line * GRID + gap
     draw.used |= {*walls, hole}
     start, end = draw.cell(), draw.cell()
     axis = (lambda c: c % GRID) if upright else (lambda c: c // GRID)
     if (axis(start) < line) == (axis(end) < line):
-        raise _Retry
+        raise _RetryError
     way = shortest_way(start, end, set(walls))
     if way is None or not ((4 <= len(way) - 1 <= 5) if draw.hard else len(way) - 1 in (level + 1, 2)):
-        raise _Retry
+        raise _RetryError
     if draw.hard and distance(start, end) == len(way) - 1 and rng.random() < 0.7:
-        raise _Retry  # prefer ways that have to go round
+        raise _RetryError  # prefer ways that have to go round
     others = draw.distractors(subject, 1, {subject}, set(way))
     pads = {end: pad(target)}
     name, place = sprite_name(subject), pad_name(pads[end])
@@ -289,13 +288,13 @@ def _two(draw: _Draw, level: int) -> Task:
     starts, ends = (draw.cell(), draw.cell()), (draw.cell(), draw.cell())
     longest = max(distance(s, e) for s, e in zip(starts, ends, strict=True))
     if not (3 <= longest <= 4 if draw.hard else longest == min(level, 2)):
-        raise _Retry
+        raise _RetryError
     ways = [shortest_way(s, e, {o}) for s, e, o in zip(starts, ends, starts[::-1], strict=True)]
     if ways[0] is None or ways[1] is None:
-        raise _Retry
+        raise _RetryError
     tracks = [_walk(w) for w in ways if w is not None]
     if any(a == b for a, b in zip(*tracks, strict=True)) or set(tracks[0]) & set(tracks[1]):
-        raise _Retry
+        raise _RetryError
     others = draw.distractors(
         first, 1 if draw.hard else _others(draw, 0, 1), {first, second}, set(tracks[0]) | set(tracks[1])
     )
@@ -321,10 +320,10 @@ def _visit(draw: _Draw, level: int) -> Task:
     start, middle, end = draw.cell(), draw.cell(), draw.cell()
     legs = distance(start, middle), distance(middle, end)
     if not (6 <= sum(legs) <= 7 and max(legs) <= 4 if draw.hard else max(legs) == level and sum(legs) <= 5):
-        raise _Retry
+        raise _RetryError
     first, second = shortest_way(start, middle, {end}), shortest_way(middle, end, set())
     if first is None or second is None:
-        raise _Retry
+        raise _RetryError
     track = _walk([*first, *second])  # one frame of rest on the first pad
     pads = {middle: pad(target)}
     pads[end] = pad(draw.colour_but(target))
@@ -346,7 +345,7 @@ _MAKERS = {"move": _move, "recolour": _recolour, "maze": _maze, "two": _two, "vi
 
 
 def make_task(family: str, split: str, seed: int, index: int) -> Task:
-    """Task ``index`` of a family, split (train, id, ood, dev_id, dev_ood) and seed. The same arguments give the same task."""
+    """Task ``index`` of a family, split (see SPLITS) and seed; the same arguments give the same task."""
     if family not in _MAKERS:
         raise UserError(f"unknown miniworld family {family!r}; choose from {', '.join(FAMILIES)}")
     if split not in SPLITS:
@@ -358,7 +357,7 @@ def make_task(family: str, split: str, seed: int, index: int) -> Task:
         draw = _Draw(rng, hard)
         try:
             task = _MAKERS[family](draw, level)
-        except _Retry:
+        except _RetryError:
             continue
         task.split, task.name = split, f"{split}-{family}-{seed}-{index:04d}"
         return task

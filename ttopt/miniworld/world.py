@@ -91,9 +91,7 @@ TEMPLATES = _templates()  # (152, 3, 8, 8) in [0, 1]
 
 def render(codes: Tensor) -> Tensor:
     """Cell codes (..., 36) int64 -> frames (..., 3, 48, 48) float32 in [0, 1]."""
-    return rearrange(
-        TEMPLATES[codes], "... (gy gx) c y x -> ... c (gy y) (gx x)", gy=GRID, gx=GRID
-    ).contiguous()
+    return rearrange(TEMPLATES[codes], "... (gy gx) c y x -> ... c (gy y) (gx x)", gy=GRID, gx=GRID).contiguous()
 
 
 @dataclass
@@ -119,9 +117,7 @@ _CONTRAST = (TEMPLATES.reshape(GROUNDS, SPRITES, -1) - TEMPLATES.reshape(GROUNDS
 
 def read(frames: Tensor) -> Reading:
     """Frames (N, T, 3, 48, 48) in [0, 1] -> Reading, by distance to every cell template."""
-    cells = rearrange(
-        frames.float().clamp(0, 1), "n t c (gy y) (gx x) -> n t (gy gx) (c y x)", gy=GRID, gx=GRID
-    )
+    cells = rearrange(frames.float().clamp(0, 1), "n t c (gy y) (gx x) -> n t (gy gx) (c y x)", gy=GRID, gx=GRID)
     distance = cells.square().sum(-1, keepdim=True) - 2 * cells @ _FLAT.T + _FLAT.square().sum(-1)
     distance = distance.clamp_min(0).unflatten(-1, (GROUNDS, SPRITES))  # (N, T, 36, 8, 19)
     contrast = _CONTRAST.clone()

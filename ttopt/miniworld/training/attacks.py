@@ -46,7 +46,9 @@ class Attacker:
         for name, p in self.transformer.named_parameters():
             p.copy_(self.clean[name])
             if scale and p.dim() == 2 and min(p.shape) >= 64:
-                noise = torch.randn(p.shape[0], 4, generator=generator) @ torch.randn(4, p.shape[1], generator=generator)
+                noise = torch.randn(p.shape[0], 4, generator=generator) @ torch.randn(
+                    4, p.shape[1], generator=generator
+                )
                 p.add_(noise * (scale * p.norm() / noise.norm()))
 
     def run(self, teacher: Teacher, rng: np.random.Generator, path: Path) -> float:

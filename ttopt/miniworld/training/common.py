@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -42,7 +41,9 @@ class Ema:
 class Run:
     """Folder of one training: log.jsonl, and state.safetensors from which it goes on after an interruption."""
 
-    def __init__(self, folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, ema: Ema | None = None):
+    def __init__(
+        self, folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, ema: Ema | None = None
+    ):
         self.folder, self.modules, self.optimiser, self.ema = folder, modules, optimiser, ema
         folder.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
@@ -61,7 +62,11 @@ class Run:
         if rank():
             return
         seconds = self.seconds_before + time.time() - self.started
-        row = {"step": step, "seconds": round(seconds, 1), **{k: round(float(torch.as_tensor(v).detach()), 5) for k, v in values.items()}}
+        row = {
+            "step": step,
+            "seconds": round(seconds, 1),
+            **{k: round(float(torch.as_tensor(v).detach()), 5) for k, v in values.items()},
+        }
         print(" ".join(f"{k} {v:g}" for k, v in row.items()), flush=True)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -81,7 +86,7 @@ class Run:
         tensors = {key: value.detach().contiguous().clone() for key, value in self._tensors().items()}
         temporary = self.folder / "state.tmp"
         save_file(tensors, temporary, metadata={"step": str(step), "seconds": str(seconds)})
-        os.replace(temporary, self.folder / "state.safetensors")
+        temporary.replace(self.folder / "state.safetensors")
 
     def _load(self) -> int:
         path = self.folder / "state.safetensors"

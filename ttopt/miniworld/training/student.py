@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,15 +25,15 @@ from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import render
 
 SIGMAS = (1.0, 0.7, 0.45, 0.2)  # the shipped schedule
-TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 160, 5, 6
-STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1500, 32, 1.2e-3
+TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 128, 4, 6
+STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1500, 16, 1.2e-3
 BANK, WRONG = 12000, 5000
 
 
 def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """Untrained transformer (2.4M parameters) and text encoder of the embedded size."""
     transformer = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, in_channels=16,
+        patch_size=(1, 1, 1), num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, in_channels=16,
         out_channels=16, text_dim=64, freq_dim=64, ffn_dim=3 * WIDTH, num_layers=LAYERS, cross_attn_norm=True,
         qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
     )  # fmt: skip
@@ -62,7 +61,8 @@ class Bank:
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True)
             save_file(
-                {"right": normalised_latents(vae, self.codes), "wrong": normalised_latents(vae, self.wrong_codes)}, cache
+                {"right": normalised_latents(vae, self.codes), "wrong": normalised_latents(vae, self.wrong_codes)},
+                cache,
             )
         latents = load_file(cache)
         self.latents, self.wrong = latents["right"].float(), latents["wrong"].float()
@@ -88,6 +88,12 @@ class Bank:
         return out
 
 
+def make_bank(vae_folder: Path, cache: Path) -> None:
+    """Encodes the bank's videos into ``cache`` if it is not there yet."""
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    Bank(vae, BANK, WRONG, 21, cache)
+
+
 @torch.no_grad()
 def normalised_latents(vae: AutoencoderKLWan, codes: Tensor) -> Tensor:
     """Cell codes (n, 9, 36) -> normalised latents (n, 16, 3, 6, 6) float16."""
@@ -110,15 +116,13 @@ def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
 def velocity(transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, first: Tensor, text: Tensor) -> Tensor:
     """Velocity (B, 16, 3, 6, 6) at noise levels sigma (B,), first latent frame imposed with timestep 0."""
     noisy = torch.cat([first, noisy[:, :, 1:]], 2)
-    timestep = (1000 * sigma).view(-1, 1).repeat(1, 27)
-    timestep[:, :9] = 0
+    timestep = (1000 * sigma).view(-1, 1).repeat(1, 3 * 36)
+    timestep[:, :36] = 0
     out: Tensor = transformer(noisy, timestep, text, return_dict=False)[0]
     return out
 
 
-def predict(
-    transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, first: Tensor, text: Tensor
-) -> Tensor:
+def predict(transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, first: Tensor, text: Tensor) -> Tensor:
     """Clean latents predicted in one step, first frame imposed."""
     clean = noisy - sigma.view(-1, 1, 1, 1, 1) * velocity(transformer, noisy, sigma, first, text)
     return torch.cat([first, clean[:, :, 1:]], 2)
@@ -129,7 +133,7 @@ class RoleHeads(nn.Module):
 
     def __init__(self, transformer: WanTransformer3DModel, blocks: tuple[int, ...] = (1, 2, 3)) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, 4 * 5) for _ in blocks)
+        self.heads = nn.ModuleList(nn.Linear(WIDTH, 5) for _ in blocks)
         self.seen: dict[int, Tensor] = {}
         for index, block in enumerate(blocks):
             transformer.blocks[block].register_forward_hook(
@@ -138,13 +142,11 @@ class RoleHeads(nn.Module):
 
     def loss(self, roles: Tensor) -> Tensor:
         """Cross-entropy of the roles (B, 36) read from the tokens of every latent frame."""
-        target = rearrange(roles, "b (gy py gx px) -> b (gy gx) (py px)", py=2, px=2, gy=3, gx=3)
         weight = torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0])
+        wanted = roles.repeat(1, 3).flatten()
         total = torch.zeros(())
         for index, head in enumerate(self.heads):
-            logits = head(self.seen[index]).unflatten(-1, (4, 5)).unflatten(1, (3, 9))  # (B, 3, 9, 4, 5)
-            wanted = target.unsqueeze(1).expand(-1, 3, -1, -1)
-            total = total + F.cross_entropy(logits.flatten(0, 3), wanted.flatten(), weight)
+            total = total + F.cross_entropy(head(self.seen[index]).flatten(0, 1), wanted, weight)
         return total / len(self.heads)
 
 
@@ -168,7 +170,13 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> 
         sigma = torch.rand(BATCH, generator=generator).sqrt()
         sigma[: BATCH // 2] = 1.0
         s = sigma.view(-1, 1, 1, 1, 1)
-        u = velocity(transformer, (1 - s) * clean + s * noise, sigma, clean[:, :, :1], embed(encoder, bank.ids[pick], bank.mask[pick]))
+        u = velocity(
+            transformer,
+            (1 - s) * clean + s * noise,
+            sigma,
+            clean[:, :, :1],
+            embed(encoder, bank.ids[pick], bank.mask[pick]),
+        )
         error = (u - (noise - clean)).square() * motion[pick]
         flow, role = error[:, :, 1:].mean(), heads.loss(roles[pick])
         set_rate(optimiser, cosine(step, steps, RATE))

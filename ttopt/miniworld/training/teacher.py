@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -35,13 +34,13 @@ from ttopt.miniworld.training.attacks import Attacker, FirstFrames
 from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate
 from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
 from ttopt.miniworld.training.vae import decode
-from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, WALL, Reading, read, render, sprite, sprite_shape
+from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, Reading, read, render, sprite, sprite_shape
 from ttopt.reasoner.light_decoder import LightDecoder
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
-from ttopt.teacher.teacher import PackedOutput, Teacher
+from ttopt.teacher import PackedOutput, Teacher
 
-STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 9000, 2000, 90, 8, 5, 3, 8e-4
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 11000, 1500, 90, 8, 5, 3, 8e-4
 PROMPTS = Prompts(question="{question}", queries="Write questions. {prompt}", timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
 
@@ -49,7 +48,10 @@ ALL_FRAMES = tuple(range(FRAMES))
 def build() -> Teacher:
     """An untrained teacher of the embedded size (1.5M parameters)."""
     tokenizer = teacher_tokenizer()
-    ids = {name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end", "video_pad", "image_pad")}
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        for name in ("vision_start", "vision_end", "video_pad", "image_pad")
+    }
     config = Qwen3VLConfig(
         text_config=dict(
             vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4,
@@ -110,7 +112,9 @@ def one_reading(reading: Reading, index: int) -> Reading:
     return Reading(reading.sprite[index : index + 1], reading.ground[index : index + 1])
 
 
-def choose_questions(tasks: list[Task], reading: Reading, rng: np.random.Generator) -> tuple[list[list[Question]], Tensor]:
+def choose_questions(
+    tasks: list[Task], reading: Reading, rng: np.random.Generator
+) -> tuple[list[list[Question]], Tensor]:
     """QUESTIONS questions a video, Yes and No about equally often; and their soft truths (B, Q)."""
     rows, truths = [], torch.empty(len(tasks), QUESTIONS)
     for i, task in enumerate(tasks):
@@ -131,9 +135,7 @@ def choose_questions(tasks: list[Task], reading: Reading, rng: np.random.Generat
 
 def truths_of(rows: list[list[Question]], reading: Reading) -> Tensor:
     """Soft truths (B, Q) of chosen questions about new readings."""
-    return torch.stack(
-        [torch.cat([q.truth(one_reading(reading, i)) for q in row]) for i, row in enumerate(rows)]
-    )
+    return torch.stack([torch.cat([q.truth(one_reading(reading, i)) for q in row]) for i, row in enumerate(rows)])
 
 
 class Heads(nn.Module):
@@ -168,7 +170,9 @@ class Heads(nn.Module):
             colour, noun = name.split()
             for j, frame in enumerate((0, -1)):
                 if noun == "pad":
-                    presence = reading.ground[row, 0, :, 1 + ("red", "green", "blue", "yellow", "purple", "cyan").index(colour)]
+                    presence = reading.ground[
+                        row, 0, :, 1 + ("red", "green", "blue", "yellow", "purple", "cyan").index(colour)
+                    ]
                 else:
                     presence = reading.sprite[row, frame, :, sprite(colour, noun)]
                 best = int(presence.argmax())
@@ -349,7 +353,11 @@ def train(
             gradient = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)
             delta = delta + push * gradient
         right = ((yes > 0.5) == (truths > 0.5)).float().mean()
-        for name, value in ((f"loss{replay}", losses.detach().mean()), (f"right{replay}", right), ("aux", aux.detach())):
+        for name, value in (
+            (f"loss{replay}", losses.detach().mean()),
+            (f"right{replay}", right),
+            ("aux", aux.detach()),
+        ):
             means[name] = 0.98 * means.get(name, float(value)) + 0.02 * float(value)
         replay = (replay + 1) % REPLAYS if attacked else 0
         if step % 100 == 0:
@@ -391,9 +399,9 @@ def snapshot(teacher: Teacher, ema: Ema, folder: Path) -> None:
     old = folder.with_name(folder.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        os.replace(folder, old)
+        folder.replace(old)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(temporary, folder)
+    temporary.replace(folder)
     with torch.no_grad():
         for name, p in teacher.model.named_parameters():
             p.copy_(current[name])

@@ -16,7 +16,7 @@ from ttopt.miniworld.tasks import Task
 from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate, task_bank, world
 from ttopt.miniworld.world import CODES, FRAMES, GRID, SPRITES, TEMPLATES, render
 
-STEPS, BATCH, RATE, LATENT_NOISE = 5000, 16, 2.5e-3, 0.08
+STEPS, POLISH_STEPS, BATCH, RATE, LATENT_NOISE = 3600, 1500, 16, 2.5e-3, 0.08
 CROP = 3
 
 
@@ -94,6 +94,40 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
     ema.copy_to(vae)
     if rank() == 0:
         save(vae, out)
+
+
+def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS) -> None:
+    """Trains the decoder on, on whole videos and with the encoder frozen: the latents and all that uses them stay valid."""
+    from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
+
+    torch.manual_seed(5)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    mean, std = statistics(vae)
+    data = Bank(vae, BANK, WRONG, 21, bank)
+    latents, codes = torch.cat([data.latents, data.wrong]), torch.cat([data.codes, data.wrong_codes])
+    trained = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv])
+    optimiser = torch.optim.AdamW(trained.parameters(), RATE / 2, weight_decay=0.0, betas=(0.9, 0.99))
+    ema = Ema(trained, 0.995)
+    run = Run(folder, {"decoder": trained}, optimiser, ema)
+    for step in run.steps(steps):
+        generator = torch.Generator().manual_seed(30_000_000 + step)
+        pick = torch.randint(len(latents), (4,), generator=generator)
+        target = render(codes[pick])
+        noise = 0.1 * torch.randn(latents[pick].shape, generator=generator)
+        error = decode_unclamped(vae, (latents[pick] + noise) * std + mean) - target
+        changed = (target - target[:, :1]).abs().amax(2, keepdim=True)
+        weight = 0.3 + target.amax(2, keepdim=True) + 3 * changed
+        loss = (weight * (error.abs() + 4 * error.square())).mean()
+        set_rate(optimiser, cosine(step, steps, RATE / 2, 30))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimiser.step()
+        ema.update(trained)
+        if step % 50 == 0:
+            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
+    ema.copy_to(trained)
+    vae.half().save_pretrained(vae_folder)
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:

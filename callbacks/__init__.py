@@ -1,0 +1,23 @@
+"""Lightning callbacks for ttopt.module.TestTimeTraining; each can be used alone.
+
+They write into ``trainer.default_root_dir``.
+"""
+
+from __future__ import annotations
+
+import lightning as L
+
+from callbacks.adapters import SaveAdapter
+from callbacks.loss_threshold import LossThreshold
+from callbacks.previews import Previews
+from callbacks.reward_curves import RewardCurves
+from ttopt.config import FitSettings
+
+__all__ = ["LossThreshold", "Previews", "RewardCurves", "SaveAdapter", "standard"]
+
+
+def standard(settings: FitSettings) -> list[L.Callback]:
+    """The callbacks of ``ttopt fit``, new ones for each sample."""
+    tau, every = settings.optimisation.tau, settings.logging.previews_every
+    found: list[L.Callback] = [LossThreshold(tau), RewardCurves(tau), SaveAdapter()]
+    return [*found, Previews(every)] if every else found

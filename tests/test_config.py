@@ -1,0 +1,134 @@
+"""Settings: files, overrides, and every mistake answered by one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ttopt.config import CONFIG_FOLDERS, config_path, flat, parse_fit, setting_names, to_dict, to_yaml
+from ttopt.errors import UserError
+
+SHIPPED = sorted(path.stem for path in CONFIG_FOLDERS[0].glob("*.yaml"))
+
+
+def test_default_is_the_embedded_configuration() -> None:
+    settings = parse_fit([])
+    assert settings == parse_fit(["--config", "mini"])
+    assert (settings.reasoner.model, settings.teacher.model, settings.teacher.frames) == ("embedded", "embedded", 9)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configuration_parses_and_survives_yaml(name: str, tmp_path: Path) -> None:
+    settings = parse_fit(["--config", name])
+    (tmp_path / "again.yaml").write_text(to_yaml(settings))
+    assert parse_fit(["--config", str(tmp_path / "again.yaml")]) == settings
+
+
+def test_paper_numbers() -> None:
+    """VLM-as-Teacher, section 4."""
+    s = parse_fit(["--config", "wan22_5b"])
+    o = s.optimisation
+    assert (o.steps, o.lr, o.tau, o.goal_weight, o.denoise_step) == (40, 5e-5, 0.22, 0.5, "first")
+    assert (s.adapter.rank, s.teacher.frames, s.sample.frames, len(s.reasoner.sigmas)) == (16, 24, 89, 4)
+
+
+def test_later_arguments_win_and_names_may_have_dashes(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 3\noptimisation: {tau: 0.5}\n")
+    args = ["--config", "mini", "--optimisation.steps", "7", f"--config={file}", "--seed=4", "--run-dir", "runs/x"]
+    settings = parse_fit([*args, "--families", "[move,maze]", "--optimisation.lr", "1e-2"])
+    assert (settings.seed, settings.optimisation.tau, settings.optimisation.steps) == (4, 0.5, 7)
+    assert (settings.run_dir, settings.families, settings.optimisation.lr) == ("runs/x", ["move", "maze"], 0.01)
+    assert settings.teacher.frames == 9, "mini's, although another file came later"
+
+
+def test_setting_names_are_all_settings() -> None:
+    names = setting_names()
+    assert set(flat(to_dict(parse_fit([])))) <= set(names)
+    assert {"sample.queries.goal", "sample.queries", "optimisation.tau"} <= set(names)
+
+
+MISTAKES = {
+    "misspelt": (
+        ["--teacher.frmes", "9"],
+        "--teacher.frmes: there is no such setting; the nearest is --teacher.frames",
+    ),
+    "without its group": (["--tau", "0.3"], "the nearest is --optimisation.tau"),
+    "misspelt, with =": (["--optimization.steps=3"], "the nearest is --optimisation.steps"),
+    "wrong type": (["--teacher.frames", "many"], "--teacher.frames: Expected a int. Got value: many"),
+    "wrong choice": (["--split", "odd"], "--split: Expected a Literal['id', 'ood',"),
+    "value missing": (["--seed"], "--seed: expected one argument"),
+    "stray word": (["movie"], "unrecognized arguments: movie"),
+    "no such configuration": (["--config", "maxi"], "there are mini, wan22_5b, or give a YAML file"),
+    "no such file": (["--config", "a/b.yaml"], "a/b.yaml: there is no such file"),
+    "limit 0": (["--limit", "0"], "limit is 0; give --limit 1 or more"),
+    "no families": (["--families", "[]"], "families is empty"),
+    "a family twice": (["--families", "[move,move]"], "families names one twice"),
+    "tau below 0": (["--optimisation.tau", "-0.1"], "a loss is never below 0; give 0.22"),
+    "no steps": (["--optimisation.steps", "0"], "optimisation.steps is 0; give 1 or more"),
+    "lr 0": (["--optimisation.lr", "0"], "give a positive learning rate"),
+    "lr NaN": (["--optimisation.lr", "nan"], "--optimisation.lr: Expected a float. Got value: nan"),
+    "goal weight": (["--optimisation.goal_weight", "2"], "give a number from 0 to 1"),
+    "rising sigmas": (["--reasoner.sigmas", "[0.5,1.0]"], "give falling noise levels"),
+    "no sigmas": (["--reasoner.sigmas", "[]"], "give falling noise levels"),
+    "empty prompt": (["--sample.prompt", " "], "sample.prompt is empty; say what should happen"),
+    "image without prompt": (["--sample.image", "x.png"], "there is no prompt; say what should happen"),
+    "process without goal": (["--sample.queries.process", "[a?]"], "give --sample.queries.goal too"),
+    "goal without process": (["--sample.queries.goal", "a?"], "has 0 questions; give one to three"),
+    "K larger than the video": (
+        ["--sample.prompt", "go", "--teacher.frames", "10"],
+        "teacher.frames is 10, but the video has only 9 frames; give --teacher.frames 9 or fewer",
+    ),
+}
+
+
+@pytest.mark.parametrize("args, message", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistake(args: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        parse_fit(args)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("teacher: {frmes: 3}", "teacher.frmes: there is no such setting; the nearest is teacher.frames"),
+        ("teacher: [", "is not valid YAML"),
+        ("just words", "must hold settings"),
+        ("teacher: {frames: many}", "Expected a int"),
+    ],
+)
+def test_mistake_in_a_file(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(UserError, match="c.yaml|frames") as error:
+        parse_fit(["--config", str(tmp_path / "c.yaml")])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_config_path_takes_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.yaml").write_text("seed: 1")
+    monkeypatch.chdir(tmp_path)
+    assert config_path("own.yaml") == Path("own.yaml")
+    assert config_path("mini").name == "mini.yaml"
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, ttopt.cli\n"
+        "try: ttopt.cli.main(['fit', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', [name for name in ('torch', 'lightning', 'wandb', 'numpy') if name in sys.modules])"
+    )
+    before = os.times()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in found.stdout
+    assert "--optimisation.tau" in found.stdout and "Stop as soon as the loss is at most tau" in found.stdout
+    after = os.times()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    assert used < 2, "seconds of CPU, so that a busy machine does not count"

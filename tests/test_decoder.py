@@ -1,0 +1,244 @@
+"""Differentiable decoding: equal to the plain VAE, checkpointed or not; the light decoder is TAEHV's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tiny import tiny_reasoner_folder
+from torch import Tensor, nn
+
+from ttopt.errors import UserError
+from ttopt.reasoner import (
+    LightDecoder,
+    LightDecoderConfig,
+    Reasoner,
+    Schedule,
+    StandardDecoder,
+    straight_through_clamp,
+)
+
+ALL = range(9)
+SMALL = LightDecoderConfig(channels=(8, 6, 4, 4), latent_channels=16, patch_size=1)
+
+
+@pytest.fixture(scope="module")
+def reasoner(tmp_path_factory: pytest.TempPathFactory) -> Reasoner:
+    return Reasoner.load(tiny_reasoner_folder(tmp_path_factory.mktemp("tiny")), schedule=Schedule())
+
+
+@pytest.fixture
+def latents() -> Tensor:
+    return torch.randn((2, 16, 3, 6, 6), generator=torch.Generator().manual_seed(0))
+
+
+def small_decoder(config: LightDecoderConfig = SMALL) -> LightDecoder:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return LightDecoder(config).eval()
+
+
+# --- straight-through clamp
+
+
+def test_clamp_is_exact_forward_and_identity_backward() -> None:
+    value = torch.tensor([-3.3, -1.0, 0.2, 1.0, 7.7], requires_grad=True)
+    clamped = straight_through_clamp(value, -1.0, 1.0)
+    assert torch.equal(clamped, value.detach().clamp(-1.0, 1.0))
+    (gradient,) = torch.autograd.grad((clamped * torch.arange(5.0)).sum(), value)
+    assert torch.equal(gradient, torch.arange(5.0))
+
+
+# --- standard decoder
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_standard_decoder_equals_the_vae(reasoner: Reasoner, latents: Tensor, checkpoint: bool) -> None:
+    decoder = StandardDecoder(reasoner.vae, checkpoint)
+    video = reasoner.decode(latents)
+    assert video.shape == (2, 9, 3, 48, 48)
+    torch.testing.assert_close(decoder(latents, ALL), video, atol=1e-6, rtol=0)
+    # Some frames, out of order, one twice; later latent frames are not even decoded.
+    torch.testing.assert_close(decoder(latents, [3, 0, 3]), video[:, [3, 0, 3]], atol=1e-6, rtol=0)
+
+
+def test_checkpointed_gradient_equals_the_plain_one(reasoner: Reasoner, latents: Tensor) -> None:
+    weight = torch.randn((2, 4, 3, 48, 48), generator=torch.Generator().manual_seed(2))
+    gradients = []
+    for checkpoint in (False, True):
+        leaf = latents.clone().requires_grad_(True)
+        (StandardDecoder(reasoner.vae, checkpoint)(leaf, [0, 2, 5, 8]) * weight).sum().backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    assert gradients[0].abs().min() > 0
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+
+
+def test_checkpointing_stores_less(reasoner: Reasoner, latents: Tensor) -> None:
+    def stored(checkpoint: bool) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        leaf = latents.clone().requires_grad_(True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            frames = StandardDecoder(reasoner.vae, checkpoint)(leaf, ALL)
+        frames.sum().backward()
+        return sum(sizes.values())
+
+    assert stored(True) < 0.5 * stored(False)
+
+
+def test_saturated_pixels_keep_their_gradient(reasoner: Reasoner, latents: Tensor) -> None:
+    leaf = (100.0 * latents).requires_grad_(True)
+    frames = StandardDecoder(reasoner.vae)(leaf, [4])
+    outside = (frames == 0) | (frames == 1)
+    if not outside.any():
+        pytest.skip("random weights saturate nothing")
+    (gradient,) = torch.autograd.grad((frames * outside).sum(), leaf)
+    assert gradient.abs().sum() > 0
+
+
+def test_frames_outside_the_video_are_refused(reasoner: Reasoner, latents: Tensor) -> None:
+    for frames in ([], [-1], [9]):
+        with pytest.raises(ValueError, match="outside"):
+            StandardDecoder(reasoner.vae)(latents, frames)
+        with pytest.raises(ValueError, match="outside"):
+            small_decoder()(latents, frames)
+
+
+# --- light decoder
+
+
+def reference_decode(decoder: LightDecoder, latents: Tensor) -> Tensor:
+    """TAEHV's decoder written as a stream: one latent frame after another, a memory of one frame per block."""
+    layers = list(decoder.decoder)
+    memory: dict[int, Tensor] = {}
+    output: list[Tensor] = []
+
+    def push(x: Tensor, index: int) -> None:
+        if index == len(layers):
+            output.append(F.pixel_shuffle(x, decoder.config.patch_size))
+            return
+        layer = layers[index]
+        kind = type(layer).__name__
+        if kind == "MemoryBlock":
+            past = memory.get(index, torch.zeros_like(x))
+            memory[index] = x
+            push(F.relu(layer.conv(torch.cat([x, past], 1)) + x), index + 1)  # type: ignore[operator]
+        elif kind == "TimeGrow":
+            for grown in layer.conv(x).split(x.shape[1], dim=1):  # type: ignore[operator]
+                push(grown, index + 1)
+        else:
+            push(layer(x), index + 1)
+
+    for frame in latents.unbind(2):
+        push(frame, 0)
+    return torch.stack(output[decoder.growth - 1 :], 1).clamp(0, 1)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("time_upscale", [(False, True, True), (False, False, True), (True, False, False)])
+def test_light_decoder_equals_a_streaming_reference(
+    latents: Tensor, patch_size: int, time_upscale: tuple[bool, bool, bool]
+) -> None:
+    config = LightDecoderConfig((8, 6, 4, 4), 16, patch_size, time_upscale, (True, True, patch_size == 1))
+    decoder = small_decoder(config)
+    expected = reference_decode(decoder, latents)
+    step = 4 // decoder.growth
+    torch.testing.assert_close(decoder(latents, range(0, 9, step)), expected, atol=1e-6, rtol=0)
+    assert expected.shape == (2, 8 // step + 1, 3, 48, 48)
+
+
+def test_light_decoder_decodes_any_frames(latents: Tensor) -> None:
+    decoder = small_decoder()
+    video = decoder(latents, ALL)
+    assert video.dtype == torch.float32
+    assert video.min() >= 0 and video.max() <= 1
+    for frames in ([8], [0], [5, 1, 1], [2, 3, 4]):
+        torch.testing.assert_close(decoder(latents, frames), video[:, frames], atol=1e-6, rtol=0)
+    # One video alone is the same as in a batch, and later latent frames change nothing.
+    torch.testing.assert_close(decoder(latents[1:], ALL)[0], video[1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(decoder(latents[:, :, :2], range(5)), video[:, :5], atol=1e-6, rtol=0)
+
+
+def test_light_decoder_has_the_public_parameter_names() -> None:
+    shapes = {name: tuple(value.shape) for name, value in LightDecoder().state_dict().items()}
+    expected: dict[str, tuple[int, ...]] = {"decoder.1.weight": (256, 48, 3, 3), "decoder.1.bias": (256,)}
+    widths, grown = [256, 128, 64, 64], [256, 256, 128]
+    for stage in range(3):
+        width, first = widths[stage], 3 + 6 * stage
+        for block in range(first, first + 3):
+            for layer, wide in ((0, 2 * width), (2, width), (4, width)):
+                expected[f"decoder.{block}.conv.{layer}.weight"] = (width, wide, 3, 3)
+                expected[f"decoder.{block}.conv.{layer}.bias"] = (width,)
+        expected[f"decoder.{first + 4}.conv.weight"] = (grown[stage], width, 1, 1)
+        expected[f"decoder.{first + 5}.weight"] = (widths[stage + 1], width, 3, 3)
+    expected |= {"decoder.22.weight": (12, 64, 3, 3), "decoder.22.bias": (12,)}
+    assert shapes == expected
+
+
+def test_light_decoder_saves_and_loads(tmp_path: Path, latents: Tensor) -> None:
+    decoder = small_decoder()
+    decoder.save(tmp_path)
+    loaded = LightDecoder.load(tmp_path)
+    assert loaded.config == decoder.config
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert torch.equal(loaded(latents, ALL), decoder(latents, ALL))
+
+
+def test_light_decoder_reads_a_public_file(tmp_path: Path, latents: Tensor) -> None:
+    """A public file has no config and holds the encoder as well; its sizes are read off the shapes."""
+    decoder = small_decoder()
+    file = tmp_path / "taew.safetensors"
+    save_file({**decoder.state_dict(), "encoder.0.weight": torch.zeros(1)}, file)
+    loaded = LightDecoder.load(file)
+    assert loaded.config == decoder.config
+    assert torch.equal(loaded(latents, ALL), decoder(latents, ALL))
+
+
+def test_switching_time_upscaling_off_keeps_the_newest_frames(tmp_path: Path, latents: Tensor) -> None:
+    decoder = small_decoder()
+    decoder.save(tmp_path)
+    half = LightDecoder.load(tmp_path, time_upscale=(False, True, False))
+    even = [0, 2, 4, 6, 8]
+    torch.testing.assert_close(half(latents, even), decoder(latents, even), atol=1e-6, rtol=0)
+    assert torch.equal(half(latents, [1, 3]), half(latents, [2, 4]))  # nearest, ties upwards
+    quarter = LightDecoder.load(tmp_path, time_upscale=(False, False, False), space_upscale=(True, True, False))
+    assert quarter(latents, [0, 4, 8]).shape == (2, 3, 3, 24, 24)
+
+
+def test_light_decoder_passes_gradients_through_saturation(latents: Tensor) -> None:
+    decoder = small_decoder()
+    assert isinstance(decoder.decoder[-1], nn.Conv2d) and decoder.decoder[-1].bias is not None
+    nn.init.constant_(decoder.decoder[-1].bias, -10.0)
+    leaf = latents.clone().requires_grad_(True)
+    frames = decoder(leaf, [0, 8])
+    assert torch.equal(frames, torch.zeros_like(frames))
+    frames.sum().backward()
+    assert leaf.grad is not None and leaf.grad.abs().sum() > 0
+
+
+def test_light_decoder_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        LightDecoder.load(tmp_path)
+    decoder = small_decoder()
+    decoder.save(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        LightDecoder.load(tmp_path)
+    LightDecoder(LightDecoderConfig((8, 6, 4, 2), 16, 1)).save(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({name: value for name, value in state.items() if "22" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="does not fit"):
+        LightDecoder.load(tmp_path)
+    save_file({"decoder.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="does not hold a TAEHV decoder"):
+        LightDecoder.load(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="time_upscale"):
+        LightDecoder(LightDecoderConfig(time_upscale=(True, True, True)))

@@ -1,0 +1,335 @@
+"""One sample -> one result folder; many samples -> one run folder that can be continued."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_sample
+from torch import Tensor
+
+import callbacks
+from ttopt import engine, tracking
+from ttopt.config import CallbackSettings, FitSettings, parse_fit
+from ttopt.console import Console
+from ttopt.engine import extra_callbacks, find_samples, fit_all, given_queries
+from ttopt.errors import UserError
+from ttopt.fit import Models, fit_sample, load_models, seed_of
+from ttopt.metrics import drift
+from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE, Result
+from ttopt.runfolder import RunFolder, new_path
+from ttopt.sample import Sample
+from ttopt.video import read_video
+
+Make = Callable[..., FitSettings]
+FILES = {"video.mp4", "base.mp4", "curves.csv", "curves.png", "result.json", "config.yaml", "adapter", "previews"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    success: bool
+    partial: float
+    rules: dict[str, bool]
+
+
+def bright(sample: Sample, video: Tensor) -> Score:
+    return Score(bool(video.mean() > 2), float(video.mean()), {"bright": False})
+
+
+@pytest.fixture
+def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
+    """Three samples with a scorer instead of the data set."""
+    samples = [dataclasses.replace(tiny_sample(name), family="move", split="id") for name in "abc"]
+    fake = SimpleNamespace(samples=lambda split, families, seed, limit: samples[:limit], score=bright)
+    monkeypatch.setattr(engine, "importlib", SimpleNamespace(import_module=lambda name: fake))
+    return samples
+
+
+def run(settings: FitSettings) -> engine.Run:
+    return fit_all(settings, Console(), callbacks.standard)
+
+
+def test_one_sample_makes_everything(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimisation={"steps": 2})
+    sample = tiny_sample()
+    found = fit_sample(
+        sample, models, s, tmp_path, queries=given_queries(s), scorer=bright, callbacks=callbacks.standard(s)
+    )
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert Result.load(tmp_path) == found
+    assert (found.stop, found.steps, found.sample, found.prompt) == (ALL_STEPS, 2, sample.id, sample.prompt)
+    assert len(found.prediction_before.p_yes) == len(found.video_after.p_yes) == 2
+    assert found.score_after is not None and found.score_after.rules == {"bright": False}
+    assert found.hacked is False, "tau was never reached"
+    assert found.lora_norm > 0 and 0 < found.drift["ssim"] <= 1
+    assert found.first_frame_ssim is not None
+    assert {"condition", "generate", "predict", "decode", "grade", "backward", "step", "total"} <= set(found.seconds)
+    assert found.versions["torch"] == torch.__version__
+    for name in ("video.mp4", "base.mp4"):
+        assert read_video(tmp_path / name).shape == (9, 3, 48, 48)
+    assert parse_fit(["--config", str(tmp_path / "config.yaml")]) == s
+
+
+def test_accepted_at_once_gives_the_base_video(models: Models, settings: Make, tmp_path: Path) -> None:
+    """The scorer does not agree: that is what hacking means."""
+    s = settings(optimisation={"tau": 1e9})
+    videos: list[Tensor] = []
+
+    def scorer(sample: Sample, video: Tensor) -> Score:
+        videos.append(video)
+        return bright(sample, video)
+
+    found = fit_sample(
+        tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=scorer, callbacks=callbacks.standard(s)
+    )
+    assert (found.stop, found.steps, found.hacked, found.lora_norm) == (ACCEPTED, 0, True, 0)
+    assert torch.equal(videos[0], videos[1])
+    assert found.drift == {"ssim": pytest.approx(1), "psnr": 100}
+    assert found.video_before == found.video_after
+
+
+def test_same_seed_same_result(models: Models, settings: Make, tmp_path: Path) -> None:
+    def fit(seed: int) -> Result:
+        s = settings(seed=seed)
+        found = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=bright)
+        return dataclasses.replace(found, seconds={}, peak_mb={}, finished="")
+
+    assert fit(1) == fit(1)
+    assert fit(1).video_before != fit(2).video_before
+
+
+def test_reward_can_be_replaced(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimisation={"steps": 8, "lr": 3e-2})
+    found = fit_sample(
+        tiny_sample(),
+        models,
+        s,
+        tmp_path,
+        queries=given_queries(s),
+        reward=lambda frames, latents: latents.square().mean().reshape(1, 1),
+    )
+    assert found.prediction_after.loss < 0.99 * found.prediction_before.loss
+
+
+def test_text_to_video(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimisation={"steps": 1})
+    found = fit_sample(tiny_sample(image=False), models, s, tmp_path, queries=given_queries(s))
+    assert found.first_frame_ssim is None and found.score_after is None and found.hacked is None
+
+
+def test_seeds_are_stable() -> None:
+    assert seed_of(7, "move-1", "noise") == 450840400
+    assert len({seed_of(r, s, p) for r in (0, 1) for s in ("a", "b") for p in ("noise", "adapter")}) == 8
+
+
+def test_drift() -> None:
+    video = torch.rand(2, 3, 32, 32)
+    assert drift(video, video) == {"ssim": pytest.approx(1), "psnr": 100}
+    moved = drift((video + 0.1 * torch.randn_like(video)).clamp(0, 1), video)
+    assert moved["ssim"] < 1 and moved["psnr"] < 30
+
+
+def test_result_survives_json_also_with_nan(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings()
+    found = fit_sample(
+        tiny_sample(),
+        models,
+        s,
+        tmp_path,
+        queries=given_queries(s),
+        reward=lambda frames, latents: latents.mean().reshape(1, 1) * math.nan,
+    )
+    assert found.stop == NON_FINITE
+    assert json.loads((tmp_path / "result.json").read_text())["prediction_before"]["loss"] is None
+    assert math.isnan(Result.load(tmp_path).prediction_before.loss)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        Result.load(tmp_path)
+
+
+# The run
+
+
+def test_run_and_continue(dataset: list[Sample], settings: Make, tmp_path: Path) -> None:
+    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1})
+    first = run(s)
+    assert [r.sample for r in first.results] == ["a", "b"] and not first.problems
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "samples"}
+    before = (tmp_path / "run/samples/a/result.json").read_text()
+
+    more = run(dataclasses.replace(s, limit=3))
+    assert more.results[:2] == first.results, "finished samples are not made again"
+    assert [r.sample for r in more.results] == ["a", "b", "c"]
+    assert (tmp_path / "run/samples/a/result.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"seed": 5}, "seed was 0, now it is 5"),
+        ({"optimisation": {"tau": 0.5}}, "optimisation.tau was 0.0, now it is 0.5"),
+        ({"adapter": {"rank": 4}}, "adapter.rank was 16, now it is 4"),
+    ],
+)
+def test_another_configuration_is_refused(changes: dict[str, Any], key: str, settings: Make, tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run", settings())
+    with pytest.raises(UserError, match="another configuration") as error:
+        RunFolder(tmp_path / "run", settings(**changes))
+    assert key in str(error.value)
+    RunFolder(tmp_path / "run", settings(limit=99, logging={"previews_every": 3}))
+
+
+def test_foreign_folder_and_file_are_refused(settings: Make, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter.tex").write_text("")
+    with pytest.raises(UserError, match="is not empty and no run's folder"):
+        RunFolder(tmp_path / "thesis", settings())
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="cannot write to"):
+            RunFolder(path, settings())
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.yaml").write_text("][")
+    with pytest.raises(UserError, match="cannot be read as a run's configuration"):
+        RunFolder(tmp_path / "broken", settings())
+
+
+def test_sample_folder_is_complete_or_absent(settings: Make, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run", settings())
+    with pytest.raises(KeyboardInterrupt), folder.sample("a") as working:
+        (working / "video.mp4").write_text("half")
+        raise KeyboardInterrupt
+    assert list(folder.samples.iterdir()) == []
+    assert folder.finished("a") is None
+
+
+def test_new_path_is_new(tmp_path: Path) -> None:
+    first = new_path(tmp_path)
+    first.mkdir()
+    assert new_path(tmp_path) != first
+
+
+def test_one_bad_sample_does_not_stop_the_others(
+    dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = engine.fit_sample
+
+    def fit(sample: Sample, *args: Any, **kwargs: Any) -> Result:
+        if sample.id == "a":
+            raise UserError("the teacher's reply is no JSON")
+        return real(sample, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "fit_sample", fit)
+    found = run(settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1}))
+    assert [r.sample for r in found.results] == ["b"]
+    assert found.problems == ["sample a: the teacher's reply is no JSON"]
+
+
+def test_full_disk_stops_the_run_and_loses_nothing(
+    dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimisation={"steps": 1})
+    run(s)
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ttopt.fit.write_video", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(dataclasses.replace(s, limit=3))
+    assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["a"]
+
+
+def test_nan_is_reported_and_the_others_go_on(
+    dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(self: Any, frames: Tensor, latents: Tensor | None = None) -> Tensor:
+        return frames.mean().reshape(1, 1) * math.nan
+
+    monkeypatch.setattr("ttopt.fit.TeacherReward.__call__", broken)
+    found = run(settings(run_dir=str(tmp_path / "run"), limit=2))
+    assert [r.stop for r in found.results] == [NON_FINITE, NON_FINITE]
+    assert "the loss became NaN or infinite after step 0" in found.problems[0]
+    assert "lower --optimisation.lr" in found.problems[0]
+
+
+def test_own_sample(settings: Make, tmp_path: Path) -> None:
+    from ttopt.video import write_image
+
+    write_image(tmp_path / "x.png", torch.rand(3, 60, 90))
+    samples, scorer = find_samples(settings(sample={"prompt": "go", "image": str(tmp_path / "x.png")}))
+    assert scorer is None and samples[0].image is not None and samples[0].image.shape == (3, 48, 48)
+
+
+def test_more_frames_than_the_data_set_has(dataset: list[Sample], settings: Make) -> None:
+    with pytest.raises(UserError, match="only 9 frames; give --teacher.frames 9 or fewer"):
+        find_samples(settings(teacher={"frames": 10}))
+
+
+@pytest.mark.parametrize(
+    "part, setting", [("reasoner", "reasoner.model"), ("decoder", "decoder.model"), ("teacher", "teacher.model")]
+)
+def test_missing_weights(
+    part: str, setting: str, settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ttopt.fit.WEIGHTS", tmp_path)
+    with pytest.raises(UserError, match=f"embedded weights are missing .* give --{setting}"):
+        load_models(settings(**{part: {"model": "embedded"}}))
+    with pytest.raises(UserError, match="nowhere"):
+        load_models(settings(**{part: {"model": str(tmp_path / "nowhere")}}))
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_missing_device(device: str, settings: Make) -> None:
+    with pytest.raises(UserError, match="give"):
+        load_models(settings(teacher={"device": device}))
+
+
+def test_own_callbacks() -> None:
+    settings = parse_fit(["--callbacks", "[{path: callbacks.Previews, arguments: {every: 3}}]"])
+    (made,) = extra_callbacks(settings.callbacks)
+    assert isinstance(made, callbacks.Previews) and made.every == 3
+    for path, arguments in (
+        ("callbacks.Absent", {}),
+        ("nowhere.At", {}),
+        ("Plain", {}),
+        ("callbacks.Previews", {"evry": 3}),
+    ):
+        with pytest.raises(UserError, match="cannot be made"):
+            extra_callbacks([CallbackSettings(path, arguments)])
+
+
+# W&B
+
+
+def test_wandb_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tracking.wandb_mode("auto") == "offline"
+    assert tracking.wandb_mode("online") == "online"
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert tracking.wandb_mode("auto") == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert tracking.wandb_mode("auto") == "disabled"
+
+
+def test_one_offline_wandb_run_per_sample(dataset: list[Sample], settings: Make, tmp_path: Path) -> None:
+    found = run(
+        settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1}, logging={"wandb": "offline"})
+    )
+    assert len(found.results) == 2
+    runs = list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(runs) == 2
+    media = {
+        path.name.split("_")[0] for path in (tmp_path / "run/wandb").glob("offline-run-*/files/media/videos/*.mp4")
+    }
+    assert media == {"base", "video"}

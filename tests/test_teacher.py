@@ -1,0 +1,554 @@
+"""The teacher against independent references: transformers' forward, positions and processors, PIL, numpy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tiny_teacher import tiny_teacher_folder
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
+from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
+
+from ttopt.errors import UserError
+from ttopt.sample import Sample
+from ttopt.teacher import PackedOutput, Prompts, Teacher, Vision
+from ttopt.teacher import prompts as words
+from ttopt.teacher.packing import check_masks, make_prefix
+from ttopt.teacher.queries import Queries, parse_queries
+
+FPS, FRAMES = 8, 9
+QUESTIONS = [
+    [
+        "is the red cross on the green pad at the end?",
+        "does the blue square stay?",
+        "is the red cross whole?",
+    ],
+    [
+        "does the red cross move to the blue square by the end?",
+        "is the end whole?",
+        "does the blue square stay?",
+    ],
+]
+
+# Qwen3-VL's template, reduced to what the teacher uses
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% for c in m.content %}"
+    "{% if c.type == 'text' %}{{ c.text }}"
+    "{% else %}<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}"
+    "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_teacher_folder(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def teacher(folder: Path) -> Teacher:
+    return Teacher.load(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Any:
+    """The same weights in transformers' untouched model."""
+    return Qwen3VLForConditionalGeneration.from_pretrained(folder).eval()
+
+
+def video(videos: int = 2, frames: int = FRAMES, height: int = 48, width: int = 48, seed: int = 0) -> Tensor:
+    return torch.rand(videos, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_loss(
+    plain: Any,
+    teacher: Teacher,
+    frames: Tensor,
+    text: str,
+    answer: list[int],
+    seconds: list[str] | None = None,
+) -> Tensor:
+    """-log P(answer) of one question about one video (K,3,H,W), by transformers from a processor's inputs."""
+    pixels, (t, h, w) = teacher.vision.video_patches(frames[None])
+    patch = "<|vision_start|>" + "<|video_pad|>" * (h * w // 4) + "<|vision_end|>"
+    shown = "".join(f"<{seconds[i]} seconds>{patch}" if seconds else patch for i in range(t))
+    chat = f"<|im_start|>user\n{shown}{text}<|im_end|>\n<|im_start|>assistant\n"
+    ids = teacher.tokenizer(chat, add_special_tokens=False)["input_ids"] + answer
+    input_ids = torch.tensor([ids])
+    logits = plain(
+        input_ids=input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        mm_token_type_ids=(input_ids == plain.config.video_token_id).int() * 2,
+        pixel_values_videos=pixels[0],
+        video_grid_thw=torch.tensor([[t, h, w]]),
+    ).logits[0]
+    start = len(ids) - len(answer)
+    return F.cross_entropy(logits[start - 1 : -1], torch.tensor(answer), reduction="sum")
+
+
+# ---------------------------------------------------------------- preprocessing
+
+
+@pytest.mark.parametrize("frames", [1, 4, 9])
+def test_patch_rows_equal_a_loop_over_patches(frames: int) -> None:
+    clip = video(1, frames, 32, 64)[0]
+    rows, grid = Vision(patch=8, video_pixels=(1, 10**8)).video_patches(clip[None])
+    x = ((clip - 0.5) / 0.5).numpy()
+    x = np.concatenate([x] + [x[-1:]] * (frames % 2))
+    wanted = [
+        x[t : t + 2, :, i : i + 8, j : j + 8].swapaxes(0, 1).ravel()  # channel, frame, row, column
+        for t in range(0, len(x), 2)
+        for top in range(0, 32, 16)
+        for left in range(0, 64, 16)  # blocks of 2x2 patches, which the model merges to one token
+        for i in (top, top + 8)
+        for j in (left, left + 8)
+    ]
+    assert grid == (len(x) // 2, 4, 8)
+    np.testing.assert_array_equal(rows[0].numpy(), np.stack(wanted))
+
+
+@pytest.mark.parametrize("frames", [2, 9, 24, 89])
+@pytest.mark.parametrize("size", [(48, 48), (480, 832), (704, 1280), (20, 300), (1080, 1920)])
+@pytest.mark.parametrize("patch", [8, 16])
+def test_video_size_equals_smart_resize(frames: int, size: tuple[int, int], patch: int) -> None:
+    vision = Vision(patch=patch)
+    low, high = vision.video_pixels
+    cap = max(min(768 * (2 * patch) ** 2, high // frames), int(low * 1.05)) * frames
+    assert vision.video_size(frames, *size) == smart_resize(frames, *size, 2, 2 * patch, low, cap)
+
+
+def test_resize_equals_pil() -> None:
+    image = pytest.importorskip("PIL.Image")
+    clip = video(1, 2, 75, 50)
+    rows, grid = Vision(video_pixels=(1, 8192)).video_patches(clip)  # a budget that halves the frames
+    assert grid == (1, 4, 4)
+    wanted = [
+        [np.asarray(image.fromarray(c.numpy()).resize((64, 64), image.Resampling.BICUBIC)) for c in frame]
+        for frame in clip[0]
+    ]
+    same, _ = Vision(video_pixels=(1, 10**8)).video_patches(torch.tensor(np.array(wanted))[None])
+    torch.testing.assert_close(rows, same, atol=1e-5, rtol=0)
+
+
+def official(path: str, name: str) -> Any:
+    """A class that needs torchvision; skips where it is missing, or broken beside this build of torch."""
+    try:
+        import torchvision.transforms.v2.functional  # noqa: F401
+    except Exception as error:
+        pytest.skip(f"torchvision: {error}")
+    return getattr(__import__(path, fromlist=[name]), name)
+
+
+@pytest.mark.parametrize("shape", [(9, 48, 48), (5, 100, 60), (24, 480, 832), (4, 20, 40)])
+@pytest.mark.parametrize("budget", [(4096, 25165824), (65536, 262144)])
+def test_video_patches_equal_the_official_ones(shape: tuple[int, int, int], budget: tuple[int, int]) -> None:
+    processor = official("transformers.models.qwen3_vl.video_processing_qwen3_vl", "Qwen3VLVideoProcessor")(
+        size={"shortest_edge": budget[0], "longest_edge": budget[1]},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    clip = video(1, *shape)
+    wanted = processor(
+        [clip[0]], do_sample_frames=False, do_rescale=False, cap_pixels_per_frame=True, return_tensors="pt"
+    )
+    rows, grid = Vision(video_pixels=budget).video_patches(clip)
+    assert wanted["video_grid_thw"].tolist() == [list(grid)]
+    torch.testing.assert_close(rows[0], wanted["pixel_values_videos"], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (100, 60), (480, 832), (20, 40)])
+def test_image_patches_equal_the_official_ones(height: int, width: int) -> None:
+    processor = official("transformers.models.qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor")(
+        size={"shortest_edge": 65536, "longest_edge": 16777216},
+        patch_size=16,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    levels = (video(1, 1, height, width)[0, 0] * 255).round()
+    wanted = processor(images=[levels.to(torch.uint8)], return_tensors="pt")
+    rows, grid = Vision(image_pixels=(65536, 16777216)).image_patches(levels / 255)
+    assert wanted["image_grid_thw"].tolist() == [list(grid)]
+    torch.testing.assert_close(rows, wanted["pixel_values"], atol=1e-6, rtol=0)
+
+
+def test_processor_files_set_budgets_and_must_agree(folder: Path, teacher: Teacher, tmp_path: Path) -> None:
+    assert teacher.vision == Vision(patch=8)
+    config = teacher.model.config
+    both = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2] * 3}
+    one = {"size": {"shortest_edge": 10, "longest_edge": 1000}} | both
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(one))
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(one | {"image_mean": [0.5] * 3}))
+    with pytest.raises(UserError, match="image_mean differs"):
+        Vision.load(tmp_path, config)
+    (tmp_path / "video_preprocessor_config.json").unlink()
+    vision = Vision.load(tmp_path, config)
+    assert (vision.image_pixels, vision.video_pixels) == ((10, 1000), Vision().video_pixels)
+    assert vision.mean == (0.4, 0.5, 0.6)
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    with pytest.raises(UserError, match="preprocessor_config"):
+        Vision.load(tmp_path, config)
+
+
+def test_timestamps_equal_the_official_processor() -> None:
+    for indices in ([0, 1, 2, 3], [0, 4, 8, 12, 88], [7]):
+        wanted = Qwen3VLProcessor._calculate_timestamps(cast(Any, None), list(indices), 24, 2)
+        assert words.timestamps(24, indices, 2) == wanted
+
+
+# ---------------------------------------------------------------- one packed forward
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("height", [48, 64])
+def test_losses_equal_a_plain_forward(folder: Path, plain: Any, timed: bool, height: int) -> None:
+    teacher = Teacher.load(folder)
+    teacher.prompts = Prompts("{question}", "{prompt}", timestamps=timed)
+    clip = video(height=height)
+    losses = teacher.yes_losses(clip, QUESTIONS, FPS, range(0, 2 * FRAMES, 2))
+    assert losses.shape == (2, 3) and losses.dtype == torch.float32
+    # frames 0 2 | 4 6 | 8 10 | 12 14 | 16 16 at 8 frames a second
+    seconds = ["0.1", "0.6", "1.1", "1.6", "2.0"] if timed else None
+    for b, row in enumerate(QUESTIONS):
+        for q, question in enumerate(row):
+            wanted = plain_loss(plain, teacher, clip[b], question, teacher.answer_ids, seconds)
+            torch.testing.assert_close(losses[b, q], wanted, atol=1e-5, rtol=0)
+
+
+def test_an_answer_of_several_tokens_is_summed(folder: Path, plain: Any) -> None:
+    teacher = Teacher.load(folder, answer="Yes the end .")
+    assert len(teacher.answer_ids) == 4
+    clip = video(1)
+    losses = teacher.yes_losses(clip, QUESTIONS[:1], FPS, range(FRAMES))
+    wanted = [plain_loss(plain, teacher, clip[0], question, teacher.answer_ids) for question in QUESTIONS[0]]
+    torch.testing.assert_close(losses[0], torch.stack(wanted), atol=2e-5, rtol=0)
+
+
+def test_packed_equals_separate_in_loss_and_gradient(teacher: Teacher) -> None:
+    clip = video().requires_grad_()
+    weights = torch.rand(2, 3)
+    results = []
+    for losses_of in (teacher.yes_losses, teacher.yes_losses_separate):
+        losses = losses_of(clip, QUESTIONS, FPS, range(FRAMES))
+        results.append((losses.detach(), *torch.autograd.grad((losses * weights).sum(), clip)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=0)
+    assert results[0][1].abs().amax((2, 3, 4)).min() > 1e-3  # every frame matters
+
+
+def test_a_row_does_not_depend_on_its_neighbours(teacher: Teacher) -> None:
+    clip = video()
+    together = teacher.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
+    alone = [teacher.yes_losses(clip[b : b + 1], QUESTIONS[b : b + 1], FPS, range(FRAMES)) for b in range(2)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_gradient_equals_finite_differences(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def norm64(self: Any, x: Tensor) -> Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    # the model computes norms and rotary embeddings in fp32 on purpose; fp64 here makes differences exact
+    monkeypatch.setattr(qwen.Qwen3VLTextRMSNorm, "forward", norm64)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    teacher = Teacher.load(folder)
+    teacher.model.double()
+    clip = video(1, 3, 48, 64).double().requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        return teacher.yes_losses(x, QUESTIONS[:1], FPS, range(3)).sum()
+
+    (gradient,) = torch.autograd.grad(loss(clip), clip)
+    for seed in range(3):
+        direction = video(1, 3, 48, 64, seed=seed + 1).double() - 0.5
+        step = 1e-5 * direction
+        with torch.no_grad():
+            slope = (loss(clip + step) - loss(clip - step)) / 2e-5
+        torch.testing.assert_close((gradient * direction).sum(), slope, rtol=1e-6, atol=1e-8)
+
+
+def test_checkpointing_changes_nothing(folder: Path, teacher: Teacher) -> None:
+    results = []
+    for each in (teacher, Teacher.load(folder, checkpoint=True)):
+        clip = video().requires_grad_()
+        losses = each.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
+        results.append((losses.detach(), *torch.autograd.grad(losses.sum(), clip)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
+
+
+def test_bfloat16_is_close_and_reported_in_fp32(folder: Path, teacher: Teacher) -> None:
+    clip = video().requires_grad_()
+    losses = Teacher.load(folder, dtype="bfloat16").yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
+    losses.sum().backward()
+    assert losses.dtype == torch.float32 and clip.grad is not None and clip.grad.isfinite().all()
+    wanted = teacher.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
+    torch.testing.assert_close(losses, wanted, atol=0.3, rtol=0)
+
+
+def test_training_reaches_every_weight_it_should(folder: Path) -> None:
+    teacher = Teacher.load(folder)
+    teacher.model.train().requires_grad_(True)
+    out = teacher.forward_packed(video(), QUESTIONS, FPS, range(FRAMES))
+    (out.logits.log_softmax(-1)[..., teacher.answer_ids[0]].mean() + out.patch_map.pow(2).mean()).backward()
+    assert [name for name, p in teacher.model.named_parameters() if p.grad is None] == []
+
+
+def test_packed_output_says_where_things_are(teacher: Teacher) -> None:
+    out = teacher.forward_packed(video(), QUESTIONS, FPS, range(FRAMES))
+    ids, tokenizer = out.packed.ids, teacher.tokenizer
+    for b, row in enumerate(QUESTIONS):
+        for q, question in enumerate(row):
+            start, end = out.packed.spans[b, q].tolist()
+            asked = tokenizer(question, add_special_tokens=False)["input_ids"]
+            assert ids[b, start : start + len(asked)].tolist() == asked
+            assert tokenizer.decode(ids[b, end - 1 : end]) == "assistant"
+            assert out.packed.answers[b, q].tolist() == [end - 1]
+            torch.testing.assert_close(out.answer_hidden[b, q], out.hidden[b, end - 1])
+    assert out.packed.video.shape == (5 * 9,)
+    assert out.hidden.shape == (*ids.shape, 48) and out.logits.shape == (2, 3, len(tokenizer))
+    torch.testing.assert_close(teacher.model.lm_head(out.answer_hidden), out.logits)
+
+
+def test_patch_map_is_in_image_order(teacher: Teacher) -> None:
+    clip = video(2, 4, 32, 64)
+    rows, grid = teacher.vision.video_patches(clip)
+    out = teacher.forward_packed(clip, QUESTIONS, FPS, range(4))
+    shown = PackedOutput(out.hidden, out.answer_logits, rows, grid, out.packed).patch_map.mean(-1)
+    wanted = F.avg_pool3d((clip.mean(2, keepdim=True) * 2 - 1).transpose(1, 2), (2, 8, 8))[:, 0]
+    torch.testing.assert_close(shown, wanted)
+
+
+def test_positions_equal_the_models_own(teacher: Teacher, plain: Any) -> None:
+    text = words.video_text([0.5, 1.5, 2.5], 3, 2 * 4)
+    ids = teacher.tokenizer("<|im_start|>user\n" + text, add_special_tokens=False)["input_ids"]
+    prefix = make_prefix(ids, plain.config.video_token_id, (2, 4), 3)
+    longer = torch.tensor([[*ids, 9, 9]])
+    kinds = (longer == plain.config.video_token_id).int() * 2
+    wanted, _ = plain.model.get_rope_index(longer, kinds, video_grid_thw=torch.tensor([[3, 4, 8]]))
+    assert torch.equal(prefix.positions, wanted[:, 0, :-2])
+    assert [prefix.next_position] * 3 == wanted[:, 0, -2].tolist()
+
+
+def test_a_chat_template_gives_the_built_in_format(folder: Path, teacher: Teacher) -> None:
+    templated = Teacher.load(folder)
+    templated.tokenizer.chat_template = TEMPLATE
+    packs = [t.forward_packed(video(), QUESTIONS, FPS, range(FRAMES)).packed for t in (teacher, templated)]
+    assert torch.equal(packs[0].ids, packs[1].ids)
+    chat = [("user", "is the end whole"), ("assistant", "Yes"), ("user", "and the red cross")]
+    for slot in ("", words.IMAGE_SLOT):
+        texts = [words.chat_text(each.tokenizer, chat, slot) for each in (teacher, templated)]
+        assert texts[0] == texts[1]
+
+
+def test_what_inference_mode_left_behind_serves_training(folder: Path) -> None:
+    teacher = Teacher.load(folder)
+    with torch.inference_mode():
+        wanted = teacher.yes_losses(video(), QUESTIONS, FPS, range(FRAMES))
+    clip = video().requires_grad_()
+    losses = teacher.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
+    losses.sum().backward()
+    torch.testing.assert_close(losses, wanted.clone(), atol=1e-6, rtol=0)
+
+
+def test_mismatched_arguments_are_refused(teacher: Teacher) -> None:
+    for questions, indices in (
+        (QUESTIONS[:1], range(9)),
+        ([QUESTIONS[0], ["is the end whole?"]], range(9)),
+        (QUESTIONS, range(8)),
+    ):
+        with pytest.raises(ValueError, match="frame indices"):
+            teacher.yes_losses(video(), questions, FPS, indices)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_layers_that_ignore_masks_are_refused(folder: Path) -> None:
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
+    check_masks(model)
+    language = model.model.language_model
+    obedient = language.forward
+    language.forward = lambda attention_mask, **kwargs: obedient(attention_mask=None, **kwargs)
+    with pytest.raises(UserError, match="ignore attention masks"):
+        check_masks(model)
+
+
+def test_other_model_types_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5"}))
+    with pytest.raises(UserError, match="'qwen3_5' model"):
+        Teacher.load(tmp_path)
+
+
+def test_missing_folders_and_weights_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a local folder"):
+        Teacher.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        Teacher.load(tmp_path)
+    broken = tiny_teacher_folder(tmp_path)
+    weights = load_file(broken / "model.safetensors")
+    del weights["model.visual.merger.norm.weight"]
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"visual\.merger\.norm\.weight"):
+        Teacher.load(broken)
+
+
+def test_unknown_words_and_control_tokens_are_refused(teacher: Teacher) -> None:
+    for question, problem in (
+        ("is the elephant on the end?", "vocabulary"),
+        ("<|im_end|> Yes", "control token"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            teacher.yes_losses(video(1), [[question]], FPS, range(FRAMES))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        '["a"]',
+        '{"question": "no slot"}',
+        '{"tone": "kind"}',
+        '{"queries": "{other}"}',
+        '{"question": 1}',
+    ],
+)
+def test_unusable_prompt_files_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / words.FILE).write_text(content)
+    with pytest.raises(UserError, match="ttopt_prompts"):
+        Prompts.load(tmp_path)
+
+
+def test_default_wording_can_be_filled(tmp_path: Path) -> None:
+    prompts = Prompts.load(tmp_path)
+    assert prompts.question.format(question="is it {so}?").startswith("is it {so}?")
+    assert '{"goal": "...?", "process"' in prompts.queries.format(prompt="Move it.")
+
+
+# ---------------------------------------------------------------- questions
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"goal": "Is it there?", "process": ["Is it whole?"]}',
+        '```json\n{"goal": "Is it there?",\n "process": ["Is it whole?"]}\n```',
+        'As {you} asked: {"goal": "Is it there?", "process": ["Is it whole?"], "why": 1} Good luck {there}!',
+        '{ " goal " : " Is  it there ? " , " process " : [ " Is it \n whole ? " ] }',  # word-level decoding
+    ],
+)
+def test_replies_that_can_be_read(reply: str) -> None:
+    queries = parse_queries(reply)
+    assert queries == Queries("Is it there?", ("Is it whole?",))
+    assert queries.all == ["Is it there?", "Is it whole?"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ("Yes.", "no JSON object"),
+        ('{"goal": "a?", "process": ["b?"]', "broken"),
+        ('{"goal": "a?"}', "process: Field required"),
+        ('{"goal": "a?", "process": []}', "at least 1"),
+        ('{"goal": "a?", "process": ["b?", "c?", "d?", "e?"]}', "at most 3"),
+        ('{"goal": "  ", "process": ["b?"]}', "empty"),
+        ('{"goal": "a?", "process": [""]}', "empty"),
+        ('{"goal": 3, "process": ["b?"]}', "valid string"),
+        ('{"goal": "a?", "process": "b?"}', "valid list"),
+    ],
+)
+def test_replies_that_cannot_be_read(reply: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        parse_queries(reply)
+
+
+def test_queries_need_one_to_three_process_questions() -> None:
+    for process in ((), ("a?", " "), ("a?",) * 4):
+        with pytest.raises(UserError, match="1 to 3"):
+            Queries("goal?", process)
+
+
+def sample(image: bool = True) -> Sample:
+    first = video(1, 1)[0, 0] if image else None
+    return Sample("one", "move the red cross to the green pad", first, FRAMES, FPS, 48, 48)
+
+
+GOOD = '{"goal": "is the red cross on the green pad?", "process": ["does the blue square stay, whole?"]}'
+
+
+def scripted(teacher: Teacher, replies: list[str], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Lets the model generate these replies; returns the prompts it will have been given."""
+    asked: list[list[int]] = []
+
+    def generate(input_ids: Tensor, **kwargs: Any) -> Tensor:
+        asked.append(input_ids[0].tolist())
+        reply = teacher.tokenizer(replies[len(asked) - 1] + "<|im_end|>", add_special_tokens=False)
+        return torch.tensor([[*asked[-1], *reply["input_ids"]]])
+
+    monkeypatch.setattr(teacher.model, "generate", generate)
+    return asked
+
+
+def test_queries_survive_a_word_level_tokenizer(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(teacher, [GOOD], monkeypatch)
+    queries = teacher.write_queries(sample())
+    assert queries == Queries("is the red cross on the green pad?", ("does the blue square stay, whole?",))
+    assert teacher.tokenizer.decode(asked[0]) == (
+        f"<|im_start|> user <|vision_start|>{' <|image_pad|>' * 9} <|vision_end|> "
+        "move the red cross to the green pad <|im_end|> <|im_start|> assistant"
+    )
+    assert teacher.yes_losses(video(1), [queries.all], FPS, range(FRAMES)).shape == (1, 2)
+
+
+def test_a_bad_reply_is_shown_with_its_error_once(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(teacher, ['{"goal": "does the end move?"}', GOOD], monkeypatch)
+    monkeypatch.setattr(words, "REPAIR", "at {error} stay")
+    assert teacher.write_queries(sample(image=False)).goal == "is the red cross on the green pad?"
+    assert teacher.tokenizer.decode(asked[1]).startswith(
+        "<|im_start|> user move the red cross to the green pad <|im_end|> <|im_start|> assistant "
+        '{ " goal " : " does the end move ? " } <|im_end|> '
+        "<|im_start|> user at process : <unk>"  # the tiny vocabulary lacks the error's words
+    )
+
+
+def test_two_bad_replies_end_in_an_error(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = scripted(teacher, ["Yes", "the end"], monkeypatch)
+    with pytest.raises(UserError, match=r"sample one: .* no JSON object .*'the end'"):
+        teacher.write_queries(sample())
+    assert len(asked) == 2
+
+
+def test_unusable_prompts_are_refused_before_asking(teacher: Teacher) -> None:
+    for prompt, problem in (("find the elephant", "vocabulary"), ("stay <|im_end|>", "control token")):
+        with pytest.raises(UserError, match=problem):
+            teacher.write_queries(Sample("one", prompt, None, FRAMES, FPS, 48, 48))
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_generation_is_greedy_over_the_plain_forward(teacher: Teacher, plain: Any, image: bool) -> None:
+    shown = video(1, 1)[0, 0] if image else None
+    reply = teacher.reply([("user", "is the end whole")], shown, max_new_tokens=4)
+    slot = "<|vision_start|>" + "<|image_pad|>" * 9 + "<|vision_end|>" if image else ""
+    text = f"<|im_start|>user\n{slot}is the end whole<|im_end|>\n<|im_start|>assistant\n"
+    ids = teacher.tokenizer(text, add_special_tokens=False)["input_ids"]
+    pixels: dict[str, Tensor] = {}
+    if shown is not None:
+        levels = (shown * 255).round() / 255
+        rows, _ = teacher.vision.video_patches(levels.expand(1, 2, -1, -1, -1))
+        pixels = {"pixel_values": rows[0], "image_grid_thw": torch.tensor([[1, 6, 6]])}
+    new: list[int] = []
+    for _ in range(4):
+        input_ids = torch.tensor([ids + new])
+        kinds = (input_ids == plain.config.image_token_id).int()
+        mask = torch.ones_like(input_ids)
+        out = plain(input_ids=input_ids, mm_token_type_ids=kinds, attention_mask=mask, **pixels)
+        scores = out.logits[0, -1]
+        scores[[plain.config.image_token_id, plain.config.video_token_id]] = -torch.inf
+        new.append(int(scores.argmax()))
+        if new[-1] == teacher.tokenizer.convert_tokens_to_ids("<|im_end|>"):
+            break
+    assert reply == teacher.tokenizer.decode(new, skip_special_tokens=True)

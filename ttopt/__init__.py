@@ -1,0 +1,5 @@
+"""Test-time optimisation of video generation models by a frozen vision-language teacher."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"

@@ -1,0 +1,396 @@
+"""Settings: dataclasses, YAML files and command-line overrides.
+
+The defaults of the dataclasses are the paper's (VLM-as-Teacher, arXiv 2606.02564, section 4); the file under configs/
+says what a run really uses. The text under each field is its --help text. Nothing heavy is imported here, so that
+``--help`` and every mistake in a setting answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+from ttopt.errors import UserError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+DEFAULT_CONFIG = "mini"
+EMBEDDED = "embedded"
+WEIGHTS = Path(__file__).parent / "weights"
+# In a checkout configs/ lies beside the package; a wheel carries it inside the package.
+CONFIG_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Your own yes/no questions instead of the teacher's, phrased so that "Yes" means satisfied."""
+
+    goal: str = ""
+    """The goal query ("By the end, is ...?"). Empty: the teacher writes all queries."""
+    process: list[str] = field(default_factory=list)
+    """One to three process queries, e.g. '["Does the red cross stay whole?"]'."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """A sample of your own, instead of the data set's."""
+
+    prompt: str | None = None
+    """What should happen in the video."""
+    image: str | None = None
+    """First frame (PNG, JPEG, ...), cropped and resized to width x height. Without it: text to video."""
+    id: str = "sample"
+    """Name of the sample's result folder."""
+    frames: int = 89
+    """Length of the video, 4k+1."""
+    fps: int = 24
+    """Frames per second."""
+    height: int = 704
+    """Height in pixels."""
+    width: int = 1280
+    """Width in pixels."""
+    queries: QuerySettings = field(default_factory=QuerySettings)
+    """Your own yes/no questions instead of the teacher's (they also replace them on a data set)"""
+
+
+@dataclass(frozen=True)
+class ReasonerSettings:
+    """The video model that is optimised."""
+
+    model: str = EMBEDDED
+    """Diffusers folder or hub id with transformer, vae, text_encoder and tokenizer; "embedded": the shipped one."""
+    transformer: str | None = None
+    """Another folder or hub id for the transformer alone, e.g. a step-distilled one."""
+    dtype: Dtype = "float32"
+    """Precision of the frozen weights; the adapter is always float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    sigmas: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25])
+    """Noise levels of the few-step schedule, starting at 1, without the final 0."""
+    renoise: bool = False
+    """Add fresh noise after each step (DMD sampling) instead of an Euler step."""
+
+
+@dataclass(frozen=True)
+class DecoderSettings:
+    """The decoder inside the optimisation loop; the final video always uses the standard VAE."""
+
+    kind: Literal["light", "standard"] = "light"
+    """light: a tiny decoder. standard: the reasoner's own VAE."""
+    model: str = EMBEDDED
+    """Folder of the light decoder (config.json and model.safetensors)."""
+    checkpoint: bool = False
+    """Standard decoder only: recompute each latent frame in the backward pass, slower but in little memory."""
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The vision-language model that writes the questions and grades the video."""
+
+    model: str = EMBEDDED
+    """Qwen3-VL folder or hub id; "embedded": the shipped one."""
+    frames: int = 24
+    """K: how many uniformly sampled frames the teacher sees."""
+    dtype: Dtype = "float32"
+    """Precision of the teacher's weights."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """The LoRA: the only weights that are trained, anew for each sample."""
+
+    rank: int = 16
+    """Rank of the update."""
+    alpha: float | None = None
+    """Scale of the update is alpha / rank; null: alpha = rank."""
+    targets: Literal["attention", "attention+ffn", "cross_attention"] = "attention"
+    """Which projections are adapted."""
+    blocks: str = "all"
+    """Which transformer blocks are adapted: all, or a range such as 2-5 (counted from 0, both ends included)."""
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """Algorithm 1's numbers."""
+
+    steps: int = 40
+    """N: most optimisation steps per sample."""
+    lr: float = 5e-5
+    """Learning rate of AdamW."""
+    tau: float = 0.22
+    """Stop as soon as the loss is at most tau (0.22: about 80 % sure of "Yes")."""
+    goal_weight: float = 0.5
+    """Weight of the goal query; the process queries share the rest."""
+    denoise_step: Literal["first", "last", "all"] = "first"
+    """Which denoising step is optimised."""
+    clip_norm: float = 1.0
+    """Largest gradient norm."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+
+
+@dataclass(frozen=True)
+class LoggingSettings:
+    """Curves and previews. CSV files are always written."""
+
+    wandb: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """auto: online with a W&B key, else offline into the run folder."""
+    project: str = "ttopt"
+    """W&B project."""
+    previews_every: int = 10
+    """Write the frames that the teacher sees every n steps; 0: never."""
+
+
+@dataclass(frozen=True)
+class CallbackSettings:
+    """One more Lightning callback of your own."""
+
+    path: str
+    """Its class path, for example my_package.MyCallback."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments."""
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Run"""
+
+    run_dir: str | None = None
+    """Folder of the run; give an old one to continue it. null: a new one under runs/."""
+    seed: int = 0
+    """Seed of the data set, the noise and the adapter."""
+    dataset: Literal["miniworld"] = "miniworld"
+    """Where samples come from when no sample.prompt is given."""
+    split: Literal["id", "ood", "dev_id", "dev_ood"] = "id"
+    """In or out of the distribution of the training data; dev_*: their twins for choosing settings."""
+    families: list[str] | None = None
+    """Only these task families, e.g. '[move,maze]'; null: all."""
+    limit: int = 5
+    """How many samples."""
+    sample: SampleSettings = field(default_factory=SampleSettings)
+    """A sample of your own, instead of the data set's"""
+    reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
+    """The video model that is optimised"""
+    decoder: DecoderSettings = field(default_factory=DecoderSettings)
+    """The decoder inside the optimisation loop"""
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    """The vision-language model that writes the questions and grades the video"""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    """The LoRA, the only weights that are trained"""
+    optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
+    """The optimisation of one sample"""
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
+    """Curves and previews"""
+    callbacks: list[CallbackSettings] = field(default_factory=list)
+    """More Lightning callbacks, e.g. '[{path: my_package.MyCallback, arguments: {every: 2}}]'"""
+
+
+# Reading settings
+
+
+class _Parser(ArgumentParser):
+    """Mistakes become a UserError instead of a usage page."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_readable(message)) from ex
+
+
+def parse_fit(args: Sequence[str]) -> FitSettings:
+    """Settings of ``ttopt fit`` from command-line arguments; later ones win, also over an earlier --config.
+
+    Raises UserError for an unknown setting (naming the nearest), a wrong type, a missing file or a value that no run
+    could use. ``--help`` and ``--print_config`` print and exit.
+    """
+    args = _checked_args(args)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(
+        prog="ttopt fit",
+        description="Optimise videos at test time: one adapter per sample, trained until the teacher is satisfied.",
+        default_config_files=[] if "--config" in args else [str(config_path(DEFAULT_CONFIG))],
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, or the name of one under configs/.")
+    parser.add_class_arguments(FitSettings)
+    values = vars(parser.instantiate(parser.parse_args(args)))
+    settings = FitSettings(**{name: value for name, value in values.items() if name != "config"})
+    check(settings)
+    return settings
+
+
+def config_path(name: str) -> Path:
+    """The YAML file called ``name``: a path, or the name of a shipped configuration. Raises UserError."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
+        if not path.is_file():
+            raise UserError(f"--config {name}: there is no such file")
+        return path
+    shipped = {file.stem: file for folder in reversed(CONFIG_FOLDERS) for file in sorted(folder.glob("*.yaml"))}
+    if name not in shipped:
+        raise UserError(f"--config {name}: no such configuration; there are {', '.join(shipped)}, or give a YAML file")
+    return shipped[name]
+
+
+def _checked_args(args: Sequence[str]) -> list[str]:
+    """The arguments with names spelt as the parser does and --config as paths; UserError for unknown names."""
+    result: list[str] = []
+    after_config = False
+    for arg in args:
+        if after_config:
+            arg, after_config = _checked_config(arg), False
+        elif arg.startswith("--") and arg != "--":
+            name, equals, value = arg[2:].partition("=")
+            name = name.replace("-", "_")
+            if name not in {"help", "print_config"}:
+                _check_name(name.removesuffix("+"), f"--{name}", flag="--")
+            if name == "config" and equals:
+                result.append("--config")
+                arg = _checked_config(value)
+            else:
+                after_config = name == "config"
+                arg = f"--{name}{equals}{value}"
+        result.append(arg)
+    return result
+
+
+def _checked_config(name: str) -> str:
+    """Path of a configuration whose keys are all known. Raises UserError."""
+    path = config_path(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {_readable(str(error))}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold settings such as 'seed: 1'; see configs/{DEFAULT_CONFIG}.yaml")
+    for key in _keys(content):
+        _check_name(key, f"{path}: {key}")
+    return str(path)
+
+
+def _keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        # The arguments of callbacks lie in a list, so every mapping here is a group of settings.
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def setting_names(group: type = FitSettings, prefix: str = "") -> list[str]:
+    """Every setting and group by its dotted name, e.g. ``teacher.frames``."""
+    names = []
+    for spec in dataclasses.fields(group):
+        names.append(prefix + spec.name)
+        if dataclasses.is_dataclass(spec.default_factory):
+            names += setting_names(spec.default_factory, f"{prefix}{spec.name}.")  # type: ignore[arg-type]
+    return names
+
+
+def _check_name(name: str, shown: str, flag: str = "") -> None:
+    """UserError for an unknown setting, naming the known one that looks most like it."""
+    known = setting_names()
+    if name in known or (flag and name == "config"):
+        return
+
+    def likeness(candidate: str) -> float:
+        # "--tau" means optimisation.tau, so the last part counts as much as the whole name.
+        pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
+        whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return max(whole, last) + 0.1 * whole
+
+    nearest = max(known, key=likeness)
+    raise UserError(f"{shown}: there is no such setting; the nearest is {flag}{nearest} (--help lists all)")
+
+
+def _readable(message: str) -> str:
+    """A parser's or YAML's message on one line."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+    message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+    return " ".join(message.split())
+
+
+# Writing and comparing settings
+
+
+def to_dict(settings: FitSettings) -> dict[str, Any]:
+    """Plain nested dict of all settings."""
+    return dataclasses.asdict(settings)
+
+
+def to_yaml(settings: FitSettings) -> str:
+    """YAML that ``--config`` reads back as the same settings."""
+    return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
+
+
+def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name: {"teacher": {"frames": 9}} -> {"teacher.frames": 9}."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[f"{prefix}{key}"] = value
+    return result
+
+
+# Checking settings
+
+
+def check(settings: FitSettings) -> None:
+    """Raises UserError for values that no run could use; needs no model and no data."""
+    o, sample, sigmas = settings.optimisation, settings.sample, settings.reasoner.sigmas
+    families = settings.families or []
+    rules = [
+        (settings.limit >= 1, f"limit is {settings.limit}", "give --limit 1 or more"),
+        (settings.families != [], "families is empty", "name some, or give --families null for all"),
+        (len(set(families)) == len(families), f"families names one twice: {families}", "name each once"),
+        (o.tau >= 0, f"optimisation.tau is {o.tau}, but a loss is never below 0", "give 0.22, or 0 to use all steps"),
+        (o.steps >= 1, f"optimisation.steps is {o.steps}", "give 1 or more (base.mp4 is the video of 0 steps)"),
+        (o.lr > 0, f"optimisation.lr is {o.lr}", "give a positive learning rate such as 5e-5"),
+        (0 <= o.goal_weight <= 1, f"optimisation.goal_weight is {o.goal_weight}", "give a number from 0 to 1"),
+        (o.clip_norm > 0, f"optimisation.clip_norm is {o.clip_norm}", "give a positive number such as 1"),
+        (o.weight_decay >= 0, f"optimisation.weight_decay is {o.weight_decay}", "give 0 or more"),
+        (settings.teacher.frames >= 1, f"teacher.frames is {settings.teacher.frames}", "give 1 or more"),
+        (settings.adapter.rank >= 1, f"adapter.rank is {settings.adapter.rank}", "give 1 or more"),
+        (settings.logging.previews_every >= 0, "logging.previews_every is below 0", "give 0 for no previews"),
+        (
+            bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True),
+            f"reasoner.sigmas is {sigmas}",
+            "give falling noise levels from 1 to above 0 such as '[1.0,0.75,0.5,0.25]'",
+        ),
+        (
+            sample.prompt is None or bool(sample.prompt.strip()),
+            "sample.prompt is empty",
+            "say what should happen: --sample.prompt 'the red cross moves to the green pad'",
+        ),
+        (
+            sample.prompt is not None or sample.image is None,
+            f"sample.image is {sample.image}, but there is no prompt",
+            "say what should happen: --sample.prompt 'the red cross moves to the green pad'",
+        ),
+        (
+            bool(sample.queries.goal.strip()) or not sample.queries.process,
+            "sample.queries.process is given without a goal query",
+            "give --sample.queries.goal too",
+        ),
+        (
+            not sample.queries.goal or 1 <= len(sample.queries.process) <= 3,
+            f"sample.queries.process has {len(sample.queries.process)} questions",
+            "give one to three, e.g. --sample.queries.process '[\"Does the red cross stay whole?\"]'",
+        ),
+        (
+            sample.prompt is None or settings.teacher.frames <= sample.frames,
+            f"teacher.frames is {settings.teacher.frames}, but the video has only {sample.frames} frames",
+            f"give --teacher.frames {sample.frames} or fewer",
+        ),
+    ]
+    for fine, wrong, cure in rules:
+        if not fine:
+            raise UserError(f"{wrong}; {cure}")

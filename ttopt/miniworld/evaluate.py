@@ -1,0 +1,241 @@
+"""Does it help? Single, static, Pass@k, ours and the oracle-loss ceiling on fresh samples of the sprite world.
+
+    python -m ttopt.miniworld.evaluate --split id --seed 1001 --samples 256 --out runs/evaluate/id.json
+
+Success is the scorer's; intervals are paired bootstraps over samples; McNemar counts compare with single.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttopt.batched import optimise_batch
+from ttopt.config import FitSettings, OptimisationSettings, parse_fit
+from ttopt.datasets import miniworld
+from ttopt.errors import UserError
+from ttopt.fit import seed_of
+from ttopt.miniworld.training.vae import encode
+from ttopt.module import sample_frames
+from ttopt.reasoner import Reasoner, Schedule
+from ttopt.reasoner.batched import BatchedAdapter
+from ttopt.reasoner.condition import latent_statistics
+from ttopt.reward import multi_vqa_loss
+from ttopt.sample import Sample
+from ttopt.teacher.queries import Queries
+from ttopt.teacher.teacher import Teacher
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+
+
+class Evaluation:
+    """Models and settings of one evaluation; ``run`` gives one row of booleans and numbers a sample."""
+
+    def __init__(self, settings: FitSettings, weights: Path, teacher: Path, seeds: int, true_queries: bool) -> None:
+        self.settings, self.seeds, self.true_queries = settings, seeds, true_queries
+        r = settings.reasoner
+        self.reasoner = Reasoner.load(
+            weights / "reasoner", schedule=Schedule(tuple(r.sigmas), r.renoise), light_decoder=weights / "light_decoder"
+        )
+        assert self.reasoner.light_decoder is not None
+        self.decoder = self.reasoner.light_decoder
+        self.teacher = Teacher.load(teacher)
+
+    def queries(self, sample: Sample) -> Queries:
+        """The teacher's own questions; the true ones where it writes none that can be read."""
+        if self.true_queries:
+            return miniworld.true_queries(sample)
+        try:
+            return self.teacher.write_queries(sample)
+        except UserError:
+            return miniworld.true_queries(sample)
+
+    def run(self, samples: Sequence[Sample], queries: Sequence[Queries], ceiling: bool) -> list[dict[str, float]]:
+        """All methods on samples that have the same number of queries."""
+        s, count = self.settings, len(samples)
+        asked, a = [q.all for q in queries], s.adapter
+        numbers = sample_frames(s.teacher.frames, samples[0].frames)
+        condition = self.reasoner.condition(samples)
+
+        def grade(frames: Tensor) -> Tensor:
+            losses = self.teacher.yes_losses(frames, asked, samples[0].fps, numbers)
+            return multi_vqa_loss(losses, s.optimisation.goal_weight)
+
+        def success(videos: Tensor) -> list[bool]:
+            return [miniworld.score(x, v).success for x, v in zip(samples, videos, strict=True)]
+
+        rows: list[dict[str, float]] = [{} for _ in samples]
+
+        def note(name: str, values: Sequence[float]) -> None:
+            for row, value in zip(rows, values, strict=True):
+                row[name] = float(value)
+
+        wins, losses, noises = [], [], []
+        for k in range(self.seeds):
+            purpose = "noise" if k == 0 else f"noise {k}"
+            z1 = self.reasoner.noise(condition, [seed_of(s.seed, x.id, purpose) for x in samples])
+            video = self.reasoner.decode(self.reasoner.generate(z1, condition))
+            wins.append(success(video))
+            with torch.no_grad():
+                losses.append(grade(video[:, numbers]))
+            noises.append(z1)
+        won, loss = torch.tensor(wins), torch.stack(losses)  # (k, B)
+        for k in (1, 2, 4, 5, 8, 16):
+            if k <= self.seeds:
+                best = loss[:k].argmin(0)
+                note(f"pass@{k}", won[best, torch.arange(count)].tolist())
+                note(f"oracle of {k}", won[:k].any(0).tolist())
+        first = torch.stack([x.image for x in samples if x.image is not None])
+        note("static", success(first.unsqueeze(1).expand(-1, samples[0].frames, -1, -1, -1)))
+        note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
+        z1 = noises[0]
+        note(
+            "single, one-step", success(self.reasoner.decode(self.reasoner.predict_clean(z1, 1.0, condition).detach()))
+        )
+
+        adapter = BatchedAdapter(self.reasoner.transformer, count, a.rank, a.alpha, a.targets, a.blocks)
+        try:
+            adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
+            result = optimise_batch(
+                self.reasoner, adapter, self.decoder, lambda frames, _: grade(frames), condition, z1, numbers,
+                s.optimisation,
+            )  # fmt: skip
+            note("steps", result.steps)
+            note("loss", result.losses)
+            note("accepted", result.accepted)
+            note("ours, one-step", success(self.reasoner.decode(result.predictions)))
+            note("ours", success(self.reasoner.decode(self.reasoner.generate(z1, condition))))
+            if ceiling:
+                mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
+                truth = torch.stack([miniworld.true_video(x) for x in samples])
+                with torch.no_grad():
+                    target = (encode(self.reasoner.vae, truth) - mean) * inverse_std
+                adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
+                best_case = OptimisationSettings(
+                    steps=20, lr=s.optimisation.lr, tau=0.0, clip_norm=s.optimisation.clip_norm
+                )
+                optimise_batch(
+                    self.reasoner, adapter, self.decoder, lambda _, z: (z - target).square().mean((1, 2, 3, 4)),
+                    condition, z1, numbers, best_case,
+                )  # fmt: skip
+                note("ceiling", success(self.reasoner.decode(self.reasoner.generate(z1, condition))))
+        finally:
+            adapter.remove()
+        for row, sample in zip(rows, samples, strict=True):
+            row["single"] = row["pass@1"]
+            row["family"] = sample.family  # type: ignore[assignment]
+        return rows
+
+
+def interval(values: np.ndarray, draws: int = 4000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over samples."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """Exact two-sided p of ``better`` repaired against ``worse`` broken samples."""
+    from math import comb
+
+    n = better + worse
+    tail = sum(comb(n, i) for i in range(min(better, worse) + 1)) / 2**n if n else 1.0
+    return min(1.0, 2 * tail)
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, object]:
+    """Every method's success with intervals, against single; steps and hacking of the optimisation."""
+    single = np.array([r["single"] for r in rows])
+    out: dict[str, object] = {"samples": len(rows)}
+    names = [n for n in rows[0] if n.startswith(("static", "single", "pass@", "oracle", "ours", "ceiling"))]
+    for name in names:
+        have = [i for i, r in enumerate(rows) if name in r]
+        values = np.array([rows[i][name] for i in have])
+        gain = values - single[have]
+        better, worse = int((gain > 0).sum()), int((gain < 0).sum())
+        out[name] = {
+            "n": len(have), "success": round(float(values.mean()), 4), "interval": [round(x, 3) for x in interval(values)],
+            "gain": round(float(gain.mean()), 4), "gain_interval": [round(x, 3) for x in interval(gain)],
+            "repaired": better, "broken": worse, "p": round(mcnemar(better, worse), 5),
+        }  # fmt: skip
+    accepted = [r for r in rows if r["accepted"]]
+    out["accepted"] = round(len(accepted) / len(rows), 4)
+    out["hacked"] = round(1 - sum(r["ours"] for r in accepted) / max(1, len(accepted)), 4)
+    out["hacked, one-step"] = round(1 - sum(r["ours, one-step"] for r in accepted) / max(1, len(accepted)), 4)
+    out["steps"] = round(float(np.mean([r["steps"] for r in rows])), 2)
+    out["right queries"] = round(float(np.mean([r["right queries"] for r in rows])), 4)
+    failures = 1 - single.mean()
+    out["failures cut"] = round(float((np.mean([r["ours"] for r in rows]) - single.mean()) / max(failures, 1e-9)), 4)
+    return out
+
+
+def show(out: dict[str, object]) -> None:
+    """Prints a summary as a table."""
+    for name, value in out.items():
+        if isinstance(value, dict):
+            low, high = value["gain_interval"]
+            print(
+                f"{name:18s} {value['success']:.3f} [{value['interval'][0]:.3f}, {value['interval'][1]:.3f}]  "
+                f"gain {value['gain']:+.3f} [{low:+.3f}, {high:+.3f}]  repaired/broken {value['repaired']}/{value['broken']} "
+                f"p {value['p']:.4f}  n {value['n']}"
+            )
+        else:
+            print(f"{name:18s} {value}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--split", default="id", choices=["id", "ood", "dev_id", "dev_ood"])
+    parser.add_argument("--seed", type=int, default=1001)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds Pass@k may use")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--teacher", type=Path, help="another teacher's folder")
+    parser.add_argument("--true-queries", action="store_true", help="the world's own questions, not the teacher's")
+    parser.add_argument("--ceiling", type=int, default=64, help="how many samples also get the oracle loss")
+    parser.add_argument("--out", type=Path, help="JSON file for rows and summary")
+    args, overrides = parser.parse_known_args()
+    settings = parse_fit(["--config", "mini", "--seed", str(args.seed), *overrides])
+    evaluation = Evaluation(
+        settings, args.weights, args.teacher or args.weights / "teacher", args.seeds, args.true_queries
+    )
+    samples = miniworld.samples(args.split, settings.families, args.seed, args.samples)
+    begin = time.perf_counter()
+    groups: dict[int, list[tuple[Sample, Queries]]] = {}
+    for sample in samples:
+        queries = evaluation.queries(sample)
+        groups.setdefault(len(queries.all), []).append((sample, queries))
+    print(f"{len(samples)} sets of queries written, {time.perf_counter() - begin:.0f} s", flush=True)
+    rows: list[dict[str, float]] = []
+    for group in groups.values():
+        for start in range(0, len(group), args.batch):
+            chunk, asked = zip(*group[start : start + args.batch], strict=True)
+            rows += evaluation.run(chunk, asked, ceiling=len(rows) < args.ceiling)
+            print(f"{len(rows)}/{len(samples)} {time.perf_counter() - begin:.0f} s", flush=True)
+    out = summary(rows)
+    show(out)
+    families = sorted({str(r["family"]) for r in rows})
+    for family in families:
+        mine = [r for r in rows if r["family"] == family]
+        means = {
+            k: round(float(np.mean([r[k] for r in mine])), 3) for k in ("single", "ours", "ours, one-step", "steps")
+        }
+        print(family, len(mine), means)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(
+            json.dumps({"command": vars(args), "summary": out, "rows": rows}, indent=1, default=str) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Trains the models that ship: python -m ttopt.miniworld.train all --out runs/train
+
+Stages, each resumable and each leaving a log.jsonl, in the order of ``all``: vae, latents, light, student, decoder (the
+VAE's decoder, polished on its frozen latents), distill, teacher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher")
+
+
+def run(stage: str, out: Path, steps: int | None) -> None:
+    """One stage in this process; weights go to ``out``/weights, states and logs to ``out``/stage."""
+    from ttopt.miniworld.training import light, student, teacher, vae
+
+    weights = out / "weights"
+    vae_folder, base, shipped = weights / "reasoner" / "vae", weights / "base", weights / "reasoner"
+    light_folder = weights / "light_decoder"
+    given = {} if steps is None else {"steps": steps}
+    stages: dict[str, Callable[[], None]] = {
+        "vae": lambda: vae.train(out / "vae", vae_folder, **given),
+        "latents": lambda: student.make_bank(vae_folder, out / "bank.safetensors"),
+        "light": lambda: light.train(out / "light", vae_folder, light_folder, **given),
+        "student": lambda: student.train(out / "student", base, vae_folder, **given),
+        "decoder": lambda: vae.polish(out / "decoder", vae_folder, out / "bank.safetensors", **given),
+        "distill": lambda: student.distill(out / "distill", shipped, base, vae_folder, **given),
+        "teacher": lambda: teacher.train(
+            out / "teacher", vae_folder, light_folder, shipped, weights / "teacher", **given
+        ),
+    }
+    stages[stage]()
+
+
+def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    run(stage, out, steps)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Train the embedded models on the sprite world.")
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("--out", type=Path, default=Path("runs/train"))
+    parser.add_argument("--steps", type=int, help="instead of the stage's own number of steps")
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the batch (vae, teacher)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for stage in STAGES if args.stage == "all" else (args.stage,):
+        if args.processes > 1 and stage in ("vae", "teacher"):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            torch.multiprocessing.spawn(
+                _worker, (args.processes, port, stage, args.out, args.steps), nprocs=args.processes
+            )
+        else:
+            run(stage, args.out, args.steps)
+
+
+if __name__ == "__main__":
+    main()

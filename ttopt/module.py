@@ -1,0 +1,217 @@
+"""The heart: test-time training of one sample's adapter, as a LightningModule.
+
+VLM-as-Teacher (arXiv 2606.02564), Algorithm 1. One training step is one turn of its loop:
+
+    u  = velocity(z1, t=1, c; phi);  z0 = z1 - u          predict
+    v  = K frames of decoder(z0)                          decode
+    L  = lambda * vqa(v, q_goal) + (1-lambda)/M * sum_m vqa(v, q_m)     grade
+    if L <= tau: stop, keep phi as it is                  test (callbacks.LossThreshold)
+    phi = phi - eta * grad_phi L                          step
+
+The test stands before the step, so the weights that are kept are those whose video was accepted.
+
+Shapes: one sample a module; latents (1,C,T,h,w) float32, frames (1,K,3,H,W) float32 in [0,1], losses (1,Q), goal first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from ttopt.config import OptimisationSettings
+from ttopt.reasoner import Adapter, Condition, Reasoner
+from ttopt.result import ALL_STEPS, NON_FINITE, Graded
+from ttopt.reward import multi_vqa_loss
+from ttopt.timing import PartTimer
+
+Decoder = Callable[[Tensor, Sequence[int]], Tensor]  # latents (1,C,T,h,w), K frame numbers -> frames (1,K,3,H,W)
+Reward = Callable[[Tensor, Tensor], Tensor]  # frames (1,K,3,H,W), latents (1,C,T,h,w) -> (1,Q) losses, goal first
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is used but never trained. Not an nn.Module: a trainer moves and saves only what is registered in one."""
+
+    reasoner: Reasoner
+    decoder: Decoder
+    reward: Reward
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The losses of the adapter after ``step`` optimisation steps."""
+
+    step: int
+    total: float
+    per_query: tuple[float, ...]  # -log P("Yes"), goal first
+
+    @property
+    def p_yes(self) -> list[float]:
+        return [math.exp(-loss) for loss in self.per_query]
+
+    def graded(self) -> Graded:
+        return Graded(self.total, self.p_yes)
+
+
+class TestTimeTraining(L.LightningModule):
+    """Trains ``adapter`` until ``reward`` is satisfied with the decoded prediction from the fixed noise ``z1``.
+
+    Only the adapter's parameters are registered. Callbacks may define ``on_graded(trainer, module)``, called between
+    grading and stepping: one that sets ``trainer.should_stop`` keeps the weights as they are (and may say why in
+    ``stop``). They read ``grades`` (one per graded adapter, the last is that of the kept weights) and ``frames`` (what
+    was graded last).
+    """
+
+    __test__ = False  # no test case, whatever its name looks like to pytest
+
+    def __init__(
+        self,
+        reasoner: Reasoner,
+        adapter: Adapter,
+        decoder: Decoder,
+        reward: Reward,
+        condition: Condition,
+        z1: Tensor,
+        frames: Sequence[int],
+        settings: OptimisationSettings,
+        timer: PartTimer | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.frozen = Frozen(reasoner, decoder, reward)
+        self.adapter = adapter
+        self.lora = nn.ParameterList(adapter.parameters())
+        self.condition = condition
+        self.z1 = z1
+        self.frame_numbers = list(frames)
+        self.settings = settings
+        self.timer = timer or PartTimer(z1.device)
+
+        self.grades: list[Grade] = []
+        self.frames: Tensor | None = None
+        self.stop = ALL_STEPS
+        self._last_finite: list[Tensor] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+
+    def train_dataloader(self) -> Iterable[int]:
+        """One endless epoch; the trainer's max_steps ends it."""
+        return itertools.count()
+
+    # One turn of the loop
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        losses, total = self.losses()
+        self._note(losses, total)
+        self._test()
+        if self.trainer.should_stop:
+            return
+        self._step(total)
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """Predict, decode, grade: the losses of every query (1,Q) and the weighted one (1,), with gradients."""
+        with self.timer("predict"):
+            latents = self.predict()
+        with self.timer("decode"):
+            frames = self.frozen.decoder(latents, self.frame_numbers)
+        with self.timer("grade"):
+            losses = self.frozen.reward(frames, latents)
+        self.frames = frames[0].detach()
+        return losses, multi_vqa_loss(losses, self.settings.goal_weight)
+
+    def predict(self) -> Tensor:
+        """The clean latents that are graded: predicted in one step from the optimised denoising step.
+
+        "first" (the paper's): z0 = z1 - u at pure noise. "last": at the last noise level, reached without gradients.
+        "all": at the end of the whole schedule, with gradients through every step.
+        """
+        reasoner, sigmas = self.frozen.reasoner, self.frozen.reasoner.schedule.sigmas
+        if self.settings.denoise_step == "all":
+            return reasoner.denoise(self.z1, self.condition)
+        latents = self.z1
+        if self.settings.denoise_step == "last":
+            with torch.no_grad():
+                latents = reasoner.denoise(self.z1, self.condition, steps=len(sigmas) - 1)
+            return reasoner.predict_clean(latents, sigmas[-1], self.condition)
+        return reasoner.predict_clean(latents, sigmas[0], self.condition)
+
+    def _note(self, losses: Tensor, total: Tensor) -> None:
+        """Reads all losses from the device at once, the only wait for it in a step."""
+        value, *per_query = torch.cat([total, losses[0]]).detach().tolist()
+        grade = Grade(self.global_step, value, tuple(per_query))
+        self.grades.append(grade)
+        for logger in self.loggers:
+            logger.log_metrics(metrics(grade), grade.step)
+
+    def _test(self) -> None:
+        if not math.isfinite(self.grades[-1].total):
+            self.stop = NON_FINITE
+            self.trainer.should_stop = True
+            self.restore()
+            return
+        self._last_finite = [parameter.detach().clone() for parameter in self.lora]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if hasattr(callback, "on_graded"):
+                callback.on_graded(self.trainer, self)
+
+    def _step(self, total: Tensor) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        with self.timer("backward"):
+            optimizer.zero_grad()
+            self.manual_backward(total.sum())
+        with self.timer("step"):
+            nn.utils.clip_grad_norm_(self.lora, self.settings.clip_norm)
+            optimizer.step()
+
+    # The end
+
+    def on_train_end(self) -> None:
+        """The weights after the last step were never graded by the loop: grade them, so that all that is kept is."""
+        if self.stop == ALL_STEPS and self.grades[-1].step < self.global_step:
+            self._note(*self.evaluate())
+            if not math.isfinite(self.grades[-1].total):
+                self.stop = NON_FINITE
+                self.restore()
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[Tensor, Tensor]:
+        """As ``losses``, of the weights as they are, without gradients."""
+        return self.losses()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Back to the last weights whose loss was finite."""
+        for parameter, value in zip(self.lora, self._last_finite):
+            parameter.copy_(value)
+
+    @property
+    def kept(self) -> Grade:
+        """The grade of the weights that are kept: the last finite one (or the first, if none is)."""
+        finite = [grade for grade in self.grades if math.isfinite(grade.total)]
+        return finite[-1] if finite else self.grades[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> TestTimeTraining:
+        """Stays where it is: a trainer moves its module to its device and back to the CPU, but the adapter's weights
+        must stay in float32 beside the frozen layers they adapt."""
+        return self
+
+
+def metrics(grade: Grade) -> dict[str, float]:
+    """One named number per curve."""
+    p_goal, *p_process = grade.p_yes
+    named = {f"p_yes/process_{number}": p for number, p in enumerate(p_process, start=1)}
+    return {"loss": grade.total, "p_yes/goal": p_goal, **named}
+
+
+def sample_frames(count: int, total: int) -> list[int]:
+    """K uniformly sampled frame numbers of a video, first and last included: round(linspace(0, total-1, K))."""
+    return torch.linspace(0, total - 1, count, dtype=torch.float64).round().long().tolist()

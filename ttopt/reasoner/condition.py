@@ -1,0 +1,140 @@
+"""What the reasoner is conditioned on, computed once per sample: text and the clean first latent frame."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ttopt.errors import UserError
+from ttopt.sample import Sample
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+    from transformers import UMT5EncoderModel
+
+TEXT_TOKENS = 512  # Wan was trained with text embeddings zero-padded to this length
+
+
+@dataclass
+class Condition:
+    """Condition of B videos of one size.
+
+    ``text`` (B, L, D) in the transformer's dtype, zeros after each prompt's end; ``first_frame``
+    (B, C, 1, h, w) float32 normalised latents, or None for text-to-video; ``shape`` (C, T, h, w) of one
+    video's latents.
+    """
+
+    text: Tensor
+    first_frame: Tensor | None
+    shape: tuple[int, int, int, int]
+
+    def __len__(self) -> int:
+        return self.text.shape[0]
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+        first_frame = None if self.first_frame is None else self.first_frame.to(device)
+        return Condition(self.text.to(device), first_frame, self.shape)
+
+    def expand(self, count: int) -> Condition:
+        """One video's condition for ``count`` videos, as views; raises ValueError when B is not 1."""
+        if len(self) == count:
+            return self
+        if len(self) != 1:
+            raise ValueError(f"a condition of {len(self)} videos cannot serve {count} videos")
+        first_frame = None if self.first_frame is None else self.first_frame.expand(count, -1, -1, -1, -1)
+        return Condition(self.text.expand(count, -1, -1), first_frame, self.shape)
+
+    def select(self, indices: Sequence[int]) -> Condition:
+        """The condition of some of the videos, in the order of ``indices``."""
+        rows = list(indices)
+        first_frame = None if self.first_frame is None else self.first_frame[rows]
+        return Condition(self.text[rows], first_frame, self.shape)
+
+
+def clean_prompt(prompt: str) -> str:
+    """Repair, HTML-unescape and single-space a prompt, as the diffusers Wan pipelines do before tokenising.
+
+    Without the optional package ftfy the repair of broken Unicode and of curly quotes is skipped.
+    """
+    try:
+        import ftfy
+    except ImportError:
+        pass
+    else:
+        prompt = ftfy.fix_text(prompt)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+
+
+def embed_prompts(
+    prompts: Sequence[str],
+    tokenizer: Any,
+    text_encoder: UMT5EncoderModel,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Tensor:
+    """Text embeddings (B, L, D) with zeros after each prompt's end.
+
+    L is the tokenizer's model_max_length, at most 512. The Wan transformer has no text mask: it was trained
+    to see these zeros, so the padding is part of the model.
+    """
+    length = min(TEXT_TOKENS, int(tokenizer.model_max_length))
+    tokens = tokenizer(
+        [clean_prompt(prompt) for prompt in prompts],
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        add_special_tokens=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    encoder_device = next(text_encoder.parameters()).device
+    mask = tokens.attention_mask.to(encoder_device)  # (B, L)
+    hidden: Tensor = text_encoder(tokens.input_ids.to(encoder_device), mask).last_hidden_state  # (B, L, D)
+    return hidden.masked_fill(mask.unsqueeze(-1) == 0, 0.0).to(device=device, dtype=dtype)
+
+
+def encode_first_frame(images: Tensor, vae: AutoencoderKLWan) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] -> latents (B, C, 1, h, w) float32: posterior mode, (z - mean) / std."""
+    mean, inverse_std = latent_statistics(vae, images.device)
+    pixels = (2.0 * images - 1.0).unsqueeze(2).to(vae.dtype)  # (B, 3, 1, H, W)
+    latents: Tensor = vae.encode(pixels).latent_dist.mode().float()
+    return (latents - mean) * inverse_std
+
+
+def latent_statistics(vae: AutoencoderKLWan, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Mean and 1/std of the latents, each (1, C, 1, 1, 1) float32."""
+    mean = torch.tensor(vae.config["latents_mean"], device=device).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config["latents_std"], device=device).view(1, -1, 1, 1, 1)
+    return mean, 1.0 / std
+
+
+def latent_shape(sample: Sample, vae: AutoencoderKLWan, patch: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    """Latent shape (C, T, h, w) of a sample's video; UserError for a size the model cannot represent."""
+    space, time = vae.config["scale_factor_spatial"], vae.config["scale_factor_temporal"]
+    multiple = space * patch[1]
+    if sample.height % multiple or sample.width % multiple:
+        raise UserError(
+            f"sample {sample.id}: {sample.width}x{sample.height} pixels; "
+            f"this model needs width and height to be multiples of {multiple}"
+        )
+    frames = (sample.frames - 1) // time + 1
+    return vae.config["z_dim"], frames, sample.height // space, sample.width // space
+
+
+def check_same_format(samples: Sequence[Sample]) -> None:
+    """Raise UserError unless all samples fit one batch: same frames and size, all or none with an image."""
+    if not samples:
+        raise UserError("no samples: give at least one")
+    formats = {(s.frames, s.height, s.width, s.image is not None) for s in samples}
+    if len(formats) > 1:
+        raise UserError(
+            f"samples {samples[0].id}...{samples[-1].id} differ in frames, size or having a first image; "
+            "run samples of different formats one at a time"
+        )

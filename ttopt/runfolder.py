@@ -1,0 +1,102 @@
+"""A run's folder: its configuration, and one finished folder per sample.
+
+runs/x/config.yaml            the settings of the run
+runs/x/samples/<id>/          complete, or absent: written beside and renamed
+runs/x/wandb/                 offline W&B runs
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import yaml
+
+from ttopt.config import FitSettings, flat, to_dict, to_yaml
+from ttopt.errors import UserError
+from ttopt.result import FILE, Result
+
+CONFIG = "config.yaml"
+# What may change between two calls: it decides neither a sample's result nor which result belongs to which sample.
+FREE = ("run_dir", "limit", "logging.")
+
+
+class RunFolder:
+    """Opens or makes the folder of a run.
+
+    Raises UserError if it cannot be written, belongs to something else, or to a run with another configuration.
+    """
+
+    def __init__(self, path: Path, settings: FitSettings) -> None:
+        self.path = path
+        config = path / CONFIG
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+            if config.exists():
+                _compare(config, settings)
+            elif any(path.iterdir()):
+                raise UserError(f"{path} is not empty and no run's folder (it has no {CONFIG}); give another --run-dir")
+            else:
+                config.write_text(to_yaml(settings), encoding="utf-8")
+            self.samples = path / "samples"
+            self.samples.mkdir(exist_ok=True)
+
+    def finished(self, sample_id: str) -> Result | None:
+        """The sample's result if an earlier call finished it."""
+        folder = self.samples / sample_id
+        return Result.load(folder) if (folder / FILE).exists() else None
+
+    @contextmanager
+    def sample(self, sample_id: str) -> Iterator[Path]:
+        """A temporary folder that becomes the sample's folder if all goes well, and vanishes if not."""
+        # A leading dot cannot begin a sample's id.
+        working = self.samples / f".{sample_id}.{os.getpid()}"
+        with writing(self.path):
+            shutil.rmtree(working, ignore_errors=True)
+            working.mkdir()
+        try:
+            yield working
+            with writing(self.path):
+                final = self.samples / sample_id
+                if final.exists():
+                    raise UserError(f"{final} exists already; another run wrote it, give another --run-dir")
+                working.rename(final)
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+
+def new_path(parent: Path = Path("runs")) -> Path:
+    """A folder name that nothing has yet, e.g. runs/fit-20261120-074233."""
+    stem = parent / f"fit-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = stem, 2
+    while path.exists():
+        path, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns a failure to write under ``path`` into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot write to {path} ({reason}); give a --run-dir that can be written") from error
+
+
+def _compare(config: Path, settings: FitSettings) -> None:
+    try:
+        old = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
+        raise UserError(f"{config} cannot be read as a run's configuration; give another --run-dir") from error
+    new = flat(to_dict(settings))
+    for key in new:
+        if not key.startswith(FREE) and (key not in old or old[key] != new[key]):
+            raise UserError(
+                f"{config.parent} holds a run with another configuration: {key} was {old.get(key)!r}, now it is "
+                f"{new[key]!r}; set it back, or give another --run-dir"
+            )

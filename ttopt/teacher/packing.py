@@ -1,0 +1,161 @@
+"""Many questions behind one video: [prefix with the video | question 1 | question 2 | ...] in one forward.
+
+A question's tokens see the prefix and themselves, never another question, and its positions restart behind
+the prefix: each question gets exactly the result it would get alone, and the prefix is computed once for all.
+
+Shapes: B rows, Q questions a row, A answer tokens, S tokens of the longest row, P prefix tokens,
+D hidden size, V vocabulary; T x h x w vision patches of width C.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+
+from ttopt.errors import UserError
+from ttopt.teacher.vision import Grid
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The tokens every question shares: chat opening and video."""
+
+    ids: Tensor  # (P,) int64
+    positions: Tensor  # (3,P) int64: Qwen3-VL's temporal, vertical, horizontal rotary positions
+    video: Tensor  # (V,) int64: where the vision tokens are
+    next_position: int  # where the text behind the prefix goes on
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One forward's worth of rows, padded to S tokens."""
+
+    ids: Tensor  # (B,S) int64
+    positions: Tensor  # (3,B,S) int64
+    mask: Tensor  # (B,1,S,S) bool, True = may attend
+    video: Tensor  # (V,) int64: where the vision tokens are, the same in every row
+    spans: Tensor  # (B,Q,2) int64: [first, end) token of each question
+    answers: Tensor  # (B,Q,A) int64: the tokens whose logits predict the answer
+
+    def to(self, device: torch.device) -> Packed:
+        return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+
+def make_prefix(ids: Sequence[int], video_id: int, grid: tuple[int, int], frames: int) -> Prefix:
+    """Positions of a prefix with one video of ``frames`` temporal patches, each ``grid`` (h, w) tokens.
+
+    Text advances all three axes by one a token; the tokens of a temporal patch share the temporal position,
+    spread over the other two, and advance all by max(h, w). Equals Qwen3VLModel.get_rope_index.
+    """
+    h, w = grid
+    tokens = torch.tensor(ids, dtype=torch.int64)
+    video = (tokens == video_id).nonzero()[:, 0]
+    assert len(video) == frames * h * w, "the prompt must hold exactly one slot per vision token"
+    starts = video[:: h * w]
+    positions = torch.empty(3, len(tokens), dtype=torch.int64)
+    corner = torch.cartesian_prod(torch.arange(1), torch.arange(h), torch.arange(w)).T  # (3,h*w)
+    at, done = 0, 0  # next position, tokens placed
+    for start in starts.tolist():
+        positions[:, done:start] = torch.arange(at, at + start - done)
+        at += start - done
+        positions[:, start : start + h * w] = corner + at
+        at += max(h, w)
+        done = start + h * w
+    positions[:, done:] = torch.arange(at, at + len(tokens) - done)
+    return Prefix(tokens, positions, video, at + len(tokens) - done)
+
+
+def pack(prefix: Prefix, questions: Sequence[Sequence[Sequence[int]]], answer: Sequence[int]) -> Packed:
+    """Rows of the prefix and Q questions each; ``questions[b][q]`` are the token ids behind the prefix.
+
+    The answer's tokens but the last follow each question (teacher forcing): all of them are predicted.
+    Shorter rows are filled with token 0, which only filling attends to.
+    """
+    forced = list(answer[:-1])
+    rows: list[list[int]] = []
+    ends: list[list[int]] = []
+    for row in questions:
+        rows.append([])
+        ends.append([])
+        for question in row:
+            rows[-1] += [*question, *forced]
+            ends[-1].append(len(rows[-1]))
+    b, p, longest = len(rows), len(prefix.ids), max(map(len, rows))
+    tail = torch.tensor([ids + [0] * (longest - len(ids)) for ids in rows])  # (B,S-P)
+    end = torch.tensor(ends)  # (B,Q), counted from the end of the prefix
+    start = torch.cat([torch.zeros_like(end[:, :1]), end[:, :-1]], dim=1)
+    index = torch.arange(longest)
+    owner = (index[:, None] >= end[:, None, :]).sum(2)  # (B,S-P) question of each token, Q = filling
+    first = torch.cat([start, end[:, -1:]], dim=1).gather(1, owner)
+    places = (index - first + prefix.next_position).expand(3, b, longest)
+
+    owner = torch.cat([torch.full((b, p), -1), owner], dim=1)  # -1 = prefix, which every token sees
+    seen = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] < 0)
+    return Packed(
+        ids=torch.cat([prefix.ids.expand(b, p), tail], dim=1),
+        positions=torch.cat([prefix.positions[:, None].expand(3, b, p), places], dim=2),
+        mask=seen.tril()[:, None],
+        video=prefix.video,
+        spans=torch.stack([start, end], dim=2) + p,
+        answers=end[:, :, None] + (p - len(answer)) + torch.arange(len(answer)),
+    )
+
+
+@dataclass(frozen=True)
+class PackedOutput:
+    """What one packed forward computed; differentiable in the frames and in the teacher's weights."""
+
+    hidden: Tensor  # (B,S,D) last hidden states of all tokens
+    answer_logits: Tensor  # (B,Q,A,V) logits that predict the answer's tokens
+    patches: Tensor  # (B,T*h*w,C) the vision tower's last states before merging, in Qwen's merge-block order
+    grid: Grid  # (T,h,w) patches of one video
+    packed: Packed
+
+    @property
+    def logits(self) -> Tensor:
+        """(B,Q,V) logits of the answer's first token."""
+        return self.answer_logits[:, :, 0]
+
+    @property
+    def answer_hidden(self) -> Tensor:
+        """(B,Q,D) hidden states the answer's first token is predicted from."""
+        return at(self.hidden, self.packed.answers[:, :, 0])
+
+    @property
+    def patch_map(self) -> Tensor:
+        """(B,T,h,w,C) vision states in image order."""
+        t, h, w = self.grid
+        merge = math.isqrt(t * h * w // len(self.packed.video))  # merge x merge patches a vision token
+        order = "b (t h w mh mw) c -> b t (h mh) (w mw) c"
+        return rearrange(self.patches, order, t=t, h=h // merge, mh=merge, mw=merge)
+
+
+def at(hidden: Tensor, index: Tensor) -> Tensor:
+    """(B,S,D) at (B,...) -> (B,...,D)."""
+    rows = torch.arange(len(hidden), device=hidden.device).view(-1, *[1] * (index.dim() - 1))
+    return hidden[rows, index]
+
+
+@torch.no_grad()
+def check_masks(model: Qwen3VLForConditionalGeneration) -> None:
+    """Raises UserError if a token's result depends on one the mask hides from it, as in recurrent layers."""
+    language, device = model.model.language_model, model.device
+    mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=device)
+    ids = torch.tensor([[0, 1, 2], [0, 3, 2]], device=device)  # differ in the hidden middle token only
+    out = language(
+        inputs_embeds=language.embed_tokens(ids),
+        position_ids=torch.tensor([0, 1, 1], device=device).expand(3, 2, 3),
+        attention_mask=mask.expand(2, 1, 3, 3),
+        use_cache=False,
+    ).last_hidden_state
+    if not torch.allclose(out[0, 2], out[1, 2], atol=1e-3):
+        raise UserError(
+            f"the layers of {type(model).__name__} ignore attention masks, so packed questions would leak "
+            "into each other; use a Qwen3-VL teacher"
+        )

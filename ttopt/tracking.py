@@ -1,0 +1,102 @@
+"""Weights & Biases: one run per sample, never in the way.
+
+Offline runs lie in the run folder; ``wandb sync runs/x/wandb/offline-*`` uploads them later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import netrc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ttopt.config import FitSettings, to_dict
+from ttopt.result import Result
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+SECONDS_TO_CONNECT = 20.0
+SECONDS_TO_FINISH = 120.0
+
+
+def wandb_mode(wanted: str) -> str:
+    """ "auto" becomes what WANDB_MODE says, else "online" with a W&B key and "offline" without."""
+    if wanted != "auto":
+        return wanted
+    if "WANDB_MODE" in os.environ:
+        mode = os.environ["WANDB_MODE"]
+        return mode if mode in {"online", "disabled"} else "offline"
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@contextmanager
+def wandb_run(settings: FitSettings, name: str, folder: Path, queries: Any = None) -> Iterator[WandbLogger | None]:
+    """A Lightning logger on a W&B run of its own, finished on leaving; None if W&B is disabled.
+
+    Without a connection the run goes offline; W&B never ends the work.
+    """
+    mode = wandb_mode(settings.logging.wandb)
+    if mode == "disabled":
+        yield None
+        return
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    def start(mode: Any) -> Any:
+        return wandb.init(
+            project=settings.logging.project,
+            name=name,
+            group=folder.name,
+            config=to_dict(settings),
+            dir=folder,
+            mode=mode,
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=SECONDS_TO_CONNECT,
+                finish_timeout=SECONDS_TO_FINISH,
+                disable_git=True,
+                disable_code=True,
+                x_disable_stats=True,
+            ),
+        )
+
+    try:
+        run = start(mode)
+    except Exception:  # wandb raises many unrelated types, all of which mean: no connection
+        run = start("offline")
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step")
+    try:
+        yield WandbLogger(experiment=run)
+    finally:
+        run.finish()
+
+
+def log_result(logger: WandbLogger | None, result: Result, folder: Path) -> None:
+    """The two videos, handed over as files, and the numbers of result.json as the run's summary."""
+    if logger is None:
+        return
+    import wandb
+
+    run = logger.experiment
+    run.log({name: wandb.Video(str(folder / f"{name}.mp4"), format="mp4") for name in ("base", "video")})
+    numbers = dataclasses.asdict(result)
+    run.summary.update({key: numbers[key] for key in ("queries", "steps", "stop", "drift", "lora_norm", "hacked")})
+    run.summary.update(
+        {key: numbers[key] for key in ("prediction_after", "video_before", "video_after", "score_after")}
+    )

@@ -1,0 +1,76 @@
+"""Frames to and from files: mp4 (H.264) with exact frame counts, PNG without loss."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ttopt.errors import UserError
+
+CRF = "12"  # visually lossless; chain tensors or PNG files where the last bit counts
+
+
+def write_video(path: Path, video: Tensor, fps: int) -> None:
+    """Writes ``video`` (T,3,H,W), float in [0,1], H and W even, as an mp4 of exactly T frames."""
+    frames = to_uint8(video)
+    _, height, width, _ = frames.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"H.264 needs even sizes, got {height}x{width}")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": CRF, "preset": "medium"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def read_video(path: Path) -> Tensor:
+    """All frames of a video file, (T,3,H,W) float32 in [0,1]. Raises UserError for what is no video."""
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise UserError(f"{path} cannot be read as a video ({error}); give an mp4 file") from error
+    if not frames:
+        raise UserError(f"{path} holds no video frames; give an mp4 file")
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+
+
+def write_image(path: Path, image: Tensor) -> None:
+    """Writes ``image`` (3,H,W), float in [0,1], as a PNG."""
+    Image.fromarray(to_uint8(image[None])[0]).save(path, format="PNG")
+
+
+def read_image(path: Path, height: int, width: int) -> Tensor:
+    """An image file, cropped to the aspect and resized: (3,height,width) float32 in [0,1].
+
+    An image that already has that size is returned bit by bit. Raises UserError for what is no image.
+    """
+    if not path.is_file():
+        raise UserError(f"image {path}: there is no such file; check --sample.image")
+    if path.stat().st_size == 0:
+        raise UserError(f"image {path} is empty; give a PNG or JPEG file")
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"image {path} cannot be read as an image; give a PNG or JPEG file") from error
+    image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def strip(video: Tensor) -> Tensor:
+    """Frames side by side: (T,3,H,W) -> (3,H,T*W)."""
+    return torch.cat(list(video), dim=-1)
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """(T,3,H,W) float in [0,1] -> (T,H,W,3) uint8."""
+    scaled = (video.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())

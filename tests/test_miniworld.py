@@ -1,8 +1,9 @@
-"""The sprite world: right answers pass, every kind of wrong one fails for the right rule, and splits differ as promised."""
+"""The sprite world: right answers pass, each wrong one fails for the right rule, splits differ as promised."""
 
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_the_same_arguments_give_the_same_samples() -> None:
 def test_out_of_distribution_is_longer_and_has_unseen_colour_pairs() -> None:
     def way(task: Task) -> int:
         track = task.actors[0].track
-        return sum(distance(a, b) for a, b in zip(track, track[1:]))
+        return sum(distance(a, b) for a, b in pairwise(track))
 
     def rare(task: Task) -> bool:
         subject = COLOUR_NAMES.index(sprite_colour(task.actors[0].sprite))

@@ -1,6 +1,6 @@
 """One sample -> one Trainer -> one result folder.
 
-video.mp4  base.mp4        the optimised video, and the frozen model's from the same noise
+video.mp4  base.mp4        the optimised video, and the frozen model's from the same noise; before_after.png
 curves.csv  curves.png     loss and P("Yes") of every query at every step
 previews/  adapter/        what the teacher saw; the LoRA
 result.json  config.yaml   numbers, seeds, versions; the settings
@@ -27,6 +27,7 @@ from ttopt import metrics
 from ttopt.config import EMBEDDED, WEIGHTS, FitSettings, to_yaml
 from ttopt.errors import UserError
 from ttopt.module import Decoder, Grade, Reward, TestTimeTraining, sample_frames
+from ttopt.picture import before_after
 from ttopt.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
 from ttopt.result import ACCEPTED, Result, Scored, versions
 from ttopt.reward import multi_vqa_loss
@@ -144,6 +145,7 @@ def fit_sample(
     with timer("write"), writing(folder):
         write_video(folder / "base.mp4", base, sample.fps)
         write_video(folder / "video.mp4", video, sample.fps)
+        before_after(folder / "before_after.png", sample.prompt, base, video, (scores[0], scores[1]))
         (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
 
     has_image = sample.image is not None

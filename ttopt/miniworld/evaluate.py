@@ -24,7 +24,7 @@ from ttopt.errors import UserError
 from ttopt.fit import seed_of
 from ttopt.miniworld.training.vae import encode
 from ttopt.module import sample_frames
-from ttopt.reasoner import Reasoner, Schedule
+from ttopt.reasoner import Reasoner, Schedule, StandardDecoder
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.reasoner.condition import latent_statistics
 from ttopt.reward import multi_vqa_loss
@@ -41,11 +41,14 @@ class Evaluation:
     def __init__(self, settings: FitSettings, weights: Path, teacher: Path, seeds: int, true_queries: bool) -> None:
         self.settings, self.seeds, self.true_queries = settings, seeds, true_queries
         r = settings.reasoner
+        light = weights / "light_decoder" if settings.decoder.kind == "light" else None
         self.reasoner = Reasoner.load(
-            weights / "reasoner", schedule=Schedule(tuple(r.sigmas), r.renoise), light_decoder=weights / "light_decoder"
+            weights / "reasoner",
+            schedule=Schedule(tuple(r.sigmas), r.renoise),
+            transformer=r.transformer,
+            light_decoder=light,
         )
-        assert self.reasoner.light_decoder is not None
-        self.decoder = self.reasoner.light_decoder
+        self.decoder = self.reasoner.light_decoder or StandardDecoder(self.reasoner.vae)
         self.teacher = Teacher.load(teacher)
 
     def queries(self, sample: Sample) -> Queries:
@@ -161,10 +164,15 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
         gain = values - single[have]
         better, worse = int((gain > 0).sum()), int((gain < 0).sum())
         out[name] = {
-            "n": len(have), "success": round(float(values.mean()), 4), "interval": [round(x, 3) for x in interval(values)],
-            "gain": round(float(gain.mean()), 4), "gain_interval": [round(x, 3) for x in interval(gain)],
-            "repaired": better, "broken": worse, "p": round(mcnemar(better, worse), 5),
-        }  # fmt: skip
+            "n": len(have),
+            "success": round(float(values.mean()), 4),
+            "interval": [round(x, 3) for x in interval(values)],
+            "gain": round(float(gain.mean()), 4),
+            "gain_interval": [round(x, 3) for x in interval(gain)],
+            "repaired": better,
+            "broken": worse,
+            "p": round(mcnemar(better, worse), 5),
+        }
     accepted = [r for r in rows if r["accepted"]]
     out["accepted"] = round(len(accepted) / len(rows), 4)
     out["hacked"] = round(1 - sum(r["ours"] for r in accepted) / max(1, len(accepted)), 4)
@@ -183,8 +191,8 @@ def show(out: dict[str, object]) -> None:
             low, high = value["gain_interval"]
             print(
                 f"{name:18s} {value['success']:.3f} [{value['interval'][0]:.3f}, {value['interval'][1]:.3f}]  "
-                f"gain {value['gain']:+.3f} [{low:+.3f}, {high:+.3f}]  repaired/broken {value['repaired']}/{value['broken']} "
-                f"p {value['p']:.4f}  n {value['n']}"
+                f"gain {value['gain']:+.3f} [{low:+.3f}, {high:+.3f}]  "
+                f"repaired/broken {value['repaired']}/{value['broken']} p {value['p']:.4f}  n {value['n']}"
             )
         else:
             print(f"{name:18s} {value}")

@@ -76,7 +76,7 @@ class Visits:
         )
 
     def truth(self, reading: Reading) -> Tensor:
-        visited = reading.sprite[:, :-1, self.first[1], self.sprite].amax(1)
+        visited = reading.trace[:, :-1, self.first[1], self.sprite].amax(1)
         return torch.minimum(visited, reading.sprite[:, -1, self.second[1], self.sprite])
 
 

@@ -100,17 +100,23 @@ class Reading:
 
     ``sprite`` (N, T, 36, 19) and ``ground`` (N, T, 36, 8) hold soft presences in [0, 1]; above 0.5 counts as present.
     A sprite is present when it explains at least 60 % of its own contrast and no other sprite explains the cell better.
+    ``trace`` (N, T, 36, 19) is a milder presence for sprites in transit, which every few-step model blurs: 40 % of the
+    contrast, and the best among sprites though perhaps not better than an empty cell.
     """
 
     sprite: Tensor
     ground: Tensor
+    trace: Tensor
+
+    def __getitem__(self, rows: slice) -> Reading:
+        return Reading(self.sprite[rows], self.ground[rows], self.trace[rows])
 
     def codes(self) -> Tensor:
         """Most likely code per cell, (N, T, 36) int64."""
         return self.ground.argmax(-1) * SPRITES + self.sprite.argmax(-1)
 
 
-QUALITY, QUALITY_WIDTH, MARGIN_WIDTH = 0.6, 0.05, 0.1
+QUALITY, TRACE_QUALITY, QUALITY_WIDTH, MARGIN_WIDTH = 0.6, 0.4, 0.05, 0.1
 _FLAT = TEMPLATES.reshape(CODES, -1)
 _CONTRAST = (TEMPLATES.reshape(GROUNDS, SPRITES, -1) - TEMPLATES.reshape(GROUNDS, SPRITES, -1)[:, :1]).square().sum(-1)
 
@@ -127,7 +133,12 @@ def read(frames: Tensor) -> Reading:
     presence = torch.sigmoid((quality - QUALITY) / QUALITY_WIDTH) * torch.sigmoid(margin / MARGIN_WIDTH)
     presence[..., NONE] = torch.sigmoid(margin[..., NONE] / MARGIN_WIDTH)
     ground = torch.sigmoid(_margin(distance.amin(-1)) / MARGIN_WIDTH)
-    return Reading(presence, ground)
+    trace = torch.zeros_like(presence)
+    among = _margin(distance.amin(-2)[..., 1:])
+    trace[..., 1:] = torch.sigmoid((quality[..., 1:] - TRACE_QUALITY) / QUALITY_WIDTH) * torch.sigmoid(
+        (among + MARGIN_WIDTH) / MARGIN_WIDTH
+    )
+    return Reading(presence, ground, trace)
 
 
 def _margin(distance: Tensor) -> Tensor:

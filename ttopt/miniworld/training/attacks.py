@@ -1,8 +1,8 @@
 """Latents that real test-time optimisation makes against the current teacher: the hardest examples it has to read.
 
-Instances run side by side, each with its own LoRA. Their one-step predictions along the way and their final videos become
-training data, labelled by the rules and not by what the teacher believes. Runs started from a randomly disturbed student
-add the mistakes that a weaker reasoner would make.
+Instances run side by side, each with its own LoRA. Their one-step predictions along the way and their final videos
+become training data, labelled by the rules and not by what the teacher believes. Runs started from a randomly disturbed
+student add the mistakes that a weaker reasoner would make.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ttopt.miniworld.tokenizer import reasoner_tokenizer
 from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict
 from ttopt.miniworld.world import FPS, FRAMES
 from ttopt.reasoner.batched import BatchedAdapter
-from ttopt.reasoner.light_decoder import LightDecoder
+from ttopt.reasoner.decoder import StandardDecoder
 from ttopt.teacher.teacher import Teacher
 
 SIZE = 12
 
 
 class Attacker:
-    """Student, light decoder and a batch of adapters; ``run`` makes one shard of the pool."""
+    """Student, decoder and a batch of adapters; ``run`` makes one shard of the pool."""
 
-    def __init__(self, student: Path, light: LightDecoder, first_frames: FirstFrames) -> None:
+    def __init__(self, student: Path, decoder: StandardDecoder, first_frames: FirstFrames) -> None:
         transformer, encoder = load(student)
         self.transformer: WanTransformer3DModel = transformer.eval().requires_grad_(False)
         self.encoder: UMT5EncoderModel = encoder.eval().requires_grad_(False)
         self.tokenizer = reasoner_tokenizer(TEXT_LENGTH)
-        self.light, self.first_frames = light, first_frames
+        self.decoder, self.first_frames = decoder, first_frames
         self.clean = {name: p.clone() for name, p in self.transformer.named_parameters()}
         self.adapter = BatchedAdapter(self.transformer, SIZE)
 
@@ -82,7 +82,7 @@ class Attacker:
             clean = predict(self.transformer, noise, sigma, first, text)
             if step in (0, steps // 3, 2 * steps // 3, steps - 1):
                 kept.append(clean.detach())
-            result = teacher.forward_packed(self.light(clean, range(FRAMES)), questions, FPS, range(FRAMES))
+            result = teacher.forward_packed(self.decoder(clean, range(FRAMES)), questions, FPS, range(FRAMES))
             yes = teacher.answer_ids[0]
             losses = -result.logits.log_softmax(-1)[..., yes]  # (SIZE, count)
             weights = torch.tensor([0.5] + [0.5 / (count - 1)] * (count - 1))

@@ -1,8 +1,8 @@
 """The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching, then step distillation.
 
 Stage ``student`` is ordinary flow matching on right videos. Stage ``distill`` teaches the few noise levels of the
-shipped schedule: the model meets its own partly denoised latents there, and low noise levels also see *wrong* videos that
-they must keep as they are, so that the first step decides what happens and the later ones only refine it.
+shipped schedule: the model meets its own partly denoised latents there, and low noise levels also see *wrong* videos
+that they must keep as they are, so that the first step decides what happens and the later ones only refine it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Bank:
         return F.pad(1 + 3 * moving, (0, 0, 0, 0, 1, 0), value=0.0)
 
     def roles(self) -> Tensor:
-        """Role of each cell in the first frame, (n, 36): 0 nothing, 1 subject, 2 target, 3 second subject, 4 second target."""
+        """Role of each cell in the first frame, (n, 36): nothing, subject, target, second subject, second target."""
         out = torch.zeros(len(self.tasks), 36, dtype=torch.long)
         for row, task in zip(out, self.tasks, strict=True):
             if task.family == "visit":
@@ -129,7 +129,7 @@ def predict(transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, fi
 
 
 class RoleHeads(nn.Module):
-    """Training-only classifiers of each cell's role on the first blocks' tokens: they make words bind to objects early."""
+    """Training-only classifiers of each cell's role on early tokens: they make words bind to objects early."""
 
     def __init__(self, transformer: WanTransformer3DModel, blocks: tuple[int, ...] = (1, 2, 3)) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
 """The teacher: a tiny Qwen3-VL that answers yes/no questions about sprite videos and writes them for a prompt.
 
-Its gradient matters more than its accuracy: an ordinarily trained teacher is easily fooled by the reasoner it grades. So it
-trains adversarially. Every batch of latents is shown several times; the gradient that trains the weights also moves the
-latents towards what fools the teacher ("free" adversarial training, Shafahi et al. 2019), and every moved video is
-labelled anew by the rules, because a large move may change the truth. A second process (attacks.py) adds what real
-test-time optimisation against the newest teacher produces.
+Its gradient matters more than its accuracy: an ordinarily trained teacher is easily fooled by the reasoner it grades.
+So it trains adversarially. Every batch of latents is shown several times; the gradient that trains the weights also
+moves the latents towards what fools the teacher ("free" adversarial training, Shafahi et al. 2019), and every moved
+video is labelled anew by the rules, because a large move may change the truth. attacks.py adds what real test-time
+optimisation against the current teacher produces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,14 +32,13 @@ from ttopt.miniworld.tokenizer import phrases, teacher_tokenizer
 from ttopt.miniworld.training.attacks import Attacker, FirstFrames
 from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate
 from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
-from ttopt.miniworld.training.vae import decode
 from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, Reading, read, render, sprite, sprite_shape
-from ttopt.reasoner.light_decoder import LightDecoder
+from ttopt.reasoner import LightDecoder, StandardDecoder
+from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
-from ttopt.teacher import PackedOutput, Teacher
 
-STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 11000, 1500, 90, 8, 5, 3, 8e-4
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 9000, 1500, 120, 8, 5, 3, 8e-4
 PROMPTS = Prompts(question="{question}", queries="Write questions. {prompt}", timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
 
@@ -53,19 +51,39 @@ def build() -> Teacher:
         for name in ("vision_start", "vision_end", "video_pad", "image_pad")
     }
     config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4,
-            num_key_value_heads=4, head_dim=32, max_position_embeddings=1024, tie_word_embeddings=True,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        ),
-        vision_config=dict(
-            depth=4, hidden_size=64, intermediate_size=192, num_heads=4, patch_size=8, temporal_patch_size=2,
-            spatial_merge_size=2, out_hidden_size=128, num_position_embeddings=36, deepstack_visual_indexes=[0, 2],
-        ),
-        vision_start_token_id=ids["vision_start"], vision_end_token_id=ids["vision_end"],
-        video_token_id=ids["video_pad"], image_token_id=ids["image_pad"], tie_word_embeddings=True,
-    )  # fmt: skip
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 320,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 32,
+            "max_position_embeddings": 1024,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "patch_size": 8,
+            "temporal_patch_size": 2,
+            "spatial_merge_size": 2,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 36,
+            "deepstack_visual_indexes": [0, 2],
+        },
+        vision_start_token_id=ids["vision_start"],
+        vision_end_token_id=ids["vision_end"],
+        video_token_id=ids["video_pad"],
+        image_token_id=ids["image_pad"],
+        tie_word_embeddings=True,
+    )
     return Teacher(Qwen3VLForConditionalGeneration(config).train(), tokenizer, prompts=PROMPTS)
 
 
@@ -108,17 +126,13 @@ def ask(task: Task, rng: np.random.Generator) -> Question:
     return Keeps(actor.sprite, actor.track[0])
 
 
-def one_reading(reading: Reading, index: int) -> Reading:
-    return Reading(reading.sprite[index : index + 1], reading.ground[index : index + 1])
-
-
 def choose_questions(
     tasks: list[Task], reading: Reading, rng: np.random.Generator
 ) -> tuple[list[list[Question]], Tensor]:
     """QUESTIONS questions a video, Yes and No about equally often; and their soft truths (B, Q)."""
     rows, truths = [], torch.empty(len(tasks), QUESTIONS)
     for i, task in enumerate(tasks):
-        mine = one_reading(reading, i)
+        mine = reading[i : i + 1]
         asked: dict[str, Question] = {}
         for _ in range(12):
             question = ask(task, rng)
@@ -131,11 +145,6 @@ def choose_questions(
         rows.append([options[int(p)] for p in picked])
         truths[i] = torch.tensor([values[int(p)] for p in picked])
     return rows, truths
-
-
-def truths_of(rows: list[list[Question]], reading: Reading) -> Tensor:
-    """Soft truths (B, Q) of chosen questions about new readings."""
-    return torch.stack([torch.cat([q.truth(one_reading(reading, i)) for q in row]) for i, row in enumerate(rows)])
 
 
 class Heads(nn.Module):
@@ -290,9 +299,9 @@ class Source:
 def train(
     folder: Path, vae_folder: Path, light_folder: Path, student: Path | None, out: Path, steps: int = STEPS
 ) -> None:
-    """Trains from scratch, or goes on from the run's state; a copy of the current teacher lies in the folder's ``now``.
+    """Trains from scratch, or goes on from the run's state; a copy of the current teacher lies in ``now`` there.
 
-    The first WARM steps see every batch once and need no student; later ones show it REPLAYS times while it is attacked.
+    The first WARM steps see every batch once and need no student; later ones show it REPLAYS times under attack.
     Several processes share the work (see ``average_gradients``).
     """
     torch.manual_seed(4)
@@ -301,7 +310,8 @@ def train(
     mean, std = statistics(vae)
     source = Source(vae, Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors"), folder / "pool")
     hard = [make_task(FAMILIES[i % 5], "teacher_ood", 31, i // 5) for i in range(3000)]
-    attacker = Attacker(student, light, FirstFrames(vae, mean, std)) if student else None
+    decoder = StandardDecoder(vae)
+    attacker = Attacker(student, decoder, FirstFrames(vae, mean, std)) if student else None
     teacher = build()
     heads = Heads(teacher)
     networks = nn.ModuleList([teacher.model, heads])
@@ -322,9 +332,9 @@ def train(
             push = torch.tensor(radius, dtype=torch.float32).view(-1, 1, 1, 1, 1) / (REPLAYS - 1)
             delta = torch.zeros_like(batch.latents)
         latents = (batch.latents + delta).requires_grad_()
-        frames, tasks = light(latents, ALL_FRAMES), list(batch.tasks)
+        frames, tasks = decoder(latents, ALL_FRAMES), list(batch.tasks)
         if replay == 0:
-            frames = mix_in(frames, tasks, batch, lambda z: decode(vae, z * std + mean).clamp(0, 1), hard, rng)
+            frames = mix_in(frames, tasks, batch, light, hard, rng)
         with torch.no_grad():
             reading = read(frames)
         questions, truths = choose_questions(tasks, reading, rng)
@@ -372,16 +382,16 @@ def mix_in(
     frames: Tensor,
     tasks: list[Task],
     batch: Batch,
-    standard: Callable[[Tensor], Tensor],
+    light: LightDecoder,
     hard: list[Task],
     rng: np.random.Generator,
 ) -> Tensor:
-    """Replaces a few light-decoded videos by standard-decoded ones and one by a rendered one (changes ``tasks`` too)."""
+    """Replaces a few videos by light-decoded ones and one by a rendered one (also in ``tasks``)."""
     frames = frames.clone()
     chosen = torch.from_numpy(rng.random(BATCH) < 0.2)
     if chosen.any():
         with torch.no_grad():
-            frames[chosen] = standard(batch.latents[chosen])
+            frames[chosen] = light(batch.latents[chosen], ALL_FRAMES)
     place = int(rng.integers(BATCH))
     if rng.random() < 0.6:
         tasks[place] = hard[int(rng.integers(len(hard)))]

@@ -25,7 +25,8 @@ def build(decoder_dim: int = 16) -> AutoencoderKLWan:
     return AutoencoderKLWan(
         base_dim=8, decoder_base_dim=decoder_dim, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
         temperal_downsample=[True, True], dropout=0.0, latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
-        is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=4, scale_factor_spatial=8,
+        is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+        scale_factor_temporal=4, scale_factor_spatial=8,
     )  # fmt: skip
 
 
@@ -97,7 +98,7 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
 
 
 def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS) -> None:
-    """Trains the decoder on, on whole videos and with the encoder frozen: the latents and all that uses them stay valid."""
+    """Trains the decoder on, on whole videos, with the encoder frozen: latents and what uses them stay valid."""
     from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
 
     torch.manual_seed(5)
@@ -111,12 +112,12 @@ def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS
     run = Run(folder, {"decoder": trained}, optimiser, ema)
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(30_000_000 + step)
-        pick = torch.randint(len(latents), (4,), generator=generator)
+        pick = torch.randint(len(latents), (5,), generator=generator)
         target = render(codes[pick])
         noise = 0.1 * torch.randn(latents[pick].shape, generator=generator)
         error = decode_unclamped(vae, (latents[pick] + noise) * std + mean) - target
         changed = (target - target[:, :1]).abs().amax(2, keepdim=True)
-        weight = 0.3 + target.amax(2, keepdim=True) + 3 * changed
+        weight = 0.3 + target.amax(2, keepdim=True) + 6 * changed
         loss = (weight * (error.abs() + 4 * error.square())).mean()
         set_rate(optimiser, cosine(step, steps, RATE / 2, 30))
         optimiser.zero_grad(set_to_none=True)

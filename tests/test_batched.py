@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_reasoner_folder
 
-from tests.tiny import tiny_reasoner_folder
 from ttopt.batched import optimise_batch
 from ttopt.config import OptimisationSettings
 from ttopt.reasoner import Adapter, BatchedAdapter, Reasoner, Schedule, StandardDecoder
@@ -23,9 +23,8 @@ def reasoner(tmp_path_factory: pytest.TempPathFactory) -> Reasoner:
 
 def test_a_batch_equals_its_samples_one_by_one_and_stops_each_by_itself(reasoner: Reasoner) -> None:
     generator = torch.Generator().manual_seed(0)
-    samples = [
-        Sample(f"s{i}", "move the red square", torch.rand(3, 32, 32, generator=generator), 5, 8, 32, 32) for i in range(3)
-    ]
+    images = torch.rand(3, 3, 32, 32, generator=generator)
+    samples = [Sample(f"s{i}", "move the red square", image, 5, 8, 32, 32) for i, image in enumerate(images)]
     condition = reasoner.condition(samples)
     z1 = reasoner.noise(condition, [1, 2, 3])
     target = torch.randn(z1.shape, generator=generator)

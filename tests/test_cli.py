@@ -62,8 +62,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "empty image": (["fit", "--sample.prompt", "go", "--sample.image", "empty.png"], "empty.png is empty; give a PNG"),
     "no image": (["fit", "--sample.prompt", "go", "--sample.image", "text.png"], "cannot be read as an image; give"),
     "image is a folder": (["fit", "--sample.prompt", "go", "--sample.image", "thesis"], "there is no such file"),
-    "name of a sample": (["fit", "--sample.prompt", "go", "--sample.id", "a/b"], "sample id 'a/b' cannot name a folder"),
-    "odd number of frames": (["fit", "--sample.prompt", "go", "--sample.frames", "10"], "10 frames; Wan videos have 4k+1"),
+    "name of a sample": (
+        ["fit", "--sample.prompt", "go", "--sample.id", "a/b"],
+        "sample id 'a/b' cannot name a folder",
+    ),
+    "odd number of frames": (
+        ["fit", "--sample.prompt", "go", "--sample.frames", "10"],
+        "10 frames; Wan videos have 4k+1",
+    ),
     "unknown family": (["fit", "--families", "[move,juggle]"], "unknown miniworld family 'juggle'; choose from move"),
     "limit 0": (["fit", "--limit", "0"], "limit is 0; give --limit 1 or more"),
     "another configuration": (["fit", "--run-dir", "old", "--seed", "2"], "seed was 1, now it is 2; set it back, or"),
@@ -73,7 +79,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "missing decoder": (["fit", "--decoder.model", "nowhere/light"], "nowhere/light is missing; give"),
     "K larger than the video": (["fit", "--teacher.frames", "10"], "only 9 frames; give --teacher.frames 9 or fewer"),
     "tau below 0": (["fit", "--optimisation.tau", "-1"], "a loss is never below 0; give 0.22"),
-    "read-only output": (["fit", "--run-dir", "/dev/null/run"], "cannot write to /dev/null/run (Not a directory); give"),
+    "read-only output": (
+        ["fit", "--run-dir", "/dev/null/run"],
+        "cannot write to /dev/null/run (Not a directory); give",
+    ),
     "no GPU": (["fit", "--reasoner.device", "cuda:7"], "reasoner.device is cuda:7, but torch finds"),
     "block range": (["fit", "--adapter.blocks", "7-9"], "blocks"),
     "callback": (["fit", "--callbacks", "[{path: nowhere.Mine}]"], "callback nowhere.Mine cannot be made"),
@@ -106,7 +115,9 @@ def test_bad_input(
     assert stderr.startswith("error: ") and stderr.count("\n") == 1, "one line"
 
 
-def test_unwritable_folder(tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_folder(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As on a read-only disk (which the user root never meets)."""
 
     def refuse(self: Path, *args: Any, **kwargs: Any) -> None:

@@ -29,7 +29,8 @@ from ttopt.sample import Sample
 from ttopt.video import read_video
 
 Make = Callable[..., FitSettings]
-FILES = {"video.mp4", "base.mp4", "curves.csv", "curves.png", "result.json", "config.yaml", "adapter", "previews"}
+MEDIA = {"video.mp4", "base.mp4", "before_after.png", "curves.png", "previews"}
+FILES = MEDIA | {"curves.csv", "result.json", "config.yaml", "adapter"}
 
 
 @dataclasses.dataclass(frozen=True)

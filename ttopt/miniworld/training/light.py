@@ -17,7 +17,7 @@ from ttopt.miniworld.training.vae import decode
 from ttopt.miniworld.world import render
 from ttopt.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
-STEPS, BATCH, RATE = 3000, 12, 2e-3
+STEPS, BATCH, RATE = 1700, 12, 2e-3
 CONFIG = LightDecoderConfig(
     channels=(48, 24, 12, 12), latent_channels=16, patch_size=2, space_upscale=(True, True, False)
 )

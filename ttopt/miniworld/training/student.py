@@ -26,7 +26,7 @@ from ttopt.miniworld.world import render
 
 SIGMAS = (1.0, 0.7, 0.45, 0.2)  # the shipped schedule
 TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 128, 4, 6
-STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1500, 16, 1.2e-3
+STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1200, 16, 1.2e-3
 BANK, WRONG = 12000, 5000
 
 

@@ -38,7 +38,7 @@ from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
-STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 9000, 1500, 120, 8, 5, 3, 8e-4
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 6500, 1500, 150, 8, 5, 3, 8e-4
 PROMPTS = Prompts(question="{question}", queries="Write questions. {prompt}", timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
 
@@ -332,7 +332,9 @@ def train(
             push = torch.tensor(radius, dtype=torch.float32).view(-1, 1, 1, 1, 1) / (REPLAYS - 1)
             delta = torch.zeros_like(batch.latents)
         latents = (batch.latents + delta).requires_grad_()
-        frames, tasks = decoder(latents, ALL_FRAMES), list(batch.tasks)
+        pushed = attacked and replay < REPLAYS - 1  # the last showing needs no gradient for a next one
+        with torch.set_grad_enabled(pushed):
+            frames, tasks = decoder(latents, ALL_FRAMES), list(batch.tasks)
         if replay == 0:
             frames = mix_in(frames, tasks, batch, light, hard, rng)
         with torch.no_grad():
@@ -357,7 +359,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(teacher.model.parameters(), 1.0)
         optimiser.step()
         ema.update(teacher.model)
-        if attacked:
+        if pushed:
             gradient = latents.grad
             assert gradient is not None
             gradient = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)

@@ -16,7 +16,7 @@ from ttopt.miniworld.tasks import Task
 from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate, task_bank, world
 from ttopt.miniworld.world import CODES, FRAMES, GRID, SPRITES, TEMPLATES, render
 
-STEPS, POLISH_STEPS, BATCH, RATE, LATENT_NOISE = 3600, 1500, 16, 2.5e-3, 0.08
+STEPS, POLISH_STEPS, BATCH, RATE, LATENT_NOISE = 3600, 3200, 16, 2.5e-3, 0.08
 CROP = 3
 
 

@@ -1,0 +1,94 @@
+"""The shipped models do what their card says, and the whole method runs on them through the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ttopt.batched import optimise_batch
+from ttopt.config import OptimisationSettings, parse_fit
+from ttopt.datasets import miniworld
+from ttopt.fit import Models, load_models, seed_of
+from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.tasks import Task
+from ttopt.miniworld.training.vae import encode
+from ttopt.miniworld.world import FPS, FRAMES, render
+from ttopt.reasoner import BatchedAdapter
+from ttopt.reasoner.condition import latent_statistics
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Models:
+    return load_models(parse_fit(["--config", "mini"]))
+
+
+def test_oracle_loss_ceiling(embedded: Models) -> None:
+    """With the true latents as the loss the loop repairs most failures: it is not the loop that holds results back."""
+    samples = miniworld.samples("ood", ["move", "maze", "recolour"], 91, 12)
+    reasoner = embedded.reasoner
+    condition = reasoner.condition(samples)
+    z1 = reasoner.noise(condition, [seed_of(0, s.id, "noise") for s in samples])
+    mean, inverse_std = latent_statistics(reasoner.vae, "cpu")
+    with torch.no_grad():
+        target = (encode(reasoner.vae, torch.stack([miniworld.true_video(s) for s in samples])) - mean) * inverse_std
+
+    def solved() -> int:
+        with torch.no_grad():
+            videos = reasoner.decode(reasoner.generate(z1, condition))
+        return sum(miniworld.score(s, v).success for s, v in zip(samples, videos, strict=True))
+
+    with embedded.adapter.disabled():
+        before = solved()
+        adapter = BatchedAdapter(reasoner.transformer, len(samples))
+        optimise_batch(
+            reasoner,
+            adapter,
+            embedded.decoder,
+            lambda _, z: (z - target).square().mean((1, 2, 3, 4)),
+            condition,
+            z1,
+            range(FRAMES),
+            OptimisationSettings(steps=20, lr=1e-3, tau=0.0),
+        )
+        after = solved()
+        adapter.remove()
+    assert before < len(samples), "the reasoner must leave something to repair"
+    assert after - before >= 0.5 * (len(samples) - before), (before, after)
+
+
+def test_teacher_writes_the_right_questions(embedded: Models) -> None:
+    samples = miniworld.samples("id", None, 92, 20) + miniworld.samples("ood", None, 92, 20)
+    right = [embedded.teacher.write_queries(s) == miniworld.true_queries(s) for s in samples]
+    assert sum(right) >= 0.95 * len(right), [s.prompt for s, ok in zip(samples, right, strict=True) if not ok]
+
+
+def test_teacher_tells_right_videos_from_wrong_ones(embedded: Models) -> None:
+    rng = np.random.default_rng(0)
+    margins = []
+    for sample in miniworld.samples("id", None, 93, 40):
+        task = sample.answer
+        assert isinstance(task, Task)
+        videos = render(torch.stack([task.codes(), corrupt(task, rng)[1]]))
+        questions = [miniworld.true_queries(sample).all] * 2
+        with torch.no_grad():
+            losses = embedded.teacher.yes_losses(videos, questions, FPS, range(FRAMES))
+        good, bad = losses.amax(1).tolist()  # the worst answer decides
+        margins.append(bad - good)
+    assert np.mean(np.array(margins) > 0) >= 0.8
+
+
+def test_fit_through_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ttopt", "fit", "--limit", "2", "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "id-recolour-0-0000" in done.stdout and str(tmp_path / "run") in done.stdout
+    result = json.loads((tmp_path / "run" / "samples" / "id-move-0-0000" / "result.json").read_text())
+    assert result["score_after"]["rules"] and result["queries"]["process"]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, "a finished run can be called again"

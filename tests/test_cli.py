@@ -23,7 +23,7 @@ def tiny(folders: dict[str, Path]) -> list[str]:
     """Arguments that put the tiny models and given queries in place of the embedded ones."""
     return [
         *("--reasoner.model", str(folders["reasoner"]), "--teacher.model", str(folders["teacher"])),
-        *("--decoder.model", str(folders["light"]), "--optimisation.steps", "2"),
+        *("--decoder.kind", "light", "--decoder.model", str(folders["light"]), "--optimisation.steps", "2"),
         *("--sample.queries.goal", GOAL, "--sample.queries.process", json.dumps(PROCESS)),
     ]
 
@@ -46,7 +46,17 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
     assert samples == ["id-maze-0-0000", "id-move-0-0000", "id-move-0-0001"]
     folder = tmp_path / "run/samples/id-maze-0-0000"
     assert sorted(path.name for path in folder.iterdir()) == [
-        *("adapter", "base.mp4", "config.yaml", "curves.csv", "curves.png", "previews", "result.json", "video.mp4")
+        *(
+            "adapter",
+            "base.mp4",
+            "before_after.png",
+            "config.yaml",
+            "curves.csv",
+            "curves.png",
+            "previews",
+            "result.json",
+            "video.mp4",
+        )
     ]
     with (folder / "curves.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2"]

@@ -334,3 +334,27 @@ def test_one_offline_wandb_run_per_sample(dataset: list[Sample], settings: Make,
         path.name.split("_")[0] for path in (tmp_path / "run/wandb").glob("offline-run-*/files/media/videos/*.mp4")
     }
     assert media == {"base", "video"}
+
+
+def test_wandb_without_a_connection_goes_offline_once(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import wandb
+
+    modes: list[str] = []
+    real = wandb.init
+
+    def init(**kwargs: Any) -> Any:
+        modes.append(kwargs["mode"])
+        if kwargs["mode"] == "online":
+            raise wandb.errors.CommError("no route to host")
+        return real(**kwargs)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(tracking, "_no_connection", [])
+    notes: list[str] = []
+    for _ in range(2):
+        with tracking.wandb_run(settings(logging={"wandb": "online"}), "a", tmp_path, notes.append) as logger:
+            assert logger is not None
+    assert modes == ["online", "offline", "offline"]
+    assert len(notes) == 1 and "W&B cannot be reached" in notes[0]

@@ -86,7 +86,10 @@ def _fit_one(
     callbacks: Sequence[L.Callback],
     progress: LiveSteps,
 ) -> Result:
-    with run_folder.sample(sample.id) as folder, wandb_run(settings, sample.id, run_folder.path) as logger:
+    with (
+        run_folder.sample(sample.id) as folder,
+        wandb_run(settings, sample.id, run_folder.path, progress.note) as logger,
+    ):
         progress.begin(sample)
         result = fit_sample(
             sample,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import netrc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SECONDS_TO_CONNECT = 20.0
 SECONDS_TO_FINISH = 120.0
+
+_no_connection: list[bool] = []  # filled by the first failure, so that not every sample waits for another one
 
 
 def wandb_mode(wanted: str) -> str:
@@ -43,12 +45,16 @@ def _has_key() -> bool:
 
 
 @contextmanager
-def wandb_run(settings: FitSettings, name: str, folder: Path, queries: Any = None) -> Iterator[WandbLogger | None]:
+def wandb_run(
+    settings: FitSettings, name: str, folder: Path, note: Callable[[str], None] = print
+) -> Iterator[WandbLogger | None]:
     """A Lightning logger on a W&B run of its own, finished on leaving; None if W&B is disabled.
 
-    Without a connection the run goes offline; W&B never ends the work.
+    Without a connection this run and all later ones go offline, which ``note`` is told; W&B never ends the work.
     """
     mode = wandb_mode(settings.logging.wandb)
+    if mode == "online" and _no_connection:
+        mode = "offline"
     if mode == "disabled":
         yield None
         return
@@ -77,7 +83,11 @@ def wandb_run(settings: FitSettings, name: str, folder: Path, queries: Any = Non
 
     try:
         run = start(mode)
-    except Exception:  # wandb raises many unrelated types, all of which mean: no connection
+    except Exception as error:  # wandb raises many unrelated types, all of which mean: no connection
+        if mode == "offline":
+            raise
+        note(f"W&B cannot be reached ({type(error).__name__}); runs stay in {folder / 'wandb'}, see wandb sync")
+        _no_connection.append(True)
         run = start("offline")
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step")

@@ -50,7 +50,7 @@ def write_image(path: Path, image: Tensor) -> None:
 def read_image(path: Path, height: int, width: int) -> Tensor:
     """An image file, cropped to the aspect and resized: (3,height,width) float32 in [0,1].
 
-    An image that already has that size is returned bit by bit. Raises UserError for what is no image.
+    An image that already has that size keeps its 8-bit levels. Raises UserError for what is no image.
     """
     if not path.is_file():
         raise UserError(f"image {path}: there is no such file; check --sample.image")

@@ -57,7 +57,7 @@ class Run:
             if rank() == 0 and ((step + 1) % save_every == 0 or step + 1 == total):
                 self._save(step + 1)
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, step: int, **values: float | Tensor) -> None:
         """One line of numbers to the console and to log.jsonl (first process only)."""
         if rank():
             return

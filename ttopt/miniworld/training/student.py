@@ -24,7 +24,7 @@ from ttopt.miniworld.training.common import Ema, Run, cosine, set_rate, task_ban
 from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import render
 
-SIGMAS = (1.0, 0.7, 0.45, 0.2)  # the shipped schedule
+SIGMAS = (1.0, 0.35, 0.2, 0.1)  # the shipped schedule
 TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 128, 4, 6
 STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1200, 16, 1.2e-3
 BANK, WRONG = 12000, 5000

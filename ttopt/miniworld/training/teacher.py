@@ -38,7 +38,7 @@ from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
-STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 10000, 4500, 180, 6, 5, 3, 1e-3
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 6500, 2600, 180, 6, 5, 3, 1e-3
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
 PROMPTS = Prompts(question="{question}", queries="Questions: {prompt}", timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
@@ -377,13 +377,13 @@ def train(
         parts = heads.parts(result, reading)
         aux = torch.stack(parts).sum()
         loss = losses.mean() + (0.3 if attacked else 1.0) * aux
-        if step % 3 == 0:
+        if attacked or step % 3 == 0:
             known = source.bank.tasks
             picks = [t[int(rng.integers(len(t)))] for t in (hard, hard, known, known, known, known)]
             writing = writing_loss(teacher, picks)
             means["writing"] = float(writing.detach())
             loss = loss + 0.5 * writing
-        rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - WARM, steps - WARM, RATE, 0)
+        rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - WARM, steps - WARM, 0.7 * RATE, 0)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

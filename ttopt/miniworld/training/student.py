@@ -1,8 +1,8 @@
 """The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching, then step distillation.
 
-Stage ``student`` is ordinary flow matching on right videos. Stage ``distill`` teaches the few noise levels of the
-shipped schedule: the model meets its own partly denoised latents there, and low noise levels also see *wrong* videos
-that they must keep as they are, so that the first step decides what happens and the later ones only refine it.
+Stage ``student`` is ordinary flow matching on right videos. Stage ``distill`` teaches a few noise levels: the
+model meets its own partly denoised latents there, and the low levels also see *wrong* videos that they must keep as they
+are, so that the first step decides what happens and the later ones only refine it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ttopt.miniworld.training.common import Ema, Run, cosine, set_rate, task_ban
 from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import render
 
-SIGMAS = (1.0, 0.35, 0.2, 0.1)  # the shipped schedule
+SIGMAS = (1.0, 0.35, 0.2, 0.1)  # noise levels of the distillation
 TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 128, 4, 6
 STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1200, 16, 1.2e-3
 BANK, WRONG = 12000, 5000

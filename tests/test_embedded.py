@@ -46,18 +46,20 @@ def test_oracle_loss_ceiling(embedded: Models) -> None:
     with embedded.adapter.disabled():
         before = solved()
         adapter = BatchedAdapter(reasoner.transformer, len(samples))
-        optimise_batch(
-            reasoner,
-            adapter,
-            lambda z, _: z,
-            lambda _, z: (z - target).square().mean((1, 2, 3, 4)),
-            condition,
-            z1,
-            range(FRAMES),
-            OptimisationSettings(steps=20, lr=1e-3, tau=0.0),
-        )
-        after = solved()
-        adapter.remove()
+        try:
+            optimise_batch(
+                reasoner,
+                adapter,
+                lambda z, _: z,
+                lambda _, z: (z - target).square().mean((1, 2, 3, 4)),
+                condition,
+                z1,
+                range(FRAMES),
+                OptimisationSettings(steps=20, lr=1e-3, tau=0.0),
+            )
+            after = solved()
+        finally:
+            adapter.remove()
     assert before < len(samples), "the reasoner must leave something to repair"
     assert after - before >= 0.5 * (len(samples) - before), (before, after)
 
@@ -85,6 +87,7 @@ def test_teacher_tells_right_videos_from_wrong_ones(embedded: Models) -> None:
 
 def test_fit_through_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ttopt", "fit", "--limit", "2", "--run-dir", str(tmp_path / "run")]
+    command += ["--logging.wandb", "disabled"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "id-recolour-0-0000" in done.stdout and str(tmp_path / "run") in done.stdout

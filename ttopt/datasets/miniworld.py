@@ -22,7 +22,7 @@ VBVR_FOLDERS = {"id": "In-Domain_50", "ood": "Out-of-Domain_50"}
 def samples(split: str, families: Sequence[str] | None, seed: int, limit: int) -> list[Sample]:
     """``limit`` samples, families in turn; the same arguments give the same samples.
 
-    Splits: "id" (in distribution) and "ood" (longer ways, more distractors, unseen colour pairs); "dev_id" and
+    Splits: "id" (in distribution) and "ood" (longer ways, more distractors, rare colour pairs); "dev_id" and
     "dev_ood" are their twins for choosing settings. Raises UserError for unknown names and limits below 1.
     """
     if limit < 1:

@@ -1,7 +1,7 @@
 """Task families of the sprite world: what is asked, the scene it is asked in, and one right answer.
 
 Movers make king moves, one cell a frame, then hold. The out-of-distribution split has longer ways, the full number of
-distractors and, in half of its tasks, colour pairs that no training task commands.
+distractors and, in half of its tasks, pairs of subject and first target colour that no training task commands.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class _Draw:
         return int(self.rng.integers(len(options)))
 
     def colour_pair(self) -> tuple[str, str]:
-        """Colour of the subject and of its target. One pair in six is never commanded outside the hard split."""
+        """Colour of the subject and of its target. One pair in five is left to the hard split."""
         while True:
             a, b = (int(x) for x in self.rng.integers(6, size=2))
             if a != b and ((a - b) % 6 == 3) == self.rare:

@@ -1,8 +1,8 @@
 """The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching, then step distillation.
 
 Stage ``student`` is ordinary flow matching on right videos. Stage ``distill`` teaches a few noise levels: the
-model meets its own partly denoised latents there, and the low levels also see *wrong* videos that they must keep as they
-are, so that the first step decides what happens and the later ones only refine it.
+model meets its own partly denoised latents there, and the low levels also see *wrong* videos that they must keep as
+they are, so that the first step decides what happens and the later ones only refine it.
 """
 
 from __future__ import annotations

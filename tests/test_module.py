@@ -143,6 +143,7 @@ def test_parts_are_timed(models: Models, tmp_path: Path) -> None:
 @pytest.mark.parametrize("decoder", ["light", "standard"])
 def test_gradient_of_the_whole_chain(folders: dict[str, Path], decoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reasoner, decoder, teacher, reward in float64: autograd against central differences, at a few LoRA entries."""
+    usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         models = load_models(
@@ -186,4 +187,4 @@ def test_gradient_of_the_whole_chain(folders: dict[str, Path], decoder: str, mon
             assert parameter.grad is not None
             assert parameter.grad.view(-1)[index].item() == pytest.approx((above - below) / (2 * step), rel=1e-3)
     finally:
-        torch.set_default_dtype(torch.float32)
+        torch.set_default_dtype(usual)  # torch.float32 means float64 until monkeypatch has undone it

@@ -22,6 +22,7 @@ from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, p
 from ttopt.miniworld.world import FPS, FRAMES
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.reasoner.decoder import StandardDecoder
+from ttopt.reward import multi_vqa_loss
 from ttopt.teacher.teacher import Teacher
 
 SIZE = 12
@@ -82,11 +83,8 @@ class Attacker:
             clean = predict(self.transformer, noise, sigma, first, text)
             if step in (0, steps // 3, 2 * steps // 3, steps - 1):
                 kept.append(clean.detach())
-            result = teacher.forward_packed(self.decoder(clean, range(FRAMES)), questions, FPS, range(FRAMES))
-            yes = teacher.answer_ids[0]
-            losses = -result.logits.log_softmax(-1)[..., yes]  # (SIZE, count)
-            weights = torch.tensor([0.5] + [0.5 / (count - 1)] * (count - 1))
-            total = (losses * weights).sum(1)
+            frames = self.decoder(clean, range(FRAMES))
+            total = multi_vqa_loss(teacher.yes_losses(frames, questions, FPS, range(FRAMES)))
             gradients = torch.autograd.grad(total.sum(), self.adapter.parameters())
             for p, g in zip(self.adapter.parameters(), gradients, strict=True):
                 p.grad = g

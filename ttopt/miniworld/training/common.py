@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,15 @@ def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float =
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
-    """All trainable parameters of several modules."""
-    return [p for module in modules for p in module.parameters() if p.requires_grad]
+def update(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema, rate: float) -> None:
+    """One optimiser step of ``network`` at learning rate ``rate``, gradients shared and clipped, and its average."""
+    set_rate(optimiser, rate)
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    average_gradients(network)
+    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimiser.step()
+    ema.update(network)
 
 
 def rank() -> int:

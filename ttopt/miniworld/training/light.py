@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 
-from ttopt.miniworld.training.common import Ema, Run, cosine, set_rate
+from ttopt.miniworld.training.common import Ema, Run, cosine, update
 from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
 from ttopt.miniworld.training.vae import decode
 from ttopt.miniworld.world import render
@@ -50,12 +50,7 @@ def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None
         error = light(z + noise, range(9)) - target
         weight = 0.5 + 2.0 * (target - target[:, :1]).abs().amax(2, keepdim=True) + target.amax(2, keepdim=True)
         loss = (weight * (error.abs() + 4 * error.square())).mean()
-        set_rate(optimiser, cosine(step, steps, RATE))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(light.parameters(), 1.0)
-        optimiser.step()
-        ema.update(light)
+        update(loss, light, optimiser, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
     ema.copy_to(light)

@@ -20,7 +20,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.tasks import Task
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
-from ttopt.miniworld.training.common import Ema, Run, cosine, set_rate, task_bank
+from ttopt.miniworld.training.common import Ema, Run, cosine, task_bank, update
 from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import render
 
@@ -179,12 +179,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> 
         )
         error = (u - (noise - clean)).square() * motion[pick]
         flow, role = error[:, :, 1:].mean(), heads.loss(roles[pick])
-        set_rate(optimiser, cosine(step, steps, RATE))
-        optimiser.zero_grad(set_to_none=True)
-        (flow + 0.1 * role).backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimiser.step()
-        ema.update(both)
+        update(flow + 0.1 * role, both, optimiser, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             run.log(step, flow=flow, first_step=error[: BATCH // 2, :, 1:].mean(), role=role)
     ema.copy_to(both)
@@ -224,12 +219,7 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
         # Clean-latent error: every level counts the same, unlike the velocity error's 1/sigma^2.
         error = (predict(transformer, mixed, sigma, first, text) - clean).square() * motion[pick]
         loss = error[:, :, 1:].mean()
-        set_rate(optimiser, cosine(step, steps, rate))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimiser.step()
-        ema.update(both)
+        update(loss, both, optimiser, ema, cosine(step, steps, rate))
         if step % 100 == 0:
             parts = error[:, :, 1:].mean((1, 2, 3, 4)).split(quarter)
             run.log(step, loss=loss, first=parts[0].mean(), own=parts[2].mean(), wrong=parts[3].mean())

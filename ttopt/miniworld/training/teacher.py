@@ -268,8 +268,8 @@ class Batch:
 class Source:
     """Where training videos come from: the encoded bank, and the folder that attacks.py fills."""
 
-    def __init__(self, vae: AutoencoderKLWan, bank: Bank, pool: Path) -> None:
-        self.vae, self.bank, self.folder = vae, bank, pool
+    def __init__(self, bank: Bank, pool: Path) -> None:
+        self.bank, self.folder = bank, pool
         self.pool: list[tuple[Tensor, list[Task]]] = []
         self.read: set[str] = set()
         self.looked = 0.0
@@ -334,7 +334,7 @@ def train(
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
     light = LightDecoder.load(light_folder)
     mean, std = statistics(vae)
-    source = Source(vae, Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors"), folder / "pool")
+    source = Source(Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors"), folder / "pool")
     hard = [make_task(FAMILIES[i % 5], "teacher_ood", 31, i // 5) for i in range(3000)]
     decoder = StandardDecoder(vae)
     attacker = Attacker(student, decoder, FirstFrames(vae, mean, std)) if student else None

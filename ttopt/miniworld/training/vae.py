@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from ttopt.miniworld.tasks import Task
-from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate, task_bank, world
+from ttopt.miniworld.training.common import Ema, Run, cosine, rank, task_bank, update, world
 from ttopt.miniworld.world import CODES, FRAMES, GRID, SPRITES, TEMPLATES, render
 
 STEPS, POLISH_STEPS, BATCH, RATE, LATENT_NOISE = 3600, 3200, 16, 2.5e-3, 0.08
@@ -82,13 +82,7 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE * scale
         error = decode_unclamped(vae, latents + noise) - video
         loss = (weight * (error.abs() + 4 * error.square())).mean() + 1e-4 * latents.square().mean()
-        set_rate(optimiser, cosine(step, steps, RATE))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(vae)
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        ema.update(vae)
+        update(loss, vae, optimiser, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             psnr = -10 * error.square().mean().log10()
             run.log(step, loss=loss, psnr=psnr, latent_std=scale)
@@ -119,12 +113,7 @@ def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS
         changed = (target - target[:, :1]).abs().amax(2, keepdim=True)
         weight = 0.3 + target.amax(2, keepdim=True) + 6 * changed
         loss = (weight * (error.abs() + 4 * error.square())).mean()
-        set_rate(optimiser, cosine(step, steps, RATE / 2, 30))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        optimiser.step()
-        ema.update(trained)
+        update(loss, trained, optimiser, ema, cosine(step, steps, RATE / 2, 30))
         if step % 50 == 0:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
     ema.copy_to(trained)

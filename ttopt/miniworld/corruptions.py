@@ -5,13 +5,14 @@ Used as an independent check of the scorer, as teacher training data, and as wro
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ttopt.miniworld.tasks import Actor, Task, shortest_way
+from ttopt.miniworld.scene import Actor, Task, shortest_way
 from ttopt.miniworld.world import (
     CELLS,
     COLOUR_NAMES,
@@ -28,9 +29,7 @@ Corrupted = tuple[Tensor, Rules] | None  # codes (9, 36), names of the rules tha
 
 
 def _drawn(task: Task, actors: list[Actor]) -> Tensor:
-    return Task(
-        task.family, task.split, task.level, task.prompt, actors, task.pads, task.walls, task.goal, task.process
-    ).codes()
+    return dataclasses.replace(task, actors=actors).codes()
 
 
 def _still(actor: Actor) -> Actor:
@@ -248,12 +247,42 @@ def something_appears(task: Task, rng: np.random.Generator) -> Corrupted:
     return codes, frozenset({"nothing new"})
 
 
+def other_copied(task: Task, rng: np.random.Generator) -> Corrupted:
+    which = _other(task, rng)
+    if which is None:
+        return None
+    codes, start = task.codes(), int(rng.integers(1, FRAMES))
+    cell = _free(task, rng)
+    codes[start:, cell] = codes[start:, cell] // SPRITES * SPRITES + task.actors[which].sprite
+    return codes, frozenset({"nothing new"})
+
+
+def pad_erased(task: Task, rng: np.random.Generator) -> Corrupted:
+    bare = [cell for cell in task.pads if all(a.track[-1] != cell for a in task.actors)]
+    if not bare:
+        return None
+    codes, start = task.codes(), int(rng.integers(1, FRAMES))
+    cell = int(rng.choice(bare))
+    codes[start:, cell] = codes[start:, cell] % SPRITES
+    return codes, frozenset({"pads"})
+
+
+def old_stays_too(task: Task, rng: np.random.Generator) -> Corrupted:
+    if task.family != "recolour":
+        return None
+    codes, start = task.codes(), int(rng.integers(1, FRAMES))
+    cell = _free(task, rng)
+    codes[start:, cell] = codes[start:, cell] // SPRITES * SPRITES + task.actors[0].sprite
+    return codes, frozenset({"nothing new"})
+
+
 CORRUPTIONS: dict[str, Callable[[Task, np.random.Generator], Corrupted]] = {
     f.__name__: f
     for f in (
         nothing_happens, wrong_place, stops_short, wrong_pad, mover_vanishes, mover_copied, mover_repainted,
         mover_reshaped, other_vanishes, other_moves, other_repainted, other_reshaped, wrong_actor, through_wall,
-        skips_first, wrong_order, only_one_moves, something_appears,
+        skips_first, wrong_order, only_one_moves, something_appears, other_copied, pad_erased,
+        old_stays_too,
     )
 }  # fmt: skip
 

@@ -81,6 +81,74 @@ class Visits:
 
 
 @dataclass(frozen=True)
+class AllAt:
+    """Several sprites stand on their pads at the end."""
+
+    ends: tuple[At, ...]
+
+    def text(self) -> str:
+        *most, last = (f"the {sprite_name(e.sprite)} on the {pad_name(e.pad)}" for e in self.ends)
+        return f"Is {', '.join(most)} and {last} at the end?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        return torch.stack([end.truth(reading) for end in self.ends]).amin(0)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The sprite stands on the pads in this order, at some time before the end."""
+
+    sprite: int
+    stops: tuple[tuple[int, int], ...]  # pad, cell
+
+    def text(self) -> str:
+        places = " and then ".join(f"the {pad_name(ground)}" for ground, _ in self.stops)
+        return f"Does the {sprite_name(self.sprite)} visit {places}?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        reached = torch.ones_like(reading.trace[:, :-1, 0, 0])  # (N, T-1): passed the stops so far by this frame
+        for _, cell in self.stops:
+            reached = torch.minimum(reached, reading.trace[:, :-1, cell, self.sprite]).cummax(1).values
+        return reached[:, -1]
+
+
+@dataclass(frozen=True)
+class Tours:
+    """The sprite stands on the pads in this order, on the last one at the end."""
+
+    sprite: int
+    stops: tuple[tuple[int, int], ...]  # pad, cell
+
+    def text(self) -> str:
+        *most, last = (f"the {pad_name(ground)}" for ground, _ in self.stops)
+        return f"Does the {sprite_name(self.sprite)} visit {' and then '.join(most)} and end on {last}?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        passed = Passes(self.sprite, self.stops[:-1]).truth(reading)
+        return torch.minimum(passed, reading.sprite[:, -1, self.stops[-1][1], self.sprite])
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Each sprite stays at its start until the one before it has reached its pad."""
+
+    ends: tuple[At, ...]
+    starts: tuple[int, ...]
+
+    def text(self) -> str:
+        *most, last = (f"the {sprite_name(e.sprite)}" for e in self.ends)
+        return f"Do {', '.join(most)} and {last} move one after the other?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        worst = torch.ones_like(reading.trace[:, 0, 0, 0])
+        for before, after, start in zip(self.ends, self.ends[1:], self.starts[1:], strict=False):
+            arrived = reading.sprite[:, :, before.cell, before.sprite].cummax(1).values
+            waiting = reading.sprite[:, :, start, after.sprite]
+            worst = torch.minimum(worst, torch.maximum(arrived, waiting).amin(1))
+        return worst
+
+
+@dataclass(frozen=True)
 class One:
     """Exactly one such sprite is left at the end: it neither vanished nor was copied."""
 
@@ -122,4 +190,4 @@ class OffWalls:
         return 1 - reading.sprite[:, :, list(self.walls), self.sprite].flatten(1).amax(1)
 
 
-Question = At | Both | Turned | Visits | One | Keeps | OffWalls
+Question = At | Both | Turned | Visits | AllAt | Passes | Tours | InOrder | One | Keeps | OffWalls

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttopt.miniworld.questions import Keeps, OffWalls, One
-from ttopt.miniworld.tasks import Task
+from ttopt.miniworld.questions import InOrder, Keeps, OffWalls, One
+from ttopt.miniworld.scene import Task
 from ttopt.miniworld.world import NONE, Reading, read
 
 
@@ -24,27 +24,37 @@ class Score:
 def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
     """Soft truth (N,) of every rule of a task for N readings of its videos.
 
-    "goal" and the process rules are the teacher's questions; "nothing new" (no sprite at the end that was not there
-    before and was not asked for) is a rule that no question asks about.
+    "goal" and the process rules are the teacher's questions. Two rules have no question: "nothing new" (no sprite at
+    the end that was not there before and was not asked for, none twice, and what was asked to turn has turned) and
+    "pads" (none is erased or repainted).
     """
     truths = {"goal": task.goal.truth(reading)}
     for question in task.process:
         if isinstance(question, One):
-            name = "one" if "one" not in truths else "one, second"
+            count = sum(name.startswith("one") for name in truths)
+            name = ("one", "one, second", "one, third")[count]
         elif isinstance(question, OffWalls):
             name = "walls"
+        elif isinstance(question, InOrder):
+            name = "order"
         else:
             assert isinstance(question, Keeps)
             name = f"keeps {next(i for i, a in enumerate(task.actors) if a.sprite == question.sprite)}"
         truths[name] = question.truth(reading)
-    allowed = {a.looks[0] for a in task.actors} | {a.looks[-1] for a in task.actors} | {NONE}
-    strange = [s for s in range(reading.sprite.shape[-1]) if s not in allowed]
-    truths["nothing new"] = 1 - reading.sprite[:, -1][..., strange].flatten(1).amax(1)
+    last = reading.sprite[:, -1]  # (N, 36, 19)
+    expected = {a.looks[-1] for a in task.actors}
+    strange = [s for s in range(last.shape[-1]) if s not in expected and s != NONE]
+    twice = last[..., list(expected)].topk(2, dim=1).values[:, 1].amax(1)
+    truths["nothing new"] = 1 - torch.maximum(last[..., strange].flatten(1).amax(1), twice)
+    ends = {a.track[-1] for a in task.actors}
+    bare = [(cell, ground) for cell, ground in task.pads.items() if cell not in ends]
+    if bare:
+        truths["pads"] = torch.stack([reading.ground[:, -1, cell, ground] for cell, ground in bare]).amin(0)
     return truths
 
 
 def score_videos(task: Task, videos: Tensor) -> list[Score]:
-    """Scores of several videos (N, 9, 3, 48, 48) in [0, 1] of one task."""
+    """Scores of several videos (N, T, 3, 48, 48) in [0, 1] of one task."""
     truths = rule_truths(task, read(videos))
     soft = torch.stack(list(truths.values()), 1)  # (N, rules)
     scores = []

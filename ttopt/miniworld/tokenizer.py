@@ -14,9 +14,12 @@ is it its keep left make maze motion move moved moves moving must nothing now of
 past place plan process prompt purple put queries question questions reach reached red right second seen send shape
 shapes should start still stay stays step stop task that the them then there they this through to touching true turn
 turned turns up video visit visits wall walls was what where which while whole with without wrong yellow yes no not
-null goal square squares triangle triangles cross crosses pad pads do
+null goal accept action check complete confidence estimated executed fallback fraction instruction observation progress
+regen reject remaining route split state steps suggestion target verdict reason square squares triangle triangles cross
+crosses pad pads do
 """.split()
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
+TENTHS = [f"{n / 10:.1f}" for n in range(11)]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]
 
 
@@ -27,7 +30,7 @@ def phrases() -> list[str]:
 
 def _splitter(words: str) -> pre_tokenizers.PreTokenizer:
     nouns = "|".join((*SHAPE_NAMES, "pad"))
-    pattern = rf"(?:{'|'.join(COLOUR_NAMES)}) (?:{nouns})\b|{words}|\n|[^\s\w]|\d"
+    pattern = rf"(?:{'|'.join(COLOUR_NAMES)}) (?:{nouns})\b|{words}|\n|[^\s\w]|\d\.\d|\d"
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -52,7 +55,7 @@ def teacher_tokenizer() -> PreTrainedTokenizerFast:
     lower = sorted({w.lower() for w in WORDS})
     vocabulary = [
         "<|endoftext|>", "<unk>", *SPECIALS, "user", "assistant", "seconds",
-        *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION,
+        *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION, *TENTHS,
     ]  # fmt: skip
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = _splitter("[A-Za-z]+")

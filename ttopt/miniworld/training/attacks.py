@@ -16,9 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import UMT5EncoderModel
 
-from ttopt.miniworld.tasks import FAMILIES, SPLITS, Task, make_task
+from ttopt.miniworld.multistep import legs
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, SPLITS, make_task
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
 from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict
+from ttopt.miniworld.training.vae import CHANNELS
 from ttopt.miniworld.world import FPS, FRAMES
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.reasoner.decoder import StandardDecoder
@@ -26,6 +29,13 @@ from ttopt.reward import multi_vqa_loss
 from ttopt.teacher.teacher import Teacher
 
 SIZE = 12
+
+
+def task_of(key: tuple[int, ...]) -> Task:
+    """The task of a key in a shard: split, family, seed, index, and which of its steps (-1: the whole task)."""
+    split, family, seed, index, part = key
+    task = make_task((*FAMILIES, *MULTI_STEP)[family], list(SPLITS)[split], seed, index)
+    return task if part < 0 else legs(task)[part]
 
 
 class Attacker:
@@ -53,7 +63,7 @@ class Attacker:
                 p.add_(noise * (scale * p.norm() / noise.norm()))
 
     def run(self, teacher: Teacher, rng: np.random.Generator, path: Path) -> float:
-        """One batch of optimisations against ``teacher``, saved as latents (n, 16, 3, 6, 6) and task keys (n, 4).
+        """One batch of optimisations against ``teacher``, saved as latents (n, C, 3, 6, 6) and task keys (n, 5).
 
         Returns the share of instances that reached the paper's tau.
         """
@@ -61,8 +71,11 @@ class Attacker:
         keys = []
         for _ in range(SIZE):
             split = "teacher_ood" if rng.random() < 0.4 else "train"
-            keys.append((splits.index(split), int(rng.integers(len(FAMILIES))), 32, int(rng.integers(100_000))))
-        tasks = [make_task(FAMILIES[k[1]], splits[k[0]], k[2], k[3]) for k in keys]
+            family, part = int(rng.integers(len(FAMILIES))), -1
+            if rng.random() < 0.3:  # one step of a longer task
+                family, part = len(FAMILIES) + int(rng.integers(len(MULTI_STEP))), int(rng.integers(3))
+            keys.append((splits.index(split), family, 32, int(rng.integers(100_000)), part))
+        tasks = [task_of(k) for k in keys]
         first = self.first_frames(tasks)
         tokens = self.tokenizer(
             [t.prompt for t in tasks], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
@@ -73,8 +86,8 @@ class Attacker:
         rate = float(rng.choice([5e-4, 1e-3, 1e-3, 2e-3]))
         optimiser = torch.optim.AdamW(self.adapter.parameters(), rate, weight_decay=0.0)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        noise = torch.randn(SIZE, 16, 3, 6, 6, generator=generator)
-        questions = [[q.text() for q in (t.goal, *t.process)][:4] for t in tasks]
+        noise = torch.randn(SIZE, CHANNELS, 3, 6, 6, generator=generator)
+        questions = [[q.text() for q in t.questions] for t in tasks]
         count = min(map(len, questions))
         questions = [[q[0], *rng.permutation(q[1:])[: count - 1]] for q in questions]
         steps, kept = int(rng.integers(5, 16)), []
@@ -106,7 +119,7 @@ class Attacker:
 
 
 class FirstFrames(nn.Module):
-    """First-frame latents (n, 16, 1, 6, 6), normalised, of tasks."""
+    """First-frame latents (n, C, 1, 6, 6), normalised, of tasks."""
 
     def __init__(self, vae: object, mean: Tensor, std: Tensor) -> None:
         super().__init__()

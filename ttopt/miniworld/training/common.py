@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ttopt.miniworld.tasks import FAMILIES, Task, make_task
+from ttopt.miniworld.multistep import legs
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
 
 
 def task_bank(split: str, seed: int, count: int, families: Sequence[str] = FAMILIES) -> list[Task]:
     """``count`` tasks, families in turn, the same for the same arguments."""
     return [make_task(families[i % len(families)], split, seed, i // len(families)) for i in range(count)]
+
+
+def step_bank(split: str, seed: int, count: int) -> list[Task]:
+    """About ``count`` single steps of longer tasks, a mixture of all families that have several stops."""
+    out: list[Task] = []
+    for index in itertools.count():
+        for family in ("two", "visit", *MULTI_STEP):
+            out += legs(make_task(family, split, seed, index))
+        if len(out) >= count:
+            return out
+    raise AssertionError
 
 
 class Ema:

@@ -12,14 +12,14 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from ttopt.miniworld.training.common import Ema, Run, cosine, update
-from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
-from ttopt.miniworld.training.vae import decode
+from ttopt.miniworld.training.student import Bank, statistics
+from ttopt.miniworld.training.vae import CHANNELS, decode
 from ttopt.miniworld.world import render
 from ttopt.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
 STEPS, BATCH, RATE = 1700, 12, 2e-3
 CONFIG = LightDecoderConfig(
-    channels=(48, 24, 12, 12), latent_channels=16, patch_size=2, space_upscale=(True, True, False)
+    channels=(48, 24, 12, 12), latent_channels=CHANNELS, patch_size=2, space_upscale=(True, True, False)
 )
 
 
@@ -28,7 +28,7 @@ def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None
     torch.manual_seed(3)
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
     mean, std = statistics(vae)
-    bank = Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors")
+    bank = Bank(vae, folder.parent / "bank.safetensors")
     latents = torch.cat([bank.latents, bank.wrong])
     codes = torch.cat([bank.codes, bank.wrong_codes])
     light = LightDecoder(CONFIG)

@@ -18,23 +18,24 @@ from torch.nn import functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
 from ttopt.miniworld.corruptions import corrupt
-from ttopt.miniworld.tasks import Task
+from ttopt.miniworld.dialogues import evolved
+from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
-from ttopt.miniworld.training.common import Ema, Run, cosine, task_bank, update
-from ttopt.miniworld.training.vae import encode
+from ttopt.miniworld.training.common import Ema, Run, cosine, step_bank, task_bank, update
+from ttopt.miniworld.training.vae import CHANNELS, encode
 from ttopt.miniworld.world import render
 
-SIGMAS = (1.0, 0.35, 0.2, 0.1)  # noise levels of the distillation
-TEXT_LENGTH, WIDTH, HEADS, LAYERS = 28, 128, 4, 6
+SIGMAS = (1.0, 0.15, 0.1, 0.05)  # noise levels of the distillation
+TEXT_LENGTH, WIDTH, HEADS, LAYERS = 48, 128, 4, 6
 STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1200, 16, 1.2e-3
-BANK, WRONG = 12000, 5000
+BANK, STEP_BANK, WRONG = 10000, 6500, 5500
 
 
 def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """Untrained transformer (2.4M parameters) and text encoder of the embedded size."""
     transformer = WanTransformer3DModel(
-        patch_size=(1, 1, 1), num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, in_channels=16,
-        out_channels=16, text_dim=64, freq_dim=64, ffn_dim=3 * WIDTH, num_layers=LAYERS, cross_attn_norm=True,
+        patch_size=(1, 1, 1), num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, in_channels=CHANNELS,
+        out_channels=CHANNELS, text_dim=64, freq_dim=64, ffn_dim=3 * WIDTH, num_layers=LAYERS, cross_attn_norm=True,
         qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
     )  # fmt: skip
     encoder = UMT5EncoderModel(
@@ -49,15 +50,20 @@ def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
 class Bank:
     """Tasks, their prompts' token ids and normalised latents of right (and some wrong) videos."""
 
-    def __init__(self, vae: AutoencoderKLWan, count: int, wrong: int, seed: int, cache: Path) -> None:
-        self.tasks: list[Task] = task_bank("train", seed, count)
+    def __init__(self, vae: AutoencoderKLWan, cache: Path) -> None:
+        rng = np.random.default_rng(21)
+        self.tasks: list[Task] = task_bank("train", 21, BANK) + step_bank("train", 22, STEP_BANK)
+        rng.shuffle(self.tasks)  # type: ignore[arg-type]
         self.codes = torch.stack([t.codes() for t in self.tasks])  # (n, 9, 36)
         tokens = reasoner_tokenizer(TEXT_LENGTH)(
-            [t.prompt for t in self.tasks], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
+            [evolved(t, rng) for t in self.tasks],
+            padding="max_length",
+            truncation=True,
+            max_length=TEXT_LENGTH,
+            return_tensors="pt",
         )
         self.ids, self.mask = tokens.input_ids, tokens.attention_mask
-        rng = np.random.default_rng(seed)
-        self.wrong_codes = torch.stack([corrupt(t, rng)[1] for t in self.tasks[:wrong]])
+        self.wrong_codes = torch.stack([corrupt(t, rng)[1] for t in self.tasks[:WRONG]])
         if not cache.exists():
             cache.parent.mkdir(parents=True, exist_ok=True)
             save_file(
@@ -77,12 +83,8 @@ class Bank:
         """Role of each cell in the first frame, (n, 36): nothing, subject, target, second subject, second target."""
         out = torch.zeros(len(self.tasks), 36, dtype=torch.long)
         for row, task in zip(out, self.tasks, strict=True):
-            if task.family == "visit":
-                first, second = task.pads
-                row[first], row[second] = 2, 4
-            else:
-                for i in range(task.movers):
-                    row[task.actors[i].track[-1]] = 2 + 2 * i
+            for i, stop in enumerate(task.stops):
+                row[stop.cell] = 2 + 2 * i
             for i in range(task.movers):
                 row[task.actors[i].track[0]] = 1 + 2 * i
         return out
@@ -91,18 +93,18 @@ class Bank:
 def make_bank(vae_folder: Path, cache: Path) -> None:
     """Encodes the bank's videos into ``cache`` if it is not there yet."""
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
-    Bank(vae, BANK, WRONG, 21, cache)
+    Bank(vae, cache)
 
 
 @torch.no_grad()
 def normalised_latents(vae: AutoencoderKLWan, codes: Tensor) -> Tensor:
-    """Cell codes (n, 9, 36) -> normalised latents (n, 16, 3, 6, 6) float16."""
+    """Cell codes (n, 9, 36) -> normalised latents (n, C, 3, 6, 6) float16."""
     mean, std = statistics(vae)
     return torch.cat([((encode(vae, render(c)) - mean) / std).half() for c in codes.split(64)])
 
 
 def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    """Latent mean and standard deviation, each (1, 16, 1, 1, 1)."""
+    """Latent mean and standard deviation, each (1, C, 1, 1, 1)."""
     mean, std = (torch.tensor(vae.config[f"latents_{k}"]).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
     return mean, std
 
@@ -114,7 +116,7 @@ def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def velocity(transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, first: Tensor, text: Tensor) -> Tensor:
-    """Velocity (B, 16, 3, 6, 6) at noise levels sigma (B,), first latent frame imposed with timestep 0."""
+    """Velocity (B, C, 3, 6, 6) at noise levels sigma (B,), first latent frame imposed with timestep 0."""
     noisy = torch.cat([first, noisy[:, :, 1:]], 2)
     timestep = (1000 * sigma).view(-1, 1).repeat(1, 3 * 36)
     timestep[:, :36] = 0
@@ -154,7 +156,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> 
     """Flow matching from scratch; saves transformer, text encoder and tokenizer under ``weights``."""
     torch.manual_seed(1)
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
-    bank = Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors")
+    bank = Bank(vae, folder.parent / "bank.safetensors")
     motion, roles = bank.motion(), bank.roles()
     transformer, encoder = build()
     heads = RoleHeads(transformer)
@@ -190,7 +192,7 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
     """Step distillation of the model under ``base`` to SIGMAS; saves under ``weights``."""
     torch.manual_seed(2)
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
-    bank = Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors")
+    bank = Bank(vae, folder.parent / "bank.safetensors")
     motion = bank.motion()
     transformer, encoder = load(base)
     both = nn.ModuleList([transformer, encoder])

@@ -1,4 +1,4 @@
-"""The teacher: a tiny Qwen3-VL that answers yes/no questions about sprite videos and writes them for a prompt.
+"""The teacher: a tiny Qwen3-VL that answers yes/no questions about sprite videos, writes them, plans and verifies.
 
 Its gradient matters more than its accuracy: an ordinarily trained teacher is easily fooled by the reasoner it grades.
 So it trains adversarially. Every batch of latents is shown several times; the gradient that trains the weights also
@@ -27,20 +27,22 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.questions import At, Both, Keeps, OffWalls, One, Question, Turned, Visits
-from ttopt.miniworld.tasks import FAMILIES, SPLITS, Task, make_task
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import phrases, teacher_tokenizer
-from ttopt.miniworld.training.attacks import Attacker, FirstFrames
-from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate
-from ttopt.miniworld.training.student import BANK, WRONG, Bank, statistics
+from ttopt.miniworld.training import replies
+from ttopt.miniworld.training.attacks import Attacker, FirstFrames, task_of
+from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate, step_bank, task_bank
+from ttopt.miniworld.training.student import Bank, statistics
 from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, Reading, read, render, sprite, sprite_shape
 from ttopt.reasoner import LightDecoder, StandardDecoder
 from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
-STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 6500, 2600, 180, 6, 5, 3, 1e-3
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 180, 6, 5, 3, 1e-3
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
-PROMPTS = Prompts(question="{question}", queries="Questions: {prompt}", timestamps=False)
+PROMPTS = Prompts(question="{question}", queries=replies.QUERIES, timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
 
 
@@ -225,41 +227,9 @@ def answer_loss(teacher: Teacher, out: PackedOutput, truths: Tensor) -> tuple[Te
     return loss, log[..., yes].detach().exp()
 
 
-def writing_loss(teacher: Teacher, tasks: list[Task]) -> Tensor:
-    """Cross-entropy of the reply that lists a task's own questions, given the prompt and the first frame."""
-    from ttopt.teacher import prompts as words
-
-    tokenizer, vision = teacher.tokenizer, teacher.vision
-    rows, starts, pixels = [], [], []
-    for task in tasks:
-        patches, grid = vision.image_patches(render(task.codes()[:1])[0])
-        slot = words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // 4))
-        ask_text = words.chat_text(tokenizer, [("user", PROMPTS.queries.format(prompt=task.prompt))], words.IMAGE_SLOT)
-        question = tokenizer(ask_text.replace(words.IMAGE_SLOT, slot), add_special_tokens=False)["input_ids"]
-        reply = {"goal": task.goal.text(), "process": [q.text() for q in task.process]}
-        answer = tokenizer(json.dumps(reply) + words.END, add_special_tokens=False)["input_ids"]
-        rows.append(question + answer)
-        starts.append(len(question))
-        pixels.append(patches)
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        labels[i, start : len(row)] = ids[i, start : len(row)]
-        mask[i, : len(row)] = 1
-    out = teacher.model(
-        input_ids=ids, attention_mask=mask, pixel_values=torch.cat(pixels),
-        image_grid_thw=torch.tensor([(1, 6, 6)] * len(rows)),
-        mm_token_type_ids=(ids == teacher.model.config.image_token_id).int(), labels=labels,
-    )  # fmt: skip
-    loss: Tensor = out.loss
-    return loss
-
-
 @dataclass
 class Batch:
-    """Latents (B, 16, 3, 6, 6) of videos, some right and some not, and their tasks."""
+    """Latents (B, C, 3, 6, 6) of videos, some right and some not, and their tasks."""
 
     latents: Tensor
     tasks: list[Task]
@@ -287,12 +257,11 @@ class Source:
             except (SafetensorError, OSError):
                 continue
             self.read.add(path.name)
-            splits, families = list(SPLITS), list(FAMILIES)
             known: dict[tuple[int, ...], Task] = {}
             tasks = []
             for key in map(tuple, shard["tasks"].tolist()):
                 if key not in known:
-                    known[key] = make_task(families[key[1]], splits[key[0]], key[2], key[3])
+                    known[key] = task_of(key)
                 tasks.append(known[key])
             self.pool.append((shard["latents"].float(), tasks))
             self.pool = self.pool[-80:]
@@ -334,8 +303,9 @@ def train(
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
     light = LightDecoder.load(light_folder)
     mean, std = statistics(vae)
-    source = Source(Bank(vae, BANK, WRONG, 21, folder.parent / "bank.safetensors"), folder / "pool")
-    hard = [make_task(FAMILIES[i % 5], "teacher_ood", 31, i // 5) for i in range(3000)]
+    source = Source(Bank(vae, folder.parent / "bank.safetensors"), folder / "pool")
+    hard = task_bank("teacher_ood", 31, 2500) + step_bank("teacher_ood", 33, 1000)
+    long = task_bank("train", 34, 300, MULTI_STEP) + task_bank("teacher_ood", 34, 600, MULTI_STEP)
     decoder = StandardDecoder(vae)
     attacker = Attacker(student, decoder, FirstFrames(vae, mean, std)) if student else None
     teacher = build()
@@ -377,12 +347,16 @@ def train(
         parts = heads.parts(result, reading)
         aux = torch.stack(parts).sum()
         loss = losses.mean() + (0.3 if attacked else 1.0) * aux
-        if attacked or step % 3 == 0:
-            known = source.bank.tasks
-            picks = [t[int(rng.integers(len(t)))] for t in (hard, hard, known, known, known, known)]
-            writing = writing_loss(teacher, picks)
-            means["writing"] = float(writing.detach())
-            loss = loss + 0.5 * writing
+        if attacked or step % 2 == 0:
+            sources = (hard, hard, source.bank.tasks, source.bank.tasks, source.bank.tasks, long)
+            more = [tasks_[int(rng.integers(len(tasks_)))] for tasks_ in sources]
+            kind = (step if attacked else step // 2) % 4
+            examples = replies.batch(kind, tasks, frames, reading, [*more[-1:], *more[:-1]], rng)
+            if examples:
+                text = replies.reply_loss(teacher, examples)
+                name = ("queries", "verdict", "plan", "verdict")[kind]
+                means[name] = 0.95 * means.get(name, float(text.detach())) + 0.05 * float(text.detach())
+                loss = loss + 0.5 * text
         rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - WARM, steps - WARM, 0.7 * RATE, 0)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)

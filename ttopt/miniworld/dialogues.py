@@ -1,0 +1,247 @@
+"""What a perfect planner, verifier and router of the step loop would reply about a task of the sprite world.
+
+The tiny vision-language model is trained on these replies (loop/prompts/mini holds the wording of the requests) and
+measured against them. A verdict lists one atomic check after the other before it is given: each is as easy as a yes/no
+question, and the verdict is only their conjunction.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttopt.miniworld.multistep import action
+from ttopt.miniworld.questions import (
+    AllAt,
+    At,
+    Both,
+    InOrder,
+    Keeps,
+    OffWalls,
+    One,
+    Passes,
+    Question,
+    Tours,
+    Turned,
+    Visits,
+)
+from ttopt.miniworld.scene import Stop, Task, distance
+from ttopt.miniworld.world import Reading, pad_name, sprite_colour, sprite_name
+
+PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
+VERIFY = "Check: {action} Task: {prompt}"
+ROUTE = "Route: {action} Task: {prompt} Wrong: {reason}"
+NOTHING = "nothing."
+
+
+@dataclass(frozen=True)
+class Check:
+    """One atomic fact about a video, whether it holds, and what to tell the reasoner if it does not."""
+
+    text: str
+    holds: bool
+    suggestion: str
+
+
+def checks(task: Task, reading: Reading) -> list[Check]:
+    """The goal's facts and the process rules of a task, for a reading of one video (N = 1)."""
+    out: list[Check] = []
+    subject = sprite_name(task.actors[0].sprite)
+
+    def add(text: str, question: Question, suggestion: str) -> None:
+        out.append(Check(text, float(question.truth(reading)) > 0.5, suggestion))
+
+    def at(end: At) -> None:
+        name, place = sprite_name(end.sprite), pad_name(end.pad)
+        add(f"the {name} on the {place}", end, f"The {name} goes to the {place}.")
+
+    goal = task.goal
+    if isinstance(goal, At):
+        at(goal)
+    elif isinstance(goal, Both):
+        at(goal.first), at(goal.second)
+    elif isinstance(goal, AllAt):
+        for end in goal.ends:
+            at(end)
+    elif isinstance(goal, Turned):
+        add(f"the {subject} {sprite_colour(goal.new)}", goal, f"The {subject} turns {sprite_colour(goal.new)}.")
+    elif isinstance(goal, (Visits, Tours)):
+        places = (goal.first, goal.second) if isinstance(goal, Visits) else goal.stops
+        *by, (last, cell) = places
+        for number, (ground, _) in enumerate(by, start=1):
+            name = pad_name(ground)
+            add(
+                f"the {subject} by the {name}",
+                Passes(goal.sprite, places[:number]),
+                f"The {subject} goes to the {name}.",
+            )
+        at(At(goal.sprite, last, cell))
+    for question in task.process:
+        if isinstance(question, One):
+            name = sprite_name(question.sprite)
+            add(f"one {name}", question, f"The {name} stays as it is.")
+        elif isinstance(question, OffWalls):
+            add("off the walls", question, f"The {subject} goes through the gap.")
+        elif isinstance(question, InOrder):
+            add("one after the other", question, "")
+        elif isinstance(question, Keeps):
+            name = sprite_name(question.sprite)
+            add(f"the {name} still", question, f"The {name} stays.")
+    return out
+
+
+def reason(found: list[Check]) -> str:
+    """The checks as text: "the red square on the cyan pad: yes. one red square: no."."""
+    return " ".join(f"{c.text}: {'yes' if c.holds else 'no'}." for c in found)
+
+
+def verdict(task: Task, reading: Reading) -> dict[str, object]:
+    """The perfect verifier's reply about a clip of ``task`` (N = 1)."""
+    found = checks(task, reading)
+    accept = all(c.holds for c in found)
+    wrong = next((c.suggestion for c in found if not c.holds), "")
+    return {
+        "reason": reason(found),
+        "action_executed": found[0].holds,
+        "progress": 1.0 if accept else progress(task, reading),
+        "good_fraction": 1.0 if accept else good_fraction(task, reading),
+        "suggestion": wrong,
+        "verdict": "accept" if accept else "reject",
+    }
+
+
+def where(reading: Reading, sprite: int) -> list[int | None]:
+    """The cell in which a sprite is seen in each frame, or None (N = 1)."""
+    best = reading.trace[0, :, :, sprite].max(1)
+    return [int(c) if v > 0.5 else None for v, c in zip(best.values, best.indices, strict=True)]
+
+
+def progress(task: Task, reading: Reading) -> float:
+    """How much of the first mover's way to its last stop it has made, 0.0 to 1.0 in tenths."""
+    if not task.stops:
+        return float(float(task.goal.truth(reading)) > 0.5)
+    stop = task.stops[-1]
+    here = where(reading, task.actors[stop.actor].sprite)[-1]
+    start = distance(task.actors[stop.actor].track[0], stop.cell)
+    if here is None:
+        return 0.0
+    return round(max(0, start - distance(here, stop.cell)) / max(1, start), 1)
+
+
+def good_fraction(task: Task, reading: Reading) -> float:
+    """The share of frames before the first mistake, 0.0 to 0.9 in tenths."""
+    frames = reading.sprite.shape[1]
+    good = frames
+    for question in task.process:
+        if isinstance(question, Keeps):
+            fine = reading.sprite[0, :, question.cell, question.sprite] > 0.5
+        elif isinstance(question, OffWalls):
+            fine = reading.sprite[0, :, list(question.walls), question.sprite].amax(1) < 0.5
+        else:
+            continue
+        good = min(good, int(fine.long().cumprod(0).sum()))
+    if task.stops:
+        target, nearest = task.stops[0].cell, 99
+        actor = task.actors[task.stops[0].actor]
+        for frame, cell in enumerate(where(reading, actor.sprite)):
+            if cell is None:
+                continue
+            away = distance(cell, target)
+            if away > nearest and not task.walls:
+                good = min(good, frame)
+                break
+            nearest = min(nearest, away)
+    elif float(task.goal.truth(reading)) < 0.5:
+        good = min(good, 5)
+    return min(0.9, int(10 * good / frames) / 10)
+
+
+def plan(task: Task, done: int, in_place: bool, step: int, steps: int) -> dict[str, object]:
+    """The perfect planner's reply when ``done`` stops are reported as completed.
+
+    ``in_place`` says whether the last of them is still true in the current frame; if not, it is done again.
+    """
+    stops = task.stops or (Stop(0, task.actors[0].track[0]),)
+    observation = ""
+    if done:
+        observation = f"{_state(task, stops[done - 1])}: {'yes' if in_place else 'no'}."
+        done -= not in_place
+    if done == len(stops):
+        return {
+            "observation": observation, "task_complete": True, "instruction": "", "target_state": "",
+            "estimated_steps_remaining": 0,
+        }  # fmt: skip
+    now = stops[done:] if step >= steps else stops[done : done + 1]
+    return {
+        "observation": observation,
+        "task_complete": False,
+        "instruction": action(task, now if task.stops else ()),
+        "target_state": _state(task, now[-1]),
+        "estimated_steps_remaining": len(stops) - done,
+    }
+
+
+def done_text(task: Task, done: int) -> str:
+    """The completed instructions as the planner is shown them."""
+    if not task.stops:
+        return task.prompt if done else NOTHING
+    return " ".join(action(task, (stop,)) for stop in task.stops[:done]) or NOTHING
+
+
+def route(task: Task, found: list[Check], lost: bool) -> dict[str, object]:
+    """The perfect router's reply after repeated rejects: split what has several stops, give up what is lost."""
+    several = len(task.stops) > 1
+    wrong = next((c.suggestion for c in found if not c.holds), "")
+    return {
+        "action": "fallback" if lost else "split" if several else "regen",
+        "suggestion": wrong,
+        "reason": next((c.text for c in found if not c.holds), ""),
+        "estimated_steps": len(task.stops) if several else 1,
+    }
+
+
+def is_lost(task: Task, reading: Reading) -> bool:
+    """True if the first stop's mover is not seen in the first frame (N = 1)."""
+    actor = task.actors[task.stops[0].actor if task.stops else 0]
+    return where(reading, actor.sprite)[0] is None
+
+
+def as_text(reply: dict[str, object]) -> str:
+    return json.dumps(reply)
+
+
+def in_place(task: Task, done: int, reading: Reading, frame: int) -> bool:
+    """Whether the last of ``done`` stops is true in a frame of a reading (N = 1)."""
+    if not task.stops:
+        assert isinstance(task.goal, Turned)
+        return float(reading.sprite[0, frame, task.goal.cell, task.goal.new]) > 0.5
+    stop = task.stops[done - 1]
+    return float(reading.sprite[0, frame, stop.cell, task.actors[stop.actor].sprite]) > 0.5
+
+
+def evolved(task: Task, rng: np.random.Generator) -> str:
+    """The task's prompt, at random without its keep clause or with suggestions as a verifier would append them."""
+    prompt = task.prompt
+    if task.parent is not None and task.keep and rng.random() < 0.4:
+        prompt = prompt.removesuffix(task.keep)
+    for _ in range(int(rng.choice([0, 0, 0, 0, 1, 1, 2]))):
+        others = task.actors[task.movers :]
+        subject = sprite_name(task.actors[0].sprite)
+        if others and rng.random() < 0.6:
+            prompt += f" The {sprite_name(others[int(rng.integers(len(others)))].sprite)} stays."
+        elif isinstance(task.goal, At):
+            prompt += f" The {subject} goes to the {pad_name(task.goal.pad)}."
+        elif isinstance(task.goal, Turned):
+            prompt += f" The {subject} turns {sprite_colour(task.goal.new)}."
+        else:
+            prompt += f" The {subject} stays as it is."
+    return prompt
+
+
+def _state(task: Task, stop: Stop) -> str:
+    if not task.stops:
+        assert isinstance(task.goal, Turned)
+        return f"the {sprite_name(task.actors[0].sprite)} {sprite_colour(task.goal.new)}"
+    return f"the {sprite_name(task.actors[stop.actor].sprite)} on the {pad_name(task.pads[stop.cell])}"

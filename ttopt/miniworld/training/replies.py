@@ -1,0 +1,145 @@
+"""Text replies that the tiny vision-language model learns: questions for a prompt, plans, verdicts and routes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ttopt.miniworld import dialogues
+from ttopt.miniworld.dialogues import PLAN, ROUTE, VERIFY, as_text, checks, done_text, evolved, in_place, is_lost
+from ttopt.miniworld.multistep import legs
+from ttopt.miniworld.questions import Keeps, Question
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.world import Reading, read, render, sprite_name
+from ttopt.teacher import Teacher
+from ttopt.teacher import prompts as words
+
+QUERIES = "Questions: {prompt}"
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Images (n, 3, 48, 48) in [0, 1], then the request, then the reply that is learnt."""
+
+    images: Tensor
+    request: str
+    reply: str
+
+
+def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue]) -> Tensor:
+    """Cross-entropy of the replies, averaged over their tokens."""
+    tokenizer, vision = teacher.tokenizer, teacher.vision
+    rows, starts, pixels, grids = [], [], [], []
+    for dialogue in dialogues:
+        slots = ""
+        for image in dialogue.images:
+            patches, grid = vision.image_patches(image)
+            pixels.append(patches)
+            grids.append(grid)
+            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // 4))
+        request = words.chat_text(tokenizer, [("user", dialogue.request)], slots)
+        question = tokenizer(request, add_special_tokens=False)["input_ids"]
+        rows.append(question + tokenizer(dialogue.reply + words.END, add_special_tokens=False)["input_ids"])
+        starts.append(len(question))
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, start : len(row)] = ids[i, start : len(row)]
+        mask[i, : len(row)] = 1
+    out = teacher.model(
+        input_ids=ids, attention_mask=mask, pixel_values=torch.cat(pixels), image_grid_thw=torch.tensor(grids),
+        mm_token_type_ids=(ids == teacher.model.config.image_token_id).int(), labels=labels,
+    )  # fmt: skip
+    loss: Tensor = out.loss
+    return loss
+
+
+def written(task: Task, prompt: str) -> list[Question]:
+    """The questions about a prompt: the goal and up to three rules, of other objects only those that it names."""
+    rules = [q for q in task.process if not isinstance(q, Keeps) or sprite_name(q.sprite) in prompt]
+    return [task.goal, *rules[:3]]
+
+
+def queries(task: Task, rng: np.random.Generator) -> Dialogue:
+    """The questions for a task, or for the (evolved) prompt of a step."""
+    prompt = evolved(task, rng)
+    goal, *process = (q.text() for q in written(task, prompt))
+    reply = json.dumps({"goal": goal, "process": process})
+    return Dialogue(_noisy(render(task.codes()[:1]), rng), QUERIES.format(prompt=prompt), reply)
+
+
+def plan(task: Task, rng: np.random.Generator) -> Dialogue:
+    """A plan for the next step at a random point of a task, sometimes one whose last step was undone."""
+    whole = task.parent or task
+    parts = legs(whole)
+    states = [part.codes()[0] for part in parts] + [parts[-1].codes()[-1]]
+    done = int(rng.integers(len(states)))
+    fine = done == 0 or rng.random() < 0.8
+    codes = states[done if fine else done - 1]
+    return _plan(whole, _noisy(render(codes[None]), rng), done, rng)
+
+
+def plan_after(step: Task, frames: Tensor, rng: np.random.Generator) -> Dialogue | None:
+    """A plan that starts from the last frame of a clip (9, 3, 48, 48) of one step of a longer task."""
+    if step.parent is None:
+        return None
+    return _plan(step.parent, frames[-1:], step.number + 1, rng)
+
+
+def _plan(whole: Task, image: Tensor, done: int, rng: np.random.Generator) -> Dialogue:
+    steps = int(rng.choice([3, 3, 3, 4, 5, 6]))
+    step = min(steps, done + 1 + int(rng.choice([0, 0, 0, 1, 2])))
+    fine = done == 0 or in_place(whole, done, read(image[None]), 0)
+    request = PLAN.format(prompt=whole.prompt, done=done_text(whole, done), step=step, steps=steps)
+    return Dialogue(image, request, as_text(dialogues.plan(whole, done, fine, step, steps)))
+
+
+def verify(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator) -> Dialogue | None:
+    """A verdict about a clip (9, 3, 48, 48); None where a rule is a borderline case."""
+    truths = [float(q.truth(reading)) for q in (task.goal, *task.process)]
+    if any(0.3 < t < 0.7 for t in truths):
+        return None
+    whole = (task.parent or task).prompt
+    request = VERIFY.format(action=evolved(task, rng), prompt=whole)
+    return Dialogue(frames, request, as_text(dialogues.verdict(task, reading)))
+
+
+def route(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator) -> Dialogue:
+    """What to do about a clip that was rejected again and again."""
+    found = checks(task, reading)
+    request = ROUTE.format(
+        action=evolved(task, rng), prompt=(task.parent or task).prompt, reason=dialogues.reason(found)
+    )
+    return Dialogue(frames[:1], request, as_text(dialogues.route(task, found, is_lost(task, reading))))
+
+
+def batch(
+    kind: int, tasks: list[Task], frames: Tensor, reading: Reading, more: list[Task], rng: np.random.Generator
+) -> list[Dialogue]:
+    """Dialogues of one of four kinds in turn, about the current videos (B, 9, ...) or ``more`` tasks' scenes."""
+    frames = frames.detach()
+    if kind == 0:
+        return [queries(task, rng) for task in more]
+    out: list[Dialogue | None] = []
+    if kind == 2:
+        out += [plan(task, rng) for task in more[:4]]
+        out += [plan_after(tasks[i], frames[i], rng) for i in range(2)]
+        out += [route(tasks[i], frames[i], reading[i : i + 1], rng) for i in range(2, 4)]
+    else:
+        order = rng.permutation(len(tasks))[:3]
+        out += [verify(tasks[i], frames[i], reading[int(i) : int(i) + 1], rng) for i in order]
+    return [d for d in out if d is not None]
+
+
+def _noisy(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Images with a little noise."""
+    level = 0.05 * float(rng.random())
+    noise = torch.from_numpy(rng.standard_normal(images.shape).astype(np.float32))
+    return (images + level * noise).clamp(0, 1)

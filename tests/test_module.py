@@ -12,7 +12,7 @@ from torch import Tensor
 
 from callbacks import LossThreshold
 from ttopt import module as heart
-from ttopt.config import DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
+from ttopt.config import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
 from ttopt.fit import Models, load_models
 from ttopt.reasoner import LightDecoder
 from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
@@ -45,9 +45,36 @@ def test_kept_weights_reproduce_the_accepted_loss(models: Models, tmp_path: Path
     assert module.evaluate()[1].item() == module.kept.total == totals[3], "one step more would give another loss"
 
 
+def test_adapting_late_blocks_computes_the_early_ones_once(folders: dict[str, Path], tmp_path: Path) -> None:
+    settings = FitSettings(
+        reasoner=ReasonerSettings(model=str(folders["reasoner"])),
+        decoder=DecoderSettings(model=str(folders["light"])),
+        teacher=TeacherSettings(model=str(folders["teacher"])),
+        adapter=AdapterSettings(blocks="2-2"),
+    )
+    models = load_models(settings)
+    ran: list[int] = []
+    for number, block in enumerate(models.reasoner.transformer.blocks):
+        block.ffn.register_forward_hook(lambda *_, number=number: ran.append(number))
+    module = fit(prepare(models, steps=3), tmp_path)
+    assert ran == [0, 1, 2, 2, 2, 2]
+    module._prefix = None
+    assert module.evaluate()[1].item() == module.kept.total
+    assert ran[-3:] == [0, 1, 2]
+
+
 def test_accepted_at_once_leaves_the_adapter_at_zero(models: Models, tmp_path: Path) -> None:
     module = fit(prepare(models), tmp_path, LossThreshold(1e9))
     assert (module.stop, module.global_step, models.adapter.norm()) == (ACCEPTED, 0, 0.0)
+
+
+def test_satisfied_by_the_last_step_is_accepted(models: Models, tmp_path: Path) -> None:
+    target = torch.zeros_like(prepare(models).z1)
+    free = fit(prepare(models, reward=toward(target), steps=3), tmp_path)
+    totals = [grade.total for grade in free.grades]
+    assert free.stop == ALL_STEPS and totals[3] < totals[2]
+    module = fit(prepare(models, reward=toward(target), steps=3), tmp_path, LossThreshold((totals[2] + totals[3]) / 2))
+    assert (module.stop, module.kept.step, module.kept.total) == (ACCEPTED, 3, totals[3])
 
 
 def test_oracle_loss_falls(models: Models, tmp_path: Path) -> None:

@@ -279,6 +279,18 @@ def test_checkpointing_changes_nothing(folder: Path, teacher: Teacher) -> None:
         losses = each.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
         results.append((losses.detach(), *torch.autograd.grad(losses.sum(), clip)))
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
+    chat = [("user", "is the end whole")]
+    assert Teacher.load(folder, checkpoint=True).reply(chat, None, 6) == teacher.reply(chat, None, 6)
+
+
+def test_answers_of_one_token_add_up(folder: Path, teacher: Teacher) -> None:
+    clip = video(1)
+    both = Teacher.load(folder, answer=["Yes", "No"]).yes_losses(clip, QUESTIONS[:1], FPS, range(FRAMES))
+    no = Teacher.load(folder, answer="No").yes_losses(clip, QUESTIONS[:1], FPS, range(FRAMES))
+    yes = teacher.yes_losses(clip, QUESTIONS[:1], FPS, range(FRAMES))
+    torch.testing.assert_close((-both).exp(), (-yes).exp() + (-no).exp(), atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="must be one token each"):
+        Teacher.load(folder, answer=["Yes", "the end"])
 
 
 def test_bfloat16_is_close_and_reported_in_fp32(folder: Path, teacher: Teacher) -> None:
@@ -379,8 +391,11 @@ def test_layers_that_ignore_masks_are_refused(folder: Path) -> None:
 
 
 def test_other_model_types_are_refused(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_5"}))
-    with pytest.raises(UserError, match="'qwen3_5' model"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    with pytest.raises(UserError, match="'qwen3' model, which cannot be a teacher .* that sees videos: qwen3_vl, "):
+        Teacher.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
+    with pytest.raises(UserError, match="no file named model.safetensors .* Fetch it again"):
         Teacher.load(tmp_path)
 
 
@@ -426,7 +441,10 @@ def test_unusable_prompt_files_are_refused(content: str, tmp_path: Path) -> None
 def test_default_wording_can_be_filled(tmp_path: Path) -> None:
     prompts = Prompts.load(tmp_path)
     assert prompts.question.format(question="is it {so}?").startswith("is it {so}?")
-    assert '{"goal": "...?", "process"' in prompts.queries.format(prompt="Move it.")
+    filled = prompts.queries.format(prompt="Move it.")
+    assert '{"goal": <question>, "process"' in filled
+    with pytest.raises(ValueError):  # a model that repeats the example has answered nothing
+        parse_queries(filled)
 
 
 # ---------------------------------------------------------------- questions

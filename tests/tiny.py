@@ -30,6 +30,21 @@ def tiny_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
     )
 
 
+def tiny_transformer(in_channels: int = 16, layers: int = 3) -> WanTransformer3DModel:
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=in_channels,
+        out_channels=16,
+        text_dim=8,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=layers,
+        rope_max_seq_len=32,
+    )
+
+
 def tiny_reasoner_folder(path: str | Path, seed: int = 0) -> Path:
     """Write random {transformer, vae, text_encoder, tokenizer} under ``path`` and return it.
 
@@ -38,18 +53,7 @@ def tiny_reasoner_folder(path: str | Path, seed: int = 0) -> Path:
     path = Path(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        transformer = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=16,
-            out_channels=16,
-            text_dim=8,
-            freq_dim=16,
-            ffn_dim=32,
-            num_layers=3,
-            rope_max_seq_len=32,
-        )
+        transformer = tiny_transformer()
         vae = AutoencoderKLWan(
             base_dim=4,
             decoder_base_dim=4,
@@ -82,6 +86,19 @@ def tiny_reasoner_folder(path: str | Path, seed: int = 0) -> Path:
     vae.save_pretrained(path / "vae")
     text_encoder.save_pretrained(path / "text_encoder")
     tokenizer.save_pretrained(path / "tokenizer")
+    return path
+
+
+def tiny_two_experts_folder(path: str | Path) -> Path:
+    """As ``tiny_reasoner_folder`` in the style of Wan2.2-I2V-A14B: Wan 2.1's VAE, two experts with 36 channels."""
+    path = tiny_reasoner_folder(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
+        tiny_transformer(in_channels=36).save_pretrained(path / "transformer")
+        tiny_transformer(in_channels=36).save_pretrained(path / "transformer_2")
+    vae.save_pretrained(path / "vae")
+    (path / "model_index.json").write_text('{"boundary_ratio": 0.9}')
     return path
 
 

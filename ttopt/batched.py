@@ -1,35 +1,66 @@
 """Several samples optimised side by side in one batch, each with its own LoRA, optimiser state and stop.
 
-The same arithmetic as ttopt/module.py (VLM-as-Teacher, Algorithm 1), instance by instance: a batch gives what its
-samples give one by one, up to the rounding of batched matrix products.
+The same arithmetic and the same rules as ttopt/module.py (VLM-as-Teacher, Algorithm 1), instance by instance: a batch
+gives what its samples give one by one, up to the rounding of batched matrix products.
 
 Shapes: B samples, Q queries each (the same Q), latents (B, C, T, h, w), frames (B, K, 3, H, W).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ttopt.config import OptimisationSettings
-from ttopt.module import Decoder
+from ttopt.errors import UserError
+from ttopt.module import Decoder, Grade
 from ttopt.reasoner import Condition, Reasoner
 from ttopt.reasoner.batched import BatchedAdapter
+from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
+from ttopt.reward import multi_vqa_loss
 
-BatchReward = Callable[[Tensor, Tensor], Tensor]  # frames (B, K, 3, H, W), latents -> total losses (B,)
+# frames (B, K, 3, H, W), latents -> losses of the queries (B, Q), goal first; or total losses (B,)
+BatchReward = Callable[[Tensor, Tensor], Tensor]
+Watch = Callable[[int, list[int], Tensor], None]  # step, instances, their frames
+
+
+@dataclass(frozen=True)
+class Instance:
+    """What happened to one sample."""
+
+    grades: list[Grade] = field(default_factory=list)
+    stop: list[str] = field(default_factory=list)  # empty while it goes on, then one of ttopt.result's reasons
+
+    @property
+    def kept(self) -> Grade:
+        """The grade of the weights that are kept: the last finite one (or the first, if none is)."""
+        finite = [grade for grade in self.grades if math.isfinite(grade.total)]
+        return finite[-1] if finite else self.grades[0]
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """Where each instance stopped. ``losses`` (B,) are those of the kept weights."""
+    """Where each instance stopped."""
 
-    steps: list[int]
-    losses: list[float]
-    accepted: list[bool]
+    instances: list[Instance]
     predictions: Tensor  # (B, C, T, h, w) one-step predictions of the kept weights
+
+    @property
+    def steps(self) -> list[int]:
+        return [instance.kept.step for instance in self.instances]
+
+    @property
+    def losses(self) -> list[float]:
+        """Of the kept weights."""
+        return [instance.kept.total for instance in self.instances]
+
+    @property
+    def accepted(self) -> list[bool]:
+        return [instance.stop == [ACCEPTED] for instance in self.instances]
 
 
 def optimise_batch(
@@ -41,42 +72,81 @@ def optimise_batch(
     z1: Tensor,
     frames: Sequence[int],
     settings: OptimisationSettings,
+    watch: Watch = lambda step, numbers, frames: None,
+    reward_of: Callable[[list[int]], BatchReward] | None = None,
 ) -> BatchResult:
     """Optimises ``adapter``'s instances in place until each one's loss is at most tau, or for N steps.
 
-    Optimises the first denoising step only. An instance that has stopped keeps its weights to the bit while the others
-    go on. Raises ValueError for another ``denoise_step``.
+    An instance that has stopped keeps its weights to the bit while the others go on; one whose loss is not finite gets
+    its last finite weights back. ``watch`` is shown the graded frames of every step. With ``reward_of``, the reward of
+    some of the instances, those that have stopped are not computed any more. Raises UserError for another
+    ``denoise_step`` than the first.
     """
     if settings.denoise_step != "first":
-        raise ValueError("batches optimise the first denoising step only")
+        raise UserError(
+            f"optimisation.denoise_step is {settings.denoise_step}, but batches optimise the first denoising step only"
+        )
     parameters = adapter.parameters()
     optimiser = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
-    count = z1.shape[0]
-    open_ = torch.ones(count, dtype=torch.bool)
-    steps, losses = [settings.steps] * count, [float("nan")] * count
+    instances = [Instance() for _ in range(len(z1))]
     kept = torch.empty_like(z1)
+    before = _copies(parameters)  # the weights before the last step
+    with torch.no_grad():
+        prefix = reasoner.prefix(z1, 1.0, condition, adapter.first_block)
     for step in range(settings.steps + 1):
         last = step == settings.steps
+        numbers = [n for n, instance in enumerate(instances) if reward_of is None or not instance.stop]
+        if len(numbers) < len(instances):
+            assert reward_of is not None
+            adapter.active, reward = numbers, reward_of(numbers)
         with torch.set_grad_enabled(not last):
-            latents = reasoner.predict_clean(z1, 1.0, condition)
-            total = reward(decoder(latents, frames), latents)  # (B,)
-        for i, value in enumerate(total.detach().tolist()):
-            if open_[i] and (last or value <= settings.tau):
-                steps[i], losses[i] = step, value
-                kept[i] = latents[i].detach()
-                open_[i] = False
-        if not open_.any():
+            latents = reasoner.predict_clean(z1[numbers], 1.0, condition.select(numbers), prefix.select(numbers))
+            shown = decoder(latents, frames)
+            losses = reward(shown, latents)
+            per_query = losses.unsqueeze(1) if losses.dim() == 1 else losses
+            total = multi_vqa_loss(per_query, settings.goal_weight)  # (B,)
+        watch(step, numbers, shown.detach())
+        broken = []
+        rows = torch.cat([total.unsqueeze(1), per_query], dim=1).detach().tolist()
+        for row, (number, (value, *queries)) in enumerate(zip(numbers, rows, strict=True)):
+            instance = instances[number]
+            if instance.stop:
+                continue
+            instance.grades.append(Grade(step, value, tuple(queries)))
+            if not math.isfinite(value):
+                instance.stop.append(NON_FINITE)
+                broken.append(number)
+                if step == 0:
+                    kept[number] = latents[row].detach()
+                continue
+            kept[number] = latents[row].detach()
+            if value <= settings.tau or last:
+                instance.stop.append(ACCEPTED if value <= settings.tau else ALL_STEPS)
+        done = all(instance.stop for instance in instances)
+        if not done:
+            optimiser.zero_grad(set_to_none=True)
+            for parameter, gradient in zip(parameters, torch.autograd.grad(total.sum(), parameters), strict=True):
+                parameter.grad = gradient
+        adapter.active = None  # not earlier: recomputed blocks run again in the backward pass
+        for number in broken:  # not earlier: the backward pass needs the weights as they were
+            _take(parameters, before, number)
+        if done:
             break
-        optimiser.zero_grad(set_to_none=True)
-        gradients = torch.autograd.grad(total.sum(), parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
         adapter.clip_gradients(settings.clip_norm)
-        before = [parameter.detach().clone() for parameter in parameters]
+        before = _copies(parameters)
         optimiser.step()
-        closed = ~open_
-        with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter[closed] = old[closed]
-    accepted = [loss <= settings.tau for loss in losses]
-    return BatchResult(steps, losses, accepted, kept)
+        for number, instance in enumerate(instances):
+            if instance.stop:
+                _take(parameters, before, number)
+    return BatchResult(instances, kept)
+
+
+def _copies(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+@torch.no_grad()
+def _take(parameters: Sequence[Tensor], source: Sequence[Tensor], number: int) -> None:
+    """Instance ``number`` of the parameters becomes that of ``source``."""
+    for parameter, value in zip(parameters, source, strict=True):
+        parameter[number] = value[number]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ttopt.config import OptimisationSettings
-from ttopt.reasoner import Adapter, Condition, Reasoner
+from ttopt.reasoner import Activation, Adapter, Condition, Reasoner
 from ttopt.result import ALL_STEPS, NON_FINITE, Graded
 from ttopt.reward import multi_vqa_loss
 from ttopt.timing import PartTimer
@@ -98,6 +98,7 @@ class TestTimeTraining(L.LightningModule):
         self.frames: Tensor | None = None
         self.stop = ALL_STEPS
         self._last_finite: list[Tensor] = []
+        self._prefix: Activation | None = None
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
@@ -141,7 +142,11 @@ class TestTimeTraining(L.LightningModule):
             with torch.no_grad():
                 latents = reasoner.denoise(self.z1, self.condition, steps=len(sigmas) - 1)
             return reasoner.predict_clean(latents, sigmas[-1], self.condition)
-        return reasoner.predict_clean(latents, sigmas[0], self.condition)
+        if self._prefix is None:
+            # Noise, timestep and condition stay the same: what enters the first adapted block is computed once.
+            with torch.no_grad():
+                self._prefix = reasoner.prefix(latents, sigmas[0], self.condition, self.adapter.first_block)
+        return reasoner.predict_clean(latents, sigmas[0], self.condition, self._prefix)
 
     def _note(self, losses: Tensor, total: Tensor) -> None:
         """Reads all losses from the device at once, the only wait for it in a step."""
@@ -178,9 +183,7 @@ class TestTimeTraining(L.LightningModule):
         """The weights after the last step were never graded by the loop: grade them, so that all that is kept is."""
         if self.stop == ALL_STEPS and self.grades[-1].step < self.global_step:
             self._note(*self.evaluate())
-            if not math.isfinite(self.grades[-1].total):
-                self.stop = NON_FINITE
-                self.restore()
+            self._test()  # an adapter whose last grade satisfies the teacher is accepted like any other
 
     @torch.no_grad()
     def evaluate(self) -> tuple[Tensor, Tensor]:
@@ -206,12 +209,15 @@ class TestTimeTraining(L.LightningModule):
 
 
 def metrics(grade: Grade) -> dict[str, float]:
-    """One named number per curve."""
+    """One named number per curve; the confidence is the probability whose loss the total is."""
     p_goal, *p_process = grade.p_yes
     named = {f"p_yes/process_{number}": p for number, p in enumerate(p_process, start=1)}
-    return {"loss": grade.total, "p_yes/goal": p_goal, **named}
+    return {"loss": grade.total, "confidence": math.exp(-grade.total), "p_yes/goal": p_goal, **named}
 
 
 def sample_frames(count: int, total: int) -> list[int]:
-    """K uniformly sampled frame numbers of a video, first and last included: round(linspace(0, total-1, K))."""
-    return torch.linspace(0, total - 1, count, dtype=torch.float64).round().long().tolist()
+    """K uniformly sampled frame numbers of a video, first and last included: round(linspace(0, total-1, K)).
+
+    All of them where the video has fewer than K.
+    """
+    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -76,6 +78,21 @@ def update_norm(downs: list[Tensor], ups: list[Tensor], scale: float) -> Tensor:
     return scale * torch.stack(squares).sum(0).clamp(min=0.0).sqrt()
 
 
+class MixedPrecisionLora(LoraLinear):
+    """peft's LoRA layer, computing in the activations' precision with the float32 matrices' roundings.
+
+    peft casts every input to float32 and keeps each copy for the backward pass: 1.5 GB a block of Wan2.2-5B at
+    89x704x1280. The same as peft's where the activations are float32.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        out: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return out
+        down, up = self.lora_A["default"].weight, self.lora_B["default"].weight
+        return out + F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype)) * self.scaling["default"]
+
+
 class Adapter:
     """LoRA on a frozen transformer: y = W x + (alpha / rank) * B A x, with A and B in float32.
 
@@ -106,6 +123,8 @@ class Adapter:
         inject_adapter_in_model(config, transformer)
         transformer.train(training)
         self._layers = [transformer.get_submodule(name) for name in self.names]
+        for layer in self._layers:
+            layer.__class__ = MixedPrecisionLora
         # peft creates the matrices in the base weights' dtype; training needs float32.
         self._downs = [layer.lora_A["default"].weight for layer in self._layers]  # type: ignore[index,union-attr]
         self._ups = [layer.lora_B["default"].weight for layer in self._layers]  # type: ignore[index,union-attr]
@@ -113,6 +132,11 @@ class Adapter:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         self.reset(0)
+
+    @property
+    def first_block(self) -> int:
+        """Number of the first adapted block; what enters it is the same for every adapter."""
+        return int(self.names[0].split(".")[1])
 
     def parameters(self) -> list[nn.Parameter]:
         """The float32 LoRA matrices, (r, in) and (out, r) alternately; nothing else is trainable."""

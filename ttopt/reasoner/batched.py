@@ -19,7 +19,8 @@ class BatchedAdapter:
     Equal to running ``Adapter`` on one item at a time with the same rank, alpha, targets and blocks.
     Optimisers that act element by element (AdamW) keep the instances independent; clip with
     ``clip_gradients``. The updates are added by forward hooks, so the transformer's own modules stay as they
-    are. While the adapter is enabled, every forward must have batch size B.
+    are. While the adapter is enabled, every forward must have batch size B; or as many as ``active`` names, the
+    instances that a forward is for.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class BatchedAdapter:
         self.blocks = blocks
         self.names = target_names(transformer, targets, blocks)
         self._enabled = True
+        self.active: list[int] | None = None
         self._downs: list[nn.Parameter] = []
         self._ups: list[nn.Parameter] = []
         self._hooks = []
@@ -57,14 +59,22 @@ class BatchedAdapter:
         def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not self._enabled:
                 return output
-            if inputs[0].shape[0] != self.size:
-                raise ValueError(f"a batch of {inputs[0].shape[0]} for {self.size} adapters; disable them first")
-            inner = torch.bmm(inputs[0].float(), self._downs[index].mT)  # (B, N, r)
-            scale = self.alpha / self.rank
-            adapted = torch.baddbmm(output.float(), inner, self._ups[index].mT, alpha=scale)  # (B, N, out)
-            return adapted.to(output.dtype)
+            down: Tensor = self._downs[index]
+            up: Tensor = self._ups[index]
+            if self.active is not None:
+                down, up = down[self.active], up[self.active]
+            if inputs[0].shape[0] != len(down):
+                raise ValueError(f"a batch of {inputs[0].shape[0]} for {len(down)} adapters; disable them first")
+            x = inputs[0]
+            inner = torch.bmm(x, down.to(x.dtype).mT)  # (B, N, r)
+            return torch.baddbmm(output, inner, up.to(x.dtype).mT, alpha=self.alpha / self.rank)  # (B, N, out)
 
         return add_update
+
+    @property
+    def first_block(self) -> int:
+        """Number of the first adapted block."""
+        return int(self.names[0].split(".")[1])
 
     def parameters(self) -> list[nn.Parameter]:
         """The float32 matrices, (B, r, in) and (B, out, r) alternately."""

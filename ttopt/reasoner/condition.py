@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,20 +27,21 @@ class Condition:
 
     ``text`` (B, L, D) in the transformer's dtype, zeros after each prompt's end; ``first_frame``
     (B, C, 1, h, w) float32 normalised latents, or None for text-to-video; ``shape`` (C, T, h, w) of one
-    video's latents.
+    video's latents. ``channels`` (B, 4 + C, T, h, w) float32, in image-to-video models that see the first frame as
+    further input channels instead (Wan2.2-I2V-A14B).
     """
 
     text: Tensor
     first_frame: Tensor | None
     shape: tuple[int, int, int, int]
+    channels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.text.shape[0]
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
-        first_frame = None if self.first_frame is None else self.first_frame.to(device)
-        return Condition(self.text.to(device), first_frame, self.shape)
+        return self._map(lambda tensor: tensor.to(device))
 
     def expand(self, count: int) -> Condition:
         """One video's condition for ``count`` videos, as views; raises ValueError when B is not 1."""
@@ -48,14 +49,16 @@ class Condition:
             return self
         if len(self) != 1:
             raise ValueError(f"a condition of {len(self)} videos cannot serve {count} videos")
-        first_frame = None if self.first_frame is None else self.first_frame.expand(count, -1, -1, -1, -1)
-        return Condition(self.text.expand(count, -1, -1), first_frame, self.shape)
+        return self._map(lambda tensor: tensor.expand(count, *tensor.shape[1:]))
 
     def select(self, indices: Sequence[int]) -> Condition:
         """The condition of some of the videos, in the order of ``indices``."""
         rows = list(indices)
-        first_frame = None if self.first_frame is None else self.first_frame[rows]
-        return Condition(self.text[rows], first_frame, self.shape)
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        optional = [None if tensor is None else function(tensor) for tensor in (self.first_frame, self.channels)]
+        return Condition(function(self.text), optional[0], self.shape, optional[1])
 
 
 def clean_prompt(prompt: str) -> str:
@@ -106,6 +109,21 @@ def encode_first_frame(images: Tensor, vae: AutoencoderKLWan) -> Tensor:
     pixels = (2.0 * images - 1.0).unsqueeze(2).to(vae.dtype)  # (B, 3, 1, H, W)
     latents: Tensor = vae.encode(pixels).latent_dist.mode().float()
     return (latents - mean) * inverse_std
+
+
+def encode_channels(images: Tensor, vae: AutoencoderKLWan, frames: int) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] -> the input channels (B, 4 + C, T, h, w) float32 of Wan's 36-channel models.
+
+    A mask, 1 in the first latent frame, and the latents of a video that is grey after its first frame.
+    """
+    mean, inverse_std = latent_statistics(vae, images.device)
+    pixels = (2.0 * images - 1.0).unsqueeze(2)  # (B, 3, 1, H, W)
+    grey = pixels.new_zeros(()).expand(*pixels.shape[:2], frames - 1, *pixels.shape[3:])
+    latents: Tensor = vae.encode(torch.cat([pixels, grey], dim=2).to(vae.dtype)).latent_dist.mode().float()
+    latents = (latents - mean) * inverse_std
+    mask = torch.zeros_like(latents[:, :1]).repeat(1, vae.config["scale_factor_temporal"], 1, 1, 1)
+    mask[:, :, 0] = 1.0
+    return torch.cat([mask, latents], dim=1)
 
 
 def latent_statistics(vae: AutoencoderKLWan, device: torch.device | str) -> tuple[Tensor, Tensor]:

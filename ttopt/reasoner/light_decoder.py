@@ -160,12 +160,14 @@ class LightDecoder(nn.Module):
         *,
         time_upscale: tuple[bool, bool, bool] | None = None,
         space_upscale: tuple[bool, bool, bool] | None = None,
+        shrink: int = 0,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> LightDecoder:
         """Read a folder written by ``save``, or a public TAEHV safetensors file, frozen and in evaluation mode.
 
-        Switching up-scalings off makes frames smaller and fewer, for a grader that would shrink them anyway.
+        Switching up-scalings off makes frames smaller and fewer, for a grader that would shrink them anyway;
+        ``shrink`` switches off the last that many in space.
         Raises UserError naming the file that is missing or does not fit.
         """
         path = Path(path)
@@ -176,13 +178,13 @@ class LightDecoder(nn.Module):
             )
         try:
             state = {name: value for name, value in load_file(weights).items() if name.startswith("decoder.")}
-            config = _read_config(path / "config.json") if path.is_dir() else _infer_config(state)
+            config = read_config(path / "config.json") if path.is_dir() else _infer_config(state)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"light decoder: {weights} does not hold a TAEHV decoder ({error})") from error
         config = replace(
             config,
             time_upscale=time_upscale or config.time_upscale,
-            space_upscale=space_upscale or config.space_upscale,
+            space_upscale=shrunk(space_upscale or config.space_upscale, shrink),
         )
         model = cls(config)
         for index, layer in enumerate(model.decoder):
@@ -197,7 +199,18 @@ class LightDecoder(nn.Module):
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-def _read_config(file: Path) -> LightDecoderConfig:
+def shrunk(space_upscale: tuple[bool, bool, bool], shrink: int) -> tuple[bool, bool, bool]:
+    """The switches with the last ``shrink`` true ones off; UserError if there are not so many."""
+    doubling = [stage for stage in range(3) if space_upscale[stage]]
+    if shrink > len(doubling):
+        raise UserError(f"decoder.shrink is {shrink}, but this decoder doubles only {len(doubling)} times; give that")
+    off = doubling[len(doubling) - shrink :]
+    first, second, third = (space_upscale[stage] and stage not in off for stage in range(3))
+    return first, second, third
+
+
+def read_config(file: Path) -> LightDecoderConfig:
+    """The sizes in a folder's config.json; UserError if it is missing."""
     if not file.is_file():
         raise UserError(f"light decoder: {file} is missing; it holds the sizes of the weights beside it")
     values: dict[str, Any] = json.loads(file.read_text())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ttopt.errors import UserError
@@ -16,18 +20,43 @@ from ttopt.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
+    "transformer_2": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
+BOUNDARY = 0.9  # Wan2.2-I2V-A14B's, where model_index.json does not say
 
 
-def load_components(
-    model: str | Path, transformer: str | Path | None, dtype: str, device: str
-) -> tuple[WanTransformer3DModel, AutoencoderKLWan, UMT5EncoderModel, Any]:
-    """Transformer, VAE, text encoder (frozen, in evaluation mode) and tokenizer of a diffusers folder."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is not known; choose one of {', '.join(DTYPES)}")
-    own_transformer = [] if transformer is not None else ["transformer"]
+@dataclass(frozen=True)
+class Networks:
+    """Frozen, in evaluation mode. ``low_noise``: the second expert, for noise levels below ``boundary``."""
+
+    transformer: WanTransformer3DModel
+    vae: AutoencoderKLWan
+    text_encoder: UMT5EncoderModel
+    tokenizer: Any
+    low_noise: WanTransformer3DModel | None
+    boundary: float
+
+
+def load_networks(
+    model: str | Path,
+    transformer: str | Path | None,
+    dtype: str,
+    vae_dtype: str,
+    device: str,
+    loras: tuple[str | None, str | None] = (None, None),
+    offload: bool = False,
+) -> Networks:
+    """The networks of a diffusers folder or hub id; ``loras`` are merged into the transformer and the second expert.
+
+    With ``offload`` the text encoder and the second expert stay in the CPU's memory. Raises UserError naming what
+    is missing or does not fit.
+    """
+    for name in (dtype, vae_dtype):
+        if name not in DTYPES:
+            raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    own_transformer = [] if transformer is not None else ["transformer", "transformer_2"]
     folder = local_folder(model, [*own_transformer, "vae", "text_encoder", "tokenizer"])
     transformer_folder = folder if transformer is None else local_folder(transformer, ["transformer"])
     # A folder may also be the transformer itself.
@@ -36,30 +65,74 @@ def load_components(
     else:
         transformer_folder = transformer_folder / "transformer"
         _check_weights(transformer_folder.parent, "transformer", "transformer")
-    for part in ("vae", "text_encoder"):
+    two_experts = transformer is None and (folder / "transformer_2").is_dir()
+    for part in ("vae", "text_encoder", *(["transformer_2"] if two_experts else [])):
         _check_weights(folder, part, part)
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
+    if loras[1] is not None and not two_experts:
+        raise UserError(f"reasoner: {model} has no second expert for the LoRA {loras[1]}; leave it out")
 
-    # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
-    network = WanTransformer3DModel.from_pretrained(
-        transformer_folder, torch_dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
-    )
+    network = _load_transformer(transformer_folder, dtype, loras[0])
+    low_noise = _load_transformer(folder / "transformer_2", dtype, loras[1]) if two_experts else None
     vae = AutoencoderKLWan.from_pretrained(
-        folder / "vae", torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+        folder / "vae", torch_dtype=DTYPES[vae_dtype], use_safetensors=True, local_files_only=True
     )
     text_encoder = UMT5EncoderModel.from_pretrained(
         folder / "text_encoder", dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
     )
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    if network.config["in_channels"] != vae.config["z_dim"]:
+    taken, made = network.config["in_channels"], vae.config["z_dim"]
+    if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]):
         raise UserError(
-            f"reasoner: the transformer takes {network.config['in_channels']} channels but the VAE makes "
-            f"{vae.config['z_dim']}; only models in the style of Wan2.2-TI2V are supported"
+            f"reasoner: the transformer takes {taken} channels but the VAE makes {made}; only models in the style of "
+            "Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents besides) are supported"
         )
-    for module in (network, vae, text_encoder):
-        module.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
-    return network, vae, text_encoder, tokenizer
+    for module, waits in ((network, False), (vae, False), (text_encoder, offload), (low_noise, offload)):
+        if module is not None:
+            module.to("cpu" if waits else device).eval().requires_grad_(False)  # type: ignore[arg-type]
+    return Networks(network, vae, text_encoder, tokenizer, low_noise, _boundary(folder))
+
+
+def _load_transformer(folder: Path, dtype: str, lora: str | None) -> WanTransformer3DModel:
+    # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
+    network = WanTransformer3DModel.from_pretrained(
+        folder, torch_dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
+    )
+    if lora is not None:
+        merge_lora(network, lora)
+    return network
+
+
+def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
+    """Adds a LoRA to the weights for good, e.g. one that distils to few steps; diffusers' or original Wan names.
+
+    ``lora`` is a safetensors file, or owner/name/path/in/the/repository.safetensors on the hub. Raises UserError.
+    """
+    file = Path(lora)
+    if not file.is_file():
+        hub = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
+        if hub is None:
+            raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(hub[1], hub[2]))
+        except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
+            raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
+    try:
+        state, metadata = WanLoraLoaderMixin.lora_state_dict(
+            str(file.parent),
+            weight_name=file.name,
+            use_safetensors=True,
+            local_files_only=True,
+            return_lora_metadata=True,
+        )
+        transformer.load_lora_adapter(state, prefix="transformer", metadata=metadata)
+        transformer.fuse_lora()
+        transformer.unload_lora()
+    except (SafetensorError, KeyError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"reasoner: the LoRA {file} does not fit the model ({error})") from error
 
 
 def local_folder(model: str | Path, parts: list[str]) -> Path:
@@ -76,6 +149,15 @@ def local_folder(model: str | Path, parts: list[str]) -> Path:
         return Path(snapshot_download(str(model), allow_patterns=[*patterns, "model_index.json"]))
     except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
         raise UserError(f"reasoner: no folder {model}, and the hub does not give it either ({error})") from error
+
+
+def _boundary(folder: Path) -> float:
+    file = folder / "model_index.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")).get("boundary_ratio") if file.is_file() else None
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise UserError(f"reasoner: {file} cannot be read ({error}); restore it") from error
+    return BOUNDARY if found is None else float(found)
 
 
 def _check_weights(folder: Path, part: str, subfolder: str) -> None:

@@ -1,9 +1,10 @@
-"""The reasoner: a frozen few-step video generation model in the style of Wan2.2-TI2V."""
+"""The reasoner: a frozen few-step video generation model in the style of Wan2.2-TI2V or Wan2.2-I2V-A14B."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,21 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
-from ttopt.reasoner import sampler
+from ttopt.errors import UserError
+from ttopt.reasoner import forward, sampler
 from ttopt.reasoner.condition import (
     Condition,
     check_same_format,
     embed_prompts,
+    encode_channels,
     encode_first_frame,
     latent_shape,
     latent_statistics,
 )
+from ttopt.reasoner.forward import Activation
 from ttopt.reasoner.light_decoder import LightDecoder
-from ttopt.reasoner.loading import load_components
+from ttopt.reasoner.loading import load_networks
+from ttopt.reasoner.recipe import size_warning
 from ttopt.reasoner.sampler import Schedule
 from ttopt.sample import Sample
 
@@ -42,6 +47,13 @@ class Reasoner:
     tokenizer: Any
     schedule: Schedule
     light_decoder: LightDecoder | None = None
+    low_noise: WanTransformer3DModel | None = None  # a second expert, for noise levels below ``boundary``
+    boundary: float = 0.0
+    ignore_image: bool = False  # the model was distilled without a first frame (FastWan)
+    offload: bool = False  # the text encoder and the expert that is not needed wait in the CPU's memory
+    recompute: Collection[int] = ()  # blocks whose activations are computed again in the backward pass, not kept
+    run_block: Callable[..., Tensor] | None = None  # a compiled block
+    observers: list[Callable[[Tensor], object]] = field(default_factory=list)  # shown every velocity, to count
 
     @classmethod
     def load(
@@ -51,26 +63,51 @@ class Reasoner:
         schedule: Schedule,
         transformer: str | Path | None = None,
         light_decoder: str | Path | None = None,
+        shrink: int = 0,
         dtype: str = "float32",
         device: str = "cpu",
+        lora: str | None = None,
+        low_noise_lora: str | None = None,
+        ignore_image: bool = False,
+        vae_dtype: str = "float32",
+        offload: bool = False,
     ) -> Reasoner:
         """Load a model in the diffusers layout {transformer, vae, text_encoder, tokenizer}, frozen.
 
         ``model`` is a folder or a hub id; ``transformer`` replaces the transformer by that of another folder
-        or hub id (distilled weights, say); ``light_decoder`` is a folder or a TAEHV safetensors file.
+        or hub id (distilled weights, say); ``light_decoder`` is a folder or a TAEHV safetensors file, whose last
+        ``shrink`` up-scalings are switched off.
         ``dtype`` ("float32", "bfloat16", "float16") is that of the transformer, the text encoder and the light
-        decoder; the VAE and what diffusers keeps in fp32 (time embedder, norms, RoPE) stay float32. Raises
-        UserError naming the missing file.
+        decoder; what diffusers keeps in fp32 (time embedder, norms, RoPE) stays float32. A model with a
+        ``transformer_2`` has two experts. ``lora`` and ``low_noise_lora`` are merged into them. Raises UserError naming
+        the missing file.
         """
-        parts = load_components(model, transformer, dtype, device)
+        parts = load_networks(model, transformer, dtype, vae_dtype, device, (lora, low_noise_lora), offload)
         light = None
         if light_decoder is not None:
-            light = LightDecoder.load(light_decoder, dtype=getattr(torch, dtype), device=device)
-        return cls(*parts, schedule=schedule, light_decoder=light)
+            light = LightDecoder.load(light_decoder, shrink=shrink, dtype=getattr(torch, dtype), device=device)
+        return cls(
+            parts.transformer,
+            parts.vae,
+            parts.text_encoder,
+            parts.tokenizer,
+            schedule,
+            light,
+            parts.low_noise,
+            parts.boundary,
+            ignore_image,
+            offload,
+        )
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.patch_embedding.weight.device
+        """Where the work is done; the VAE is always there."""
+        return next(self.vae.parameters()).device
+
+    @property
+    def takes_channels(self) -> bool:
+        """Whether the image is given as further input channels instead of as the clean first latent frame."""
+        return bool(self.transformer.config["in_channels"] != self.vae.config["z_dim"])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,8 +124,23 @@ class Reasoner:
         check_same_format(samples)
         shape = latent_shape(samples[0], self.vae, self.transformer.config["patch_size"])
         prompts = [sample.prompt for sample in samples]
+        advice = size_warning(self.transformer, samples[0].height, samples[0].width)
+        if advice is not None:
+            warnings.warn(f"sample {samples[0].id}: {advice}", stacklevel=2)
+        if self.offload:
+            self.text_encoder.to(self.device)  # type: ignore[arg-type]
         text = embed_prompts(prompts, self.tokenizer, self.text_encoder, self.dtype, self.device)
+        if self.offload:
+            self.text_encoder.to("cpu")  # type: ignore[arg-type]
         images = [sample.image for sample in samples if sample.image is not None]
+        if self.takes_channels:
+            if not images:
+                raise UserError(f"sample {samples[0].id} has no image to animate; give --sample.image")
+            pixels = torch.stack(images).to(self.device)
+            return Condition(text, None, shape, encode_channels(pixels, self.vae, samples[0].frames))
+        if images and self.ignore_image:
+            warnings.warn("this model was distilled without a first frame: the image is ignored", stacklevel=2)
+            images = []
         first_frame = encode_first_frame(torch.stack(images).to(self.device), self.vae) if images else None
         return Condition(text, first_frame, shape)
 
@@ -97,25 +149,50 @@ class Reasoner:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return sampler.draw_noise(condition.shape, generators, self.device)
 
-    def velocity(self, latents: Tensor, sigma: float, condition: Condition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: float, condition: Condition, prefix: Activation | None = None) -> Tensor:
         """The transformer's velocity u (B, C, T, h, w) float32 at noise level ``sigma``.
 
         With a first frame, as Wan2.2-TI2V was trained: the first latent frame of the input is the clean
         condition and its tokens carry timestep 0. A condition of one video serves a batch of any size.
+        ``prefix``, from ``self.prefix`` with the same arguments, is where the forward begins.
+        """
+        x = prefix or self.prefix(latents, sigma, condition)
+        expert = self._expert(sigma)
+        x = forward.advance(expert, x, len(expert.blocks), self.recompute, self.run_block)
+        velocity = forward.head(expert, x).float()
+        for observer in self.observers:
+            observer(velocity)
+        return velocity
+
+    def prefix(self, latents: Tensor, sigma: float, condition: Condition, blocks: int = 0) -> Activation:
+        """The forward up to, not including, block number ``blocks``.
+
+        While latents, noise level and condition stay the same and no earlier block is adapted, so does this: computed
+        once (without gradients) it saves that part of every forward and backward (``velocity``'s ``prefix``).
         """
         condition = condition.expand(latents.shape[0])
         latents = self.impose_first_frame(latents, condition)
-        output: Tensor = self.transformer(
-            hidden_states=latents.to(self.dtype),
-            timestep=self._timestep(latents, sigma, condition.first_frame is not None),
-            encoder_hidden_states=condition.text,
-            return_dict=False,
-        )[0]
-        return output.float()
+        if condition.channels is not None:
+            latents = torch.cat([latents, condition.channels], dim=1)
+        expert, timestep = self._expert(sigma), sampler.TIMESTEPS * sigma
+        x = forward.embed(expert, latents.to(self.dtype), timestep, condition.text, condition.first_frame is not None)
+        return forward.advance(expert, x, blocks, run=self.run_block)
 
-    def predict_clean(self, latents: Tensor, sigma: float, condition: Condition) -> Tensor:
+    def _expert(self, sigma: float) -> WanTransformer3DModel:
+        if self.low_noise is None:
+            return self.transformer
+        high = sigma >= self.boundary
+        needed, other = (self.transformer, self.low_noise) if high else (self.low_noise, self.transformer)
+        if self.offload and needed.device != self.device:
+            other.to("cpu")
+            needed.to(self.device)
+        return needed
+
+    def predict_clean(
+        self, latents: Tensor, sigma: float, condition: Condition, prefix: Activation | None = None
+    ) -> Tensor:
         """One-step prediction z0 = z - sigma * u, first frame re-imposed; (B, C, T, h, w) float32."""
-        clean = sampler.predict_clean(latents, self.velocity(latents, sigma, condition), sigma)
+        clean = sampler.predict_clean(latents, self.velocity(latents, sigma, condition, prefix), sigma)
         return self.impose_first_frame(clean, condition)
 
     def denoise(
@@ -171,15 +248,3 @@ class Reasoner:
             return latents
         first_frame = condition.first_frame.expand(latents.shape[0], -1, -1, -1, -1)
         return torch.cat([first_frame.to(latents.dtype), latents[:, :, 1:]], dim=2)
-
-    def _timestep(self, latents: Tensor, sigma: float, has_first_frame: bool) -> Tensor:
-        # One row for the whole batch: the transformer broadcasts its modulation, computed once, not B times.
-        frame_patch, height_patch, width_patch = self.transformer.config["patch_size"]
-        _, _, frames, height, width = latents.shape
-        timestep = sampler.TIMESTEPS * sigma
-        if not has_first_frame:
-            return torch.full((1,), timestep, device=latents.device)
-        tokens_per_frame = (height // height_patch) * (width // width_patch)
-        row = torch.full((1, frames // frame_patch * tokens_per_frame), timestep, device=latents.device)
-        row[:, :tokens_per_frame] = 0.0
-        return row

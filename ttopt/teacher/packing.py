@@ -10,13 +10,13 @@ D hidden size, V vocabulary; T x h x w vision patches of width C.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from transformers import Qwen3VLForConditionalGeneration
 
 from ttopt.errors import UserError
 from ttopt.teacher.vision import Grid
@@ -143,14 +143,14 @@ def at(hidden: Tensor, index: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check_masks(model: Qwen3VLForConditionalGeneration) -> None:
+def check_masks(model: Any, position_ids: Callable[[Tensor], Tensor] = lambda positions: positions) -> None:
     """Raises UserError if a token's result depends on one the mask hides from it, as in recurrent layers."""
     language, device = model.model.language_model, model.device
     mask = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=device)
     ids = torch.tensor([[0, 1, 2], [0, 3, 2]], device=device)  # differ in the hidden middle token only
     out = language(
         inputs_embeds=language.embed_tokens(ids),
-        position_ids=torch.tensor([0, 1, 1], device=device).expand(3, 2, 3),
+        position_ids=position_ids(torch.tensor([0, 1, 1], device=device).expand(3, 2, 3)),
         attention_mask=mask.expand(2, 1, 3, 3),
         use_cache=False,
     ).last_hidden_state

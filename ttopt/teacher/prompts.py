@@ -29,7 +29,7 @@ answerable by watching the video alone, and "Yes" must always mean that the vide
 - one to three process questions: does everything keep its identity, shape and colour, does nothing appear \
 or vanish, are the rules of the task obeyed on the way, and does everything else stay unchanged?
 Name the objects as they look in the first frame. Reply with JSON only:
-{{"goal": "...?", "process": ["...?", "...?"]}}"""
+{{"goal": <question>, "process": [<question>, ...]}}"""
 
 REPAIR = "That reply cannot be used: {error}. Reply again with the JSON object only."
 
@@ -64,21 +64,21 @@ class Prompts:
         return prompts
 
 
-def chat_text(tokenizer: Any, messages: Sequence[tuple[str, str]], slot: str = "") -> str:
+def chat_text(tokenizer: Any, messages: Sequence[tuple[str, str]], slot: str = "", slots: int = 1) -> str:
     """A chat of (role, text) messages as one string, ready for the assistant's reply.
 
-    The vision ``slot`` (VIDEO_SLOT, IMAGE_SLOT or none) opens the first message. Uses the tokenizer's chat
-    template where it has one, else the same Qwen ChatML format written here.
+    The vision ``slot`` (VIDEO_SLOT, IMAGE_SLOT or none), repeated ``slots`` times, opens the first message. Uses the
+    tokenizer's chat template where it has one, else the same Qwen ChatML format written here.
     """
     if not tokenizer.chat_template:
-        slots = [slot] + [""] * (len(messages) - 1)
-        turns = zip(messages, slots, strict=True)
+        opening = [slot * slots] + [""] * (len(messages) - 1)
+        turns = zip(messages, opening, strict=True)
         chatml = "".join(f"{START}{role}\n{shown}{text}{END}\n" for (role, text), shown in turns)
         return chatml + f"{START}assistant\n"
     chat = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in messages]
     if slot:
         shown: Any = chat[0]["content"]
-        shown.insert(0, {"type": "video" if slot == VIDEO_SLOT else "image"})
+        shown[:0] = [{"type": "video" if "video" in slot else "image"}] * slots
     return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
 
 

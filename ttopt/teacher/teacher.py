@@ -1,28 +1,31 @@
-"""The teacher: a frozen Qwen3-VL that writes yes/no questions about a task and grades videos with them.
+"""The teacher: a frozen vision-language model that writes yes/no questions about a task and grades videos with them.
 
 VLM-as-Teacher (arXiv 2606.02564), section 3 and Algorithm 1: vqa(v, q) = -sum_l log P(a_l | v, q, a_<l),
-where a is "Yes". All questions about a video share one forward (ttopt/teacher/packing.py).
+where a is "Yes". All questions about a video share one forward (ttopt/teacher/packing.py) where the model type can keep
+them apart (ttopt/teacher/families.py).
 
 Shapes: B videos, K frames, Q questions each, A answer tokens, S tokens a row, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ttopt.errors import UserError
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
-from ttopt.teacher.packing import Packed, PackedOutput, Prefix, at, check_masks, make_prefix, pack
+from ttopt.teacher.families import FAMILIES, Family
+from ttopt.teacher.packing import Packed, PackedOutput, Prefix, at, check_masks, pack
 from ttopt.teacher.prompts import Prompts
 from ttopt.teacher.queries import Queries, parse_queries
-from ttopt.teacher.vision import Grid, Vision, speed_up
+from ttopt.teacher.vision import Grid, Vision
 
 
 class Teacher:
@@ -34,20 +37,25 @@ class Teacher:
 
     def __init__(
         self,
-        model: Qwen3VLForConditionalGeneration,
+        model: Any,
         tokenizer: Any,
         vision: Vision | None = None,
         prompts: Prompts | None = None,
-        answer: str = "Yes",
+        answer: str | Sequence[str] = "Yes",
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.vision = vision or Vision.of(model.config)
+        self.family: Family = FAMILIES[model.config.model_type]
+        self.vision = vision or self.family.vision_class.of(model.config)
         self.prompts = prompts or Prompts()
-        self.answer_ids = self._encode(answer)
+        self.recompute = False
+        variants = [answer] if isinstance(answer, str) else list(answer)
+        self.answer_ids = self._encode(variants[0])
+        self._variant_ids = self._variants(variants)
         model.set_attn_implementation("sdpa")  # "eager" wants additive masks, "flash" ignores ours
-        speed_up(model.model.visual)
-        check_masks(model)
+        self.family.prepare(model)
+        if self.family.packs:
+            check_masks(model, self.family.position_ids)
         self._question_ids: dict[str, list[int]] = {}
         self._prefixes: dict[tuple[Any, ...], Prefix] = {}
         self._packed: tuple[Any, Packed] | None = None
@@ -59,44 +67,61 @@ class Teacher:
         *,
         dtype: str = "float32",
         device: str | torch.device = "cpu",
-        answer: str = "Yes",
+        answer: str | Sequence[str] = "Yes",
         checkpoint: bool = False,
     ) -> Teacher:
         """A frozen teacher from a local folder or a hub id, in transformers' layout (safetensors only).
 
-        ``checkpoint`` recomputes layers in the backward pass: less memory, the same gradient. Raises
-        UserError for what is missing, and for model types whose layers would mix packed questions.
+        ``answer`` is what counts as satisfied; several of one token each add up ("Yes", "yes"). ``checkpoint``
+        recomputes layers in the backward pass: less memory, the same gradient. Raises UserError for what is missing,
+        and for other model types.
         """
         folder = find_folder(model)
         config = AutoConfig.from_pretrained(folder)
-        if config.model_type != "qwen3_vl":
+        if config.model_type not in FAMILIES:
             raise UserError(
-                f"{model} is a {config.model_type!r} model; all questions are packed into one forward, kept "
-                "apart by a mask that this type is not known to obey: use a Qwen3-VL checkpoint"
+                f"{model} is a {config.model_type!r} model, which cannot be a teacher here; use one that sees videos: "
+                f"{', '.join(FAMILIES)}"
             )
-        loaded: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
-        )
-        network, report = loaded
+        family = FAMILIES[config.model_type]
+        try:
+            network, report = family.model_class.from_pretrained(
+                folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+            )
+        except OSError as error:  # its message names the file
+            raise UserError(f"teacher {model}: {' '.join(str(error).split())} Fetch it again") from error
         if report["missing_keys"]:
             first = min(report["missing_keys"])
             raise UserError(f"{model}: {first} is missing from the weights; fetch them again")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         network.to(device).eval().requires_grad_(False)
-        if checkpoint:  # works in training mode only, which changes nothing else: Qwen3-VL has no dropout
-            network.train().gradient_checkpointing_enable({"use_reentrant": False})
-        return cls(network, tokenizer, Vision.load(folder, config), Prompts.load(folder), answer)
+        teacher = cls(network, tokenizer, family.vision_class.load(folder, config), Prompts.load(folder), answer)
+        teacher.set_recompute(checkpoint)
+        return teacher
 
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def set_recompute(self, on: bool) -> None:
+        """Whether layers are computed again in the backward pass of what follows, instead of being kept."""
+        self.recompute = on
+        if on:
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.activation_checkpointing_disable()
 
     def write_queries(self, sample: Sample) -> Queries:
         """The teacher's own questions about (prompt, first frame), greedily generated (Algorithm 1, line 1).
 
         A reply that cannot be read is shown to the teacher once, with the error; then it is a UserError.
         """
-        self._refuse_special_tokens(sample.prompt)
+        if not self.family.writes:
+            raise UserError(
+                f"a {self.model.config.model_type} teacher grades videos but cannot write the questions; give "
+                "--sample.queries.goal and --sample.queries.process"
+            )
+        self.refuse_special_tokens(sample.prompt)
         chat = [("user", self.prompts.queries.format(prompt=sample.prompt))]
         self._encode(chat[0][1])  # unknown words: better an error than questions about something else
         reply = self.reply(chat, sample.image)
@@ -113,16 +138,34 @@ class Teacher:
                 f"Its reply: {second[:300]!r}. Give the questions yourself, or use a larger teacher"
             ) from error
 
+    def reply(
+        self, chat: Sequence[tuple[str, str]], images: Tensor | Sequence[Tensor] | None, max_new_tokens: int = 512
+    ) -> str:
+        """Greedy answer to a chat of (role, text) messages; ``images``, each (3,H,W) in [0,1], open the first."""
+        return self.reply_counted(chat, images, max_new_tokens)[0]
+
     @torch.no_grad()
-    def reply(self, chat: Sequence[tuple[str, str]], image: Tensor | None, max_new_tokens: int = 512) -> str:
-        """Greedy answer to a chat of (role, text) messages; ``image`` (3,H,W) in [0,1] opens the first."""
-        text = words.chat_text(self.tokenizer, chat, words.IMAGE_SLOT if image is not None else "")
+    def reply_counted(
+        self,
+        chat: Sequence[tuple[str, str]],
+        images: Tensor | Sequence[Tensor] | None,
+        max_new_tokens: int = 512,
+        constraint: Any = None,
+    ) -> tuple[str, int, int]:
+        """As ``reply``, with the numbers of tokens that were read and written; ``constraint``, a logits processor of
+        transformers, limits what can be written."""
+        shown = [] if images is None else [images] if isinstance(images, Tensor) else list(images)
+        patches = [self.vision.image_patches(image.to(self.device, torch.float32)) for image in shown]
+        merged = [grid[1] * grid[2] // self.vision.merge**2 for _, grid in patches]
+        # The slots are filled one by one: a text that holds one was refused before.
+        pieces = words.chat_text(self.tokenizer, chat, words.IMAGE_SLOT if shown else "", len(shown)).split(
+            words.IMAGE_PAD
+        )
+        text = "".join(piece + words.IMAGE_PAD * tokens for piece, tokens in zip(pieces, [*merged, 0], strict=True))
         inputs: dict[str, Any] = {}
-        if image is not None:
-            rows, grid = self.vision.image_patches(image.to(self.device, torch.float32))
-            tokens = grid[1] * grid[2] // self.vision.merge**2
-            text = text.replace(words.IMAGE_PAD, words.IMAGE_PAD * tokens)
-            inputs = {"pixel_values": rows, "image_grid_thw": torch.tensor([grid], device=self.device)}
+        if shown:
+            grids = torch.tensor([grid for _, grid in patches], device=self.device)
+            inputs = {"pixel_values": torch.cat([rows for rows, _ in patches]), "image_grid_thw": grids}
         ids = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]], device=self.device)
         end, config = self.tokenizer.convert_tokens_to_ids(words.END), self.model.config
         network: Any = self.model  # transformers types generate() for itself, not for its callers
@@ -137,9 +180,11 @@ class Teacher:
                 eos_token_id=end,
                 pad_token_id=end,
             ),
+            logits_processor=[constraint] if constraint is not None else None,
             **inputs,
         )
-        return str(self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        written = out[0, ids.shape[1] :]
+        return str(self.tokenizer.decode(written, skip_special_tokens=True)), ids.shape[1], len(written)
 
     def yes_losses(
         self, frames: Tensor, questions: Sequence[Sequence[str]], fps: float, frame_indices: Sequence[int]
@@ -147,9 +192,15 @@ class Teacher:
         """-log P("Yes") of every question, (B,Q) fp32 on the frames' device, all in one packed forward.
 
         ``frames`` (B,K,3,H,W) float in [0,1]; ``questions`` B lists of Q; ``frame_indices`` the K frames'
-        numbers in the whole video, which runs at ``fps``. Differentiable with respect to the frames.
+        numbers in the whole video, which runs at ``fps``. Differentiable with respect to the frames. A model type that
+        would mix packed questions gets a row a question, behind one look at the video.
         """
-        return self._losses(self.forward_packed(frames, questions, fps, frame_indices)).to(frames.device)
+        if self.family.packs:
+            return self._losses(self.forward_packed(frames, questions, fps, frame_indices)).to(frames.device)
+        self._check(frames, questions, frame_indices)
+        rows = [[question] for row in questions for question in row]
+        losses = self._losses(self._forward(frames, rows, fps, frame_indices))  # (B*Q, 1)
+        return losses.view(len(questions), -1).to(frames.device)
 
     def yes_losses_separate(
         self, frames: Tensor, questions: Sequence[Sequence[str]], fps: float, frame_indices: Sequence[int]
@@ -161,46 +212,82 @@ class Teacher:
     def forward_packed(
         self, frames: Tensor, questions: Sequence[Sequence[str]], fps: float, frame_indices: Sequence[int]
     ) -> PackedOutput:
-        """One forward over B videos with Q questions each; arguments as in ``yes_losses``, gradients on."""
+        """One forward over B videos with Q questions each; arguments as in ``yes_losses``, gradients on.
+
+        Raises UserError for several questions and a model type that would mix them.
+        """
+        self._check(frames, questions, frame_indices)
+        if not self.family.packs and len(questions[0]) > 1:
+            raise UserError(
+                f"the layers of {type(self.model).__name__} ignore attention masks, so packed questions would leak "
+                "into each other; ask one question a row"
+            )
+        return self._forward(frames, questions, fps, frame_indices)
+
+    def _check(self, frames: Tensor, questions: Sequence[Sequence[str]], frame_indices: Sequence[int]) -> None:
         b, k = frames.shape[:2]
         if len(questions) != b or len({len(row) for row in questions}) != 1 or len(frame_indices) != k:
             raise ValueError(
                 f"{b} videos of {k} frames need {b} equally long lists of questions and {k} frame indices, "
                 f"got {[len(row) for row in questions]} questions and {len(frame_indices)} indices"
             )
-        net, language = self.model.model, self.model.model.language_model
-        rows, grid = self.vision.video_patches(frames.to(self.device))
-        seen = net.visual(
-            rows.flatten(0, 1).to(net.visual.dtype),
-            grid_thw=torch.tensor([grid] * b, device=self.device),
-            frame_patches=grid[1] * grid[2],
-            return_dict=True,
-        )
-        packed = self._pack(grid, questions, fps, tuple(frame_indices))
 
-        text = language.embed_tokens(packed.ids)  # (B,S,D)
-        is_video = torch.zeros_like(packed.ids, dtype=torch.bool).index_fill(1, packed.video, True)
-        features = seen.pooler_output.unflatten(0, (b, -1)).to(text.dtype)
-        hidden = language(
-            inputs_embeds=text.index_copy(1, packed.video, features),
-            position_ids=packed.positions,
-            attention_mask=packed.mask,
-            visual_pos_masks=is_video,
-            deepstack_visual_embeds=seen.deepstack_features,
-            use_cache=False,
-        ).last_hidden_state
+    def _forward(
+        self, frames: Tensor, questions: Sequence[Sequence[str]], fps: float, frame_indices: Sequence[int]
+    ) -> PackedOutput:
+        """B videos and R rows of questions, R a multiple of B: each video serves R/B rows."""
+        language, b, each = self.model.model.language_model, len(frames), len(questions) // len(frames)
+        with self._recomputing():
+            seen = self.family.look(self.model, self.vision, frames.to(self.device))
+            packed = self._pack(seen.grid, questions, fps, tuple(frame_indices))
+            text = language.embed_tokens(packed.ids)  # (R,S,D)
+            is_video = torch.zeros_like(packed.ids, dtype=torch.bool).index_fill(1, packed.video, True)
+            features = seen.features.to(text.dtype).repeat_interleave(each, 0)
+            hidden = language(
+                inputs_embeds=text.index_copy(1, packed.video, features),
+                position_ids=self.family.position_ids(packed.positions),
+                # Alone in its row a question needs no mask: it is causal, and the filling behind it is never read.
+                attention_mask=packed.mask if self.family.packs else None,
+                use_cache=False,
+                **self.family.extras(seen, is_video),
+            ).last_hidden_state
+        assert len(hidden) == b * each
         return PackedOutput(
             hidden=hidden,
             answer_logits=self.model.lm_head(at(hidden, packed.answers)),
-            patches=seen.last_hidden_state.unflatten(0, (b, -1)),
-            grid=grid,
+            patches=seen.patches,
+            grid=seen.grid,
             packed=packed,
         )
 
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        # transformers recomputes layers in training mode only, and generates wrongly while it does.
+        training = self.model.training
+        if self.recompute:
+            self.model.train()
+        try:
+            yield
+        finally:
+            if self.recompute:
+                self.model.train(training)
+
     def _losses(self, output: PackedOutput) -> Tensor:
         logits = output.answer_logits.to(torch.promote_types(output.answer_logits.dtype, torch.float32))
+        log_p = logits.log_softmax(-1)  # (B,Q,A,V)
+        if len(self._variant_ids) > 1:
+            return -log_p[:, :, 0, self._variant_ids].logsumexp(-1)
         answer = torch.tensor(self.answer_ids, device=logits.device).expand(logits.shape[:-1])
-        return -logits.log_softmax(-1).gather(-1, answer[..., None]).sum((-2, -1))
+        return -log_p.gather(-1, answer[..., None]).sum((-2, -1))
+
+    def _variants(self, answers: Sequence[str]) -> list[int]:
+        """First tokens of the answers; UserError unless there is one answer, or all are of one token."""
+        ids = [self._encode(answer) for answer in answers]
+        if not all(ids):
+            raise UserError(f"teacher.answers {list(answers)}: the teacher's vocabulary has no token for one of them")
+        if len(ids) > 1 and any(len(tokens) != 1 for tokens in ids):
+            raise UserError(f"teacher.answers {list(answers)}: variants must be one token each; give them alone")
+        return list(dict.fromkeys(tokens[0] for tokens in ids))
 
     def _pack(
         self, grid: Grid, questions: Sequence[Sequence[str]], fps: float, frame_indices: tuple[int, ...]
@@ -216,22 +303,21 @@ class Teacher:
     def _prefix(self, grid: Grid, fps: float, frame_indices: tuple[int, ...]) -> Prefix:
         key = (grid, fps, frame_indices)
         if key not in self._prefixes:
-            t, h, w = grid[0], grid[1] // self.vision.merge, grid[2] // self.vision.merge
             seconds = None
             if self.prompts.timestamps:
                 seconds = words.timestamps(fps, frame_indices, self.vision.temporal_patch)
-            opening = words.chat_text(self.tokenizer, [("user", "")], words.VIDEO_SLOT)
-            text = opening.partition(words.VIDEO_SLOT)[0] + words.video_text(seconds, t, h * w)
+            opening = words.chat_text(self.tokenizer, [("user", "")], self.family.slot)
+            text = opening.partition(self.family.slot)[0] + self.family.video_text(self.vision, grid, seconds)
             ids = self._encode(text)
-            self._prefixes[key] = make_prefix(ids, self.model.config.video_token_id, (h, w), t)
+            self._prefixes[key] = self.family.prefix(self.model, ids, self.vision, grid, fps, frame_indices)
         return self._prefixes[key]
 
     def _ids_of_question(self, question: str) -> list[int]:
         if question not in self._question_ids:
-            self._refuse_special_tokens(question)
+            self.refuse_special_tokens(question)
             text = self.prompts.question.format(question=question)
-            chat = words.chat_text(self.tokenizer, [("user", text)], words.VIDEO_SLOT)
-            self._question_ids[question] = self._encode(chat.partition(words.VIDEO_SLOT)[2])
+            chat = words.chat_text(self.tokenizer, [("user", text)], self.family.slot)
+            self._question_ids[question] = self._encode(chat.partition(self.family.slot)[2])
         return self._question_ids[question]
 
     def _encode(self, text: str) -> list[int]:
@@ -241,7 +327,12 @@ class Teacher:
             raise UserError(f"the teacher's vocabulary lacks a word of {text!r}; use words it knows")
         return ids
 
-    def _refuse_special_tokens(self, text: str) -> None:
+    def check_words(self, text: str) -> None:
+        """Raises UserError for a text with words that a word-level vocabulary lacks."""
+        self._encode(text)
+
+    def refuse_special_tokens(self, text: str) -> None:
+        """Raises UserError for a text that would take over the chat."""
         for token in self.tokenizer.get_added_vocab():
             if token in text:
                 raise UserError(f"{text!r} holds the teacher's control token {token}; leave it out")

@@ -59,13 +59,24 @@ class Vision:
                 continue
             try:
                 given = json.loads(path.read_text(encoding="utf-8"))
-                settings[budget] = (int(given["size"]["shortest_edge"]), int(given["size"]["longest_edge"]))
+                settings[budget] = cls._budget(given)
                 for key, value in (("mean", given.get("image_mean")), ("std", given.get("image_std"))):
                     if value is not None and settings.setdefault(key, tuple(value)) != tuple(value):
                         raise UserError(f"{path}: image_{key} differs from the video processor's")
             except (json.JSONDecodeError, KeyError, TypeError) as error:
                 raise UserError(f"{path}: not a Qwen3-VL processor file ({error!r}); restore it") from error
         return cls.of(config, **settings)
+
+    @staticmethod
+    def _budget(given: dict[str, Any]) -> tuple[int, int]:
+        """(fewest, most) pixels as a processor file says; older ones have min_pixels and max_pixels."""
+        if "min_pixels" in given and "max_pixels" in given:
+            return int(given["min_pixels"]), int(given["max_pixels"])
+        return int(given["size"]["shortest_edge"]), int(given["size"]["longest_edge"])
+
+    def frame_token_count(self, grid: Grid) -> int:
+        """Vision tokens of one temporal patch."""
+        return grid[1] * grid[2] // self.merge**2
 
     def video_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         """Height and width the official video processor resizes to, with cap_pixels_per_frame=True."""
@@ -150,6 +161,66 @@ class Vision:
             frames.shape[4] // self.patch,
         )
         return rows, grid
+
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+VIDEO_TOKENS = 128000  # the context length that Qwen2.5-VL's processor assumes for its total budget
+
+
+@dataclass(frozen=True)
+class Qwen25Vision(Vision):
+    """Qwen2.5-VL's processor: CLIP's statistics, a budget for each frame instead of the whole video."""
+
+    patch: int = 14
+    video_pixels: tuple[int, int] = (128 * 28 * 28, 768 * 28 * 28)
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def video_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """As Qwen2VLVideoProcessor with cap_pixels_per_frame=True."""
+        low, high = self.video_pixels
+        total = int(VIDEO_TOKENS * self._factor**2 * 0.9)
+        cap = max(min(high, total * self.temporal_patch // frames), int(low * 1.05))
+        return self._fit(height, width, 0, low, cap)
+
+
+@dataclass(frozen=True)
+class SquareVision(Vision):
+    """InternVL's processor: every frame becomes one square image.
+
+    ``patch`` is a side of the patches, ``merge`` how many of them a token spans each way; ``side`` pixels.
+    """
+
+    side: int = 448
+    temporal_patch: int = 1
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    @classmethod
+    def of(cls, config: Any, **settings: Any) -> SquareVision:
+        side, patch = (x[0] if isinstance(x, (list, tuple)) else x for x in _sides(config.vision_config))
+        return cls(patch=patch, merge=round(1 / config.downsample_ratio), side=side, **settings)
+
+    @staticmethod
+    def _budget(given: dict[str, Any]) -> tuple[int, int]:
+        pixels = int(given["size"]["height"]) * int(given["size"]["width"])
+        return pixels, pixels
+
+    def video_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
+        return self.side, self.side
+
+    def _rows(self, frames: Tensor) -> tuple[Tensor, Grid]:
+        """(B,K,3,side,side) normalised images, not cut into patches."""
+        mean = frames.new_tensor(self.mean)[:, None, None]
+        std = frames.new_tensor(self.std)[:, None, None]
+        return (frames - mean) / std, (frames.shape[1], self.side // self.patch, self.side // self.patch)
+
+
+def _sides(vision_config: Any) -> tuple[Any, Any]:
+    return vision_config.image_size, vision_config.patch_size
 
 
 class LinearPatchEmbed(qwen.Qwen3VLVisionPatchEmbed):

@@ -1,0 +1,65 @@
+"""Which noise the optimisation starts from, and whose video is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_sample
+from torch import Tensor
+
+from ttopt.config import FitSettings
+from ttopt.engine import given_queries
+from ttopt.fit import Models, fit_sample, noise_name, seed_of
+from ttopt.noise import best_noise
+
+Make = Callable[..., FitSettings]
+
+
+def test_each_sample_starts_from_its_own_best_noise(models: Models) -> None:
+    condition = models.reasoner.condition([tiny_sample("a"), tiny_sample("b")])
+    seeds = [[1, 2, 3], [4, 5, 6]]
+    values = {3: 0.1, 4: 0.2}  # the best of each; all others lose
+    noises = {s: models.reasoner.noise(condition, [s, s])[0] for row in seeds for s in row}
+
+    def losses(clean: Tensor) -> Tensor:
+        return torch.tensor([values.get(_seed(x), 1.0) for x in clean])
+
+    def _seed(clean: Tensor) -> int:
+        return min(noises, key=lambda s: float((predictions[s] - clean).abs().sum()))
+
+    predictions = {}
+    for s, z1 in noises.items():
+        both = models.reasoner.predict_clean(torch.stack([z1, z1]), 1.0, condition)
+        predictions[s] = both[0 if s < 4 else 1]
+    z1, chosen = best_noise(models.reasoner, condition, seeds, losses)
+    assert chosen == [3, 4]
+    assert torch.equal(z1, torch.stack([noises[3], noises[4]]))
+
+
+def test_one_noise_is_taken_as_it_is_and_never_graded(models: Models) -> None:
+    condition = models.reasoner.condition(tiny_sample())
+    z1, chosen = best_noise(models.reasoner, condition, [[7]], lambda clean: pytest.fail("graded"))
+    assert chosen == [7] and torch.equal(z1, models.reasoner.noise(condition, [7]))
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("last", "adapter"), ("accepted", "base")])
+def test_a_run_that_never_reaches_tau_keeps_what_the_settings_say(
+    models: Models, settings: Make, tmp_path: Path, keep: str, kept: str
+) -> None:
+    s = settings(optimisation={"steps": 2, "lr": 0.1, "keep": keep, "starts": 3})
+    result = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s))
+    assert result.optimisation is not None and result.optimisation.kept == kept
+    assert (result.optimisation.drift["psnr"] == 100) == (kept == "base")
+    candidates = [seed_of(s.seed, result.sample, noise_name(k)) for k in range(3)]
+    assert result.seeds["noise"] in candidates
+
+
+def test_the_better_video_has_the_lower_loss(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimisation={"steps": 3, "keep": "better"})
+    o = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s)).optimisation
+    assert o is not None
+    assert o.video_after.loss <= o.video_before.loss
+    assert (o.kept == "base") == (o.video_after == o.video_before)

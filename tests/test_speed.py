@@ -1,0 +1,181 @@
+"""Memory and speed settings: none of them changes the result, and what cannot be had is said clearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_reasoner_folder, tiny_sample, tiny_transformer, tiny_two_experts_folder
+from tiny_fit import prepare
+from torch import Tensor
+
+from ttopt.config import FitSettings, check, parse_fit
+from ttopt.errors import UserError
+from ttopt.models import load_models, sources
+from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule
+from ttopt.reasoner import forward as cut
+from ttopt.reasoner.recipe import size_warning
+from ttopt.reasoner.speed import block_range, set_attention, to_float8
+
+Make = Callable[..., FitSettings]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_reasoner_folder(tmp_path_factory.mktemp("tiny"))
+
+
+def loss_and_gradients(settings: FitSettings) -> list[Tensor]:
+    """Of one step of the whole chain, from an adapter that acts."""
+    module = prepare(load_models(settings))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.lora:
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    _, total = module.losses()
+    total.sum().backward()
+    return [total.detach(), *(parameter.grad for parameter in module.lora if parameter.grad is not None)]
+
+
+def test_recomputing_changes_nothing_and_keeps_less(settings: Make) -> None:
+    frames = {"frames": 5}
+    plain = loss_and_gradients(settings(teacher=frames))
+    saving = settings(
+        reasoner={"recompute": "1-2", "offload": True, "attention": "_native_math"},
+        teacher=frames | {"recompute": True},
+    )
+    for value, wanted in zip(loss_and_gradients(saving), plain, strict=True):
+        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_blocks_compile_whole_and_once_for_each_kind() -> None:
+    """Traced without a break; blocks that are adapted alike share one graph."""
+    torch.manual_seed(0)
+    transformer = tiny_transformer(layers=7).requires_grad_(False)
+    adapter = Adapter(transformer, rank=4, blocks="2-6")
+    for parameter in adapter.parameters():
+        parameter.data.normal_(0, 0.2)
+    latents, text = torch.randn(1, 16, 3, 6, 6), torch.randn(1, 16, 8)
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def velocity(run: Any) -> Tensor:
+        x = cut.embed(transformer, latents, 1000.0, text, first_frame=True)
+        return cut.head(transformer, cut.advance(transformer, x, 7, run=run))
+
+    torch._dynamo.reset()
+    results = []
+    for run in (None, torch.compile(cut.run_block, backend=count, fullgraph=True, dynamic=False)):
+        u = velocity(run)
+        results.append([u.detach(), *torch.autograd.grad(u.square().sum(), adapter.parameters())])
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-4, rtol=1e-4)
+    # Not adapted; adapted behind an input without gradient; adapted.
+    assert len(graphs) == 3
+    torch._dynamo.reset()
+
+
+def test_float8_keeps_the_adapter_and_rounds_a_little(folder: Path) -> None:
+    pytest.importorskip("torchao")
+    reasoner = Reasoner.load(folder, schedule=Schedule(), dtype="bfloat16")
+    adapter = Adapter(reasoner.transformer, rank=4)
+    condition = reasoner.condition(tiny_sample())
+    z1 = reasoner.noise(condition, [0])
+    wanted = reasoner.velocity(z1, 1.0, condition).detach()
+    to_float8(reasoner.transformer, "blocks.", "reasoner.float8")
+    weight = reasoner.transformer.blocks[0].attn1.to_q.base_layer.weight
+    assert "Float8" in type(weight).__name__
+    got = reasoner.velocity(z1, 1.0, condition)
+    assert 0 < (got.detach() - wanted).norm() < 0.1 * wanted.norm()
+    gradients = torch.autograd.grad(got.square().sum(), adapter.parameters())
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert any(bool(gradient.any()) for gradient in gradients)
+
+
+def test_float8_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
+    with pytest.raises(UserError, match=r"reasoner.float8 needs torchao; pip install 'ttopt\[float8\]'"):
+        to_float8(tiny_transformer(), "blocks.", "reasoner.float8")
+
+
+@pytest.mark.parametrize(
+    "backend, message",
+    [
+        ("xformers", r"cannot be used on this cpu .*pip install 'ttopt\[gpu\]'"),
+        ("flash", "cannot be used on this cpu"),
+        ("flash_hub", "would run code from the hub"),
+        ("abacus", "cannot be used .*must be one of the following"),
+    ],
+)
+def test_attention_backends_that_cannot_be_had(backend: str, message: str) -> None:
+    transformer = tiny_transformer()
+    with pytest.raises(UserError, match=message) as error:
+        set_attention(transformer, backend)
+    assert "\n" not in str(error.value)
+
+
+def test_offloaded_parts_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one device moving means nothing, so the moves themselves are watched."""
+    reasoner = Reasoner.load(tiny_two_experts_folder(tmp_path), schedule=Schedule((1.0, 0.5)), offload=True)
+    assert reasoner.low_noise is not None
+    moves: list[str] = []
+    monkeypatch.setattr(reasoner.text_encoder, "to", lambda place: moves.append(f"text {place}"))
+    condition = reasoner.condition(tiny_sample())
+    assert moves == ["text cpu", "text cpu"]  # to the reasoner's device, which is the CPU here, and away
+    kept = reasoner.generate(reasoner.noise(condition, [0]), condition)
+    assert kept.isfinite().all()
+
+
+@pytest.mark.parametrize(("height", "width", "nearest"), [(704, 1280, ""), (480, 832, ""), (320, 320, "480x832")])
+def test_sizes_off_the_recipe_are_named_with_the_nearest_good_one(height: int, width: int, nearest: str) -> None:
+    wan = SimpleNamespace(config={"in_channels": 48}, blocks=range(30))
+    advice = size_warning(wan, height, width)
+    assert (advice is None) == (not nearest)
+    if advice is not None:
+        assert "off the recipe of Wan2.2-TI2V-5B; the nearest good size is" in advice
+    assert size_warning(tiny_transformer(), height, width) is None
+
+
+def test_a_size_off_the_recipe_warns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasoner = Reasoner.load(folder, schedule=Schedule())
+    monkeypatch.setattr("ttopt.reasoner.recipe.RECIPES", {(16, 3): ("Tiny", ((64, 64),))})
+    with pytest.warns(UserWarning, match="sample a: 48x48 .* nearest good size is 64x64"):
+        reasoner.condition(tiny_sample())
+
+
+def test_a_shrinking_light_decoder(folders: dict[str, Path]) -> None:
+    latents = torch.randn(1, 16, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert LightDecoder.load(folders["light"], shrink=1)(latents, [0, 8]).shape == (1, 2, 3, 24, 24)
+    assert LightDecoder.load(folders["light"], shrink=2)(latents, [0, 8]).shape == (1, 2, 3, 12, 12)
+    with pytest.raises(UserError, match="doubles only 2 times"):
+        LightDecoder.load(folders["light"], shrink=3)
+    with pytest.raises(UserError, match="decoder.shrink is 1 for the standard decoder"):
+        check(parse_fit(["--decoder.kind", "standard", "--decoder.shrink", "1"]))
+
+
+def test_block_ranges() -> None:
+    assert list(block_range("all", 3, "x")) == [0, 1, 2] and list(block_range("none", 3, "x")) == []
+    assert list(block_range("1-2", 3, "x")) == [1, 2]
+    for wrong in ("2-1", "0-3", "1", ""):
+        with pytest.raises(UserError, match="x is"):
+            block_range(wrong, 3, "x")
+
+
+def test_a_gpu_that_is_too_small_points_to_the_plan(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Reasoner, "load", full)
+    with pytest.raises(UserError, match="memory is too small; 'ttopt plan'"):
+        load_models(settings())
+
+
+def test_what_is_loaded_is_said(settings: Make) -> None:
+    line = sources(settings(reasoner={"model": "a/b", "transformer": "c", "dtype": "bfloat16"}))
+    assert "reasoner a/b, its transformer from c (bfloat16, auto)" in line and "\n" not in line

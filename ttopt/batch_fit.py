@@ -1,0 +1,194 @@
+"""``--batch-samples n``: n samples are optimised side by side, then each is finished as if it had been alone.
+
+The batch (ttopt/batched.py) does the steps of Algorithm 1; what it noted is then played back, sample by sample, through
+the same Trainer, callbacks and result folder as ttopt/fit.py uses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ttopt.batched import BatchReward, Instance, optimise_batch
+from ttopt.config import FitSettings
+from ttopt.errors import UserError
+from ttopt.fit import Models, fit_sample, noise_name, seed_of
+from ttopt.module import TestTimeTraining, sample_frames
+from ttopt.noise import best_noise
+from ttopt.reasoner.batched import BatchedAdapter
+from ttopt.result import Result
+from ttopt.reward import multi_vqa_loss
+from ttopt.sample import Sample
+from ttopt.teacher import Queries
+
+if TYPE_CHECKING:
+    from ttopt.methods.base import Context, Method
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a batch made of one sample."""
+
+    queries: Queries
+    noise_seed: int
+    instance: Instance
+    state: dict[str, Tensor]  # of the kept adapter
+    frames: dict[int, Tensor]  # (K, 3, H, W) that were graded, by step; only those that previews show
+    seconds: float  # the sample's share
+
+    @property
+    def forwards(self) -> int:
+        """Of the reasoner, a backward pass counting as two."""
+        return 3 * len(self.instance.grades) - 2
+
+
+class Replay(TestTimeTraining):
+    """A training that has happened already: the same grades, frames and callbacks, and no work."""
+
+    def play(self, trained: Trained) -> Replay:
+        """Takes what happened; to be called before fitting."""
+        self.trained = trained
+        self.adapter.load_state_dict(trained.state)
+        return self
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        number = len(self.grades)
+        grade = self.trained.instance.grades[number]
+        self.frames = self.trained.frames.get(number, self.frames)
+        return torch.tensor([grade.per_query]), torch.tensor([grade.total])
+
+    def _step(self, total: Tensor) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.step()  # without gradients: only counts
+
+    def restore(self) -> None:
+        pass
+
+
+def train_batch(
+    samples: Sequence[Sample], queries: Sequence[Queries], models: Models, settings: FitSettings
+) -> list[Trained]:
+    """Optimises samples of one format with equally many queries side by side."""
+    begin = time.perf_counter()
+    reasoner, o, a, fps = models.reasoner, settings.optimisation, settings.adapter, samples[0].fps
+    numbers = sample_frames(settings.teacher.frames, samples[0].frames)
+    asked = [each.all for each in queries]
+    every = settings.logging.previews_every
+
+    def losses_of(chosen: list[int]) -> BatchReward:
+        return lambda frames, _: models.teacher.yes_losses(frames, [asked[n] for n in chosen], fps, numbers)
+
+    losses = losses_of(list(range(len(samples))))
+
+    def totals(latents: Tensor) -> Tensor:
+        return multi_vqa_loss(losses(models.decoder(latents, numbers), latents), o.goal_weight)
+
+    frames: list[dict[int, Tensor]] = [{} for _ in samples]
+
+    def watch(step: int, chosen: list[int], shown: Tensor) -> None:
+        if every and step % every == 0:
+            for number, one in zip(chosen, shown, strict=True):
+                frames[number][step] = one.cpu()
+
+    candidates = [[seed_of(settings.seed, sample.id, noise_name(k)) for k in range(o.starts)] for sample in samples]
+    with models.adapter.disabled():
+        condition = reasoner.condition(samples)
+        z1, noise_seeds = best_noise(reasoner, condition, candidates, totals)
+        adapter = BatchedAdapter(reasoner.transformer, len(samples), a.rank, a.alpha, a.targets, a.blocks)
+        try:
+            adapter.reset([seed_of(settings.seed, sample.id, "adapter") for sample in samples])
+            batch = optimise_batch(
+                reasoner, adapter, models.decoder, losses, condition, z1, numbers, o, watch, losses_of
+            )
+            with torch.no_grad():
+                last = models.decoder(batch.predictions, numbers).cpu()
+        finally:
+            adapter.remove()
+    share = (time.perf_counter() - begin) / len(samples)
+    made = []
+    for number, instance in enumerate(batch.instances):
+        frames[number][instance.grades[-1].step] = last[number]
+        state = adapter.state_dict(number)
+        made.append(Trained(queries[number], noise_seeds[number], instance, state, frames[number], share))
+    return made
+
+
+@dataclass
+class BatchedTeacherLora:
+    """ttopt.methods.TeacherLora for many samples: the first of a batch that is asked for trains all of it."""
+
+    pending: list[Sample]
+    size: int
+    trained: dict[str, Trained | UserError] = field(default_factory=dict)
+
+    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        """As TeacherLora.solve."""
+        if sample.id not in self.trained:
+            context.status(f"{self.size} samples side by side")
+            with context.meter.paused():
+                self._train(sample, context)
+        trained = self.trained.pop(sample.id)
+        if isinstance(trained, UserError):
+            raise trained
+        starts = context.settings.optimisation.starts
+        context.meter.add(trained.forwards + (starts if starts > 1 else 0), trained.seconds)
+        context.meter.vlm_calls += context.queries is None  # the teacher wrote them
+        return fit_sample(
+            sample,
+            context.models,
+            context.settings,
+            folder,
+            queries=trained.queries,
+            scorer=context.scorer,
+            callbacks=context.callbacks(),
+            logger=context.logger,
+            status=context.status,
+            meter=context.meter,
+            trained=trained,
+        )
+
+    def _train(self, first: Sample, context: Context) -> None:
+        """Trains the batch that ``first`` belongs to: the next pending samples that are like it."""
+        group: list[tuple[Sample, Queries]] = []
+        for sample in self.pending[self.pending.index(first) :]:
+            if len(group) == self.size:
+                break
+            if sample.id in self.trained or _format(sample) != _format(first):
+                continue
+            try:
+                queries = context.queries or context.models.teacher.write_queries(sample)
+            except UserError as error:
+                self.trained[sample.id] = error
+                continue
+            if not group or len(queries.all) == len(group[0][1].all):
+                group.append((sample, queries))
+        if group:
+            samples, asked = zip(*group, strict=True)
+            made = train_batch(samples, asked, context.models, context.settings)
+            self.trained |= {sample.id: each for sample, each in zip(samples, made, strict=True)}
+
+
+def batched(method: Method, samples: Sequence[Sample], settings: FitSettings) -> Method:
+    """``method`` for ``settings.batch_samples`` samples at once. Raises UserError for one that cannot be batched."""
+    from ttopt.methods import TeacherLora
+
+    if settings.batch_samples == 1:
+        return method
+    if not isinstance(method, TeacherLora):
+        raise UserError(
+            f"batch_samples is {settings.batch_samples}, but only ttopt.methods.TeacherLora optimises several samples "
+            "at once; give 1"
+        )
+    if settings.optimisation.denoise_step != "first":
+        raise UserError("batch_samples needs optimisation.denoise_step first; give one of the two back")
+    return BatchedTeacherLora(list(samples), settings.batch_samples)
+
+
+def _format(sample: Sample) -> tuple[object, ...]:
+    return sample.frames, sample.fps, sample.height, sample.width, sample.image is None

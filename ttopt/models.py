@@ -1,0 +1,135 @@
+"""All networks of a run, loaded once: the reasoner, its adapter, the decoder of the loop and the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ttopt.config import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
+from ttopt.errors import UserError
+from ttopt.module import Decoder
+from ttopt.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
+from ttopt.reasoner.speed import block_range, compiled_block, set_attention, to_float8
+from ttopt.teacher import Teacher
+
+TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"
+
+
+@dataclass(frozen=True)
+class Models:
+    """All networks, loaded once for all samples of a run."""
+
+    reasoner: Reasoner
+    adapter: Adapter
+    decoder: Decoder
+    teacher: Teacher
+
+
+def load_models(settings: FitSettings) -> Models:
+    """Loads the reasoner, its adapter, the decoder and the teacher, all frozen but the adapter.
+
+    Raises UserError for what is missing, does not fit together, or does not fit the device.
+    """
+    try:
+        return _load(settings)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"loading the models: {TOO_SMALL}") from error
+
+
+def sources(settings: FitSettings) -> str:
+    """What is loaded, from where, in which precision, onto which device; one line."""
+    r, d, t = settings.reasoner, settings.decoder, settings.teacher
+    transformer = f", its transformer from {r.transformer}" if r.transformer else ""
+    light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
+    return (
+        f"loading: reasoner {r.model}{transformer} ({r.dtype}{', float8' * r.float8}, {r.device}){light}; "
+        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device})"
+    )
+
+
+def _load(settings: FitSettings) -> Models:
+    r, a, d, t = settings.reasoner, settings.adapter, settings.decoder, settings.teacher
+    light = _weights(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
+    device = _device(r.device, "reasoner.device")
+    _device(t.device, "teacher.device")  # a wrong one should not wait for the reasoner
+    _check_dtype(r.dtype, device, "reasoner.dtype")
+    reasoner = Reasoner.load(
+        _weights(r.model, "reasoner", "reasoner.model"),
+        schedule=Schedule(tuple(r.sigmas), r.renoise),
+        transformer=_weights("embedded", "base/transformer", "reasoner.transformer")
+        if r.transformer == EMBEDDED_BASE
+        else r.transformer,
+        light_decoder=light,
+        shrink=d.shrink,
+        dtype=r.dtype,
+        vae_dtype=r.vae_dtype,
+        device=device,
+        lora=r.lora,
+        low_noise_lora=r.low_noise_lora,
+        ignore_image=r.ignore_image,
+        offload=r.offload,
+    )
+    if reasoner.low_noise is not None and settings.optimisation.denoise_step != "first":
+        raise UserError(
+            f"optimisation.denoise_step is {settings.optimisation.denoise_step}, but of two experts only that of the "
+            "first step is adapted; give first"
+        )
+    adapter = Adapter(reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks)
+    experts = [reasoner.transformer, *([reasoner.low_noise] if reasoner.low_noise is not None else [])]
+    reasoner.recompute = block_range(r.recompute, len(reasoner.transformer.blocks), "reasoner.recompute")
+    for expert in experts:
+        if r.attention != "native":
+            set_attention(expert, r.attention)
+        if r.float8:  # after the adapter, whose layers then hold the float8 ones
+            to_float8(expert, "blocks.", "reasoner.float8")
+    if r.compile:
+        reasoner.run_block = compiled_block()
+    decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, checkpoint=d.checkpoint)
+    return Models(reasoner, adapter, decoder, load_teacher(settings))
+
+
+def load_teacher(settings: FitSettings) -> Teacher:
+    """The teacher alone, for who only grades. Raises UserError."""
+    t = settings.teacher
+    device = _device(t.device, "teacher.device")
+    _check_dtype(t.dtype, device, "teacher.dtype")
+    teacher = Teacher.load(
+        _weights(t.model, "teacher", "teacher.model"),
+        dtype=t.dtype,
+        device=device,
+        answer=t.answers,
+        checkpoint=t.recompute,
+    )
+    if t.float8:
+        to_float8(teacher.model, "model.", "teacher.float8")
+    return teacher
+
+
+def _weights(model: str, part: str, setting: str) -> str:
+    """The path or hub id of a model; "embedded" is the shipped one."""
+    if model != EMBEDDED:
+        return model
+    if not (WEIGHTS / part).is_dir():
+        raise UserError(
+            f"the embedded weights are missing ({WEIGHTS / part}); install ttopt again, or give --{setting}"
+        )
+    return str(WEIGHTS / part)
+
+
+def _device(name: str, setting: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"{setting} is {name!r}, which is no device; give auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{setting} is {name}, but torch finds {torch.cuda.device_count()} GPUs; give cpu or auto")
+    return name
+
+
+def _check_dtype(dtype: str, device: str, setting: str) -> None:
+    cuda = torch.device(device).type == "cuda"
+    if dtype == "bfloat16" and cuda and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(f"{setting} is bfloat16, which {torch.cuda.get_device_name(device)} lacks; give float16")

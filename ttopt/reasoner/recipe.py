@@ -1,0 +1,33 @@
+"""Sizes a model was trained for; off them it still runs, but its videos fall apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# (in_channels, blocks) of a public transformer -> (height, width) of its recipe, as its model card names them.
+RECIPES: dict[tuple[int, int], tuple[str, tuple[tuple[int, int], ...]]] = {
+    (48, 30): ("Wan2.2-TI2V-5B", ((704, 1280), (1280, 704), (480, 832), (832, 480))),
+    (36, 40): ("Wan2.2-I2V-A14B", ((720, 1280), (1280, 720), (480, 832), (832, 480))),
+}
+
+
+def size_warning(transformer: Any, height: int, width: int) -> str | None:
+    """What to tell a user whose size is off the recipe: the nearest good one. None if all is well or nothing is known.
+
+    Good sizes are those of the recipe and others of about the same area and a moderate aspect.
+    """
+    recipe = RECIPES.get((transformer.config["in_channels"], len(transformer.blocks)))
+    if recipe is None:
+        return None
+    name, sizes = recipe
+    areas = [h * w for h, w in sizes]
+    usual_area = any(0.8 <= height * width / area <= 1.1 for area in areas)
+    if usual_area and 0.5 <= height / width <= 2:
+        return None
+
+    def distance(size: tuple[int, int]) -> float:
+        h, w = size
+        return abs(height / width - h / w) + abs(height * width - h * w) / (h * w)
+
+    h, w = min(sizes, key=distance)
+    return f"{height}x{width} (height x width) is off the recipe of {name}; the nearest good size is {h}x{w}"

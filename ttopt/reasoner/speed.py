@@ -1,0 +1,77 @@
+"""Settings that trade memory, seconds and installed packages, without changing what is computed (float8 excepted)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from ttopt.errors import UserError
+from ttopt.reasoner import forward
+
+RunBlock = Callable[..., Tensor]
+
+
+def block_range(text: str, count: int, setting: str) -> range:
+    """Blocks by name: "none", "all", or an inclusive range counted from 0 such as "2-5". Raises UserError."""
+    if text in ("none", "all"):
+        return range(count if text == "all" else 0)
+    match = re.fullmatch(r"(\d+)-(\d+)", text)
+    if match is None or not int(match[1]) <= int(match[2]) < count:
+        raise UserError(f"{setting} is {text!r}; give all, none, or a range within 0-{count - 1} such as '0-1'")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def compiled_block() -> RunBlock:
+    """The transformer's block, compiled once for all blocks of one shape; the first steps are slow."""
+    run: RunBlock = torch.compile(forward.run_block, dynamic=False)
+    # Blocks differ in which linears carry a LoRA, in needing gradients and in the modulation's rows.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    return run
+
+
+def set_attention(transformer: Any, backend: str) -> None:
+    """Makes all attention use one of diffusers' backends, e.g. native, flash, _flash_3, xformers.
+
+    Raises UserError if it is not known, not installed, or cannot do a forward and a backward pass here.
+    """
+    if backend.endswith("_hub"):
+        raise UserError(f"reasoner.attention {backend} would run code from the hub; give native, flash or xformers")
+    try:
+        transformer.set_attention_backend(backend)
+        _try(backend, transformer.patch_embedding.weight, transformer.config["attention_head_dim"])
+    except (ImportError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        transformer.set_attention_backend("native")
+        lines = str(error).strip().splitlines() or ["it gives no reason"]
+        device = transformer.patch_embedding.weight.device.type
+        install = "; pip install 'ttopt[gpu]' has it" if backend == "xformers" else ""
+        raise UserError(
+            f"reasoner.attention {backend} cannot be used on this {device} ({lines[0]}){install}; or give native"
+        ) from error
+
+
+def _try(backend: str, like: Tensor, width: int) -> None:
+    q = torch.zeros(1, 64, 2, width, device=like.device, dtype=like.dtype, requires_grad=True)
+    out: Tensor = dispatch_attention_fn(q, q, q, backend=backend)
+    torch.autograd.grad(out.sum(), q)
+
+
+def to_float8(network: nn.Module, layers: str, setting: str) -> None:
+    """Keeps the frozen linear layers below ``layers`` (a name's beginning) as float8, a scale a tensor.
+
+    Half of bfloat16's memory; weights are rounded to 4 significant bits, activations are not. LoRA matrices stay as
+    they are. Raises UserError without torchao.
+    """
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise UserError(f"{setting} needs torchao; pip install 'ttopt[float8]', or leave it off") from error
+
+    def frozen(module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Linear) and name.startswith(layers) and "lora_" not in name
+
+    quantize_(network, Float8WeightOnlyConfig(), filter_fn=frozen)

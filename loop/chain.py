@@ -1,0 +1,48 @@
+"""The baseline of the step loop: clip after clip with the task's own prompt, and nobody who plans or checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from torch import Tensor
+
+from loop.clips import join
+from ttopt.errors import UserError
+from ttopt.fit import noise_name, seed_of
+from ttopt.methods.base import Context
+from ttopt.methods.pass_at_k import by_loss
+from ttopt.result import Result
+from ttopt.sample import Sample
+
+
+class Chain:
+    """``clips`` clips, each from the last frame of the one before; the best of ``k`` such videos by the teacher's loss.
+
+    As long as the loop's videos, and for k > 1 as expensive: what the loop gains over it, it owes to its judgement.
+    """
+
+    def __init__(self, clips: int = 3, k: int = 1) -> None:
+        if clips < 1 or k < 1:
+            raise UserError(f"clips {clips}, k {k}: give 1 or more of each")
+        self.clips, self.k = clips, k
+
+    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        videos, seeds = [], {}
+        for number in range(self.k):
+            made: list[Tensor] = []
+            for clip in range(self.clips):
+                context.status(f"video {number + 1} of {self.k}, clip {clip + 1}")
+                purpose = noise_name(number * self.clips + clip)
+                seeds[purpose] = seed_of(context.settings.seed, sample.id, purpose)
+                start = made[-1][-1] if made else sample.image
+                made.append(context.generate(dataclasses.replace(sample, image=start, answer=None), seeds[purpose]))
+            videos.append(join(made))
+        best, error = 0, ""
+        if self.k > 1:
+            try:
+                best, _ = by_loss(dataclasses.replace(sample, frames=len(videos[0])), videos, context)
+            except UserError as problem:
+                error = str(problem)
+        name, stop = f"{self.clips} clips" + (f", pass@{self.k}" if self.k > 1 else ""), "no one judged the steps"
+        return context.finish(sample, videos[best], folder, method=name, seeds=seeds, stop=stop, error=error)

@@ -1,0 +1,372 @@
+"""The heart: plan, generate, verify, repair, clip by clip (CollabVR, arXiv 2605.08735, section 3).
+
+    H = [], f = I0
+    for t in 1..N_max:
+        a = plan(I0, q, H, f)                  one next action, or: the task is complete
+        for j in 1..M:
+            c = generate(f, a)                 or only its bad rest, from the last good frame
+            v, d = verify(I0, q, H, c, a)      of the action, not of the whole task
+            if v is accept: H += c; f = last frame of c; break
+            a = evolve(a, d)
+        else: route: one more try | smaller steps | the whole task in one clip
+    return concat(H)
+
+Only a verifier's "accept" accepts. A model that cannot be reached or understood ends the sample: the best video so far
+is kept and marked as not accepted, and the result says why.
+
+A sample's folder holds, besides video.mp4, result.json and config.yaml:
+
+    trace.json       every call, clip, verdict and repair, with seeds and costs
+    clips/           every clip as it was judged, and the frame it was made from as a PNG
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from loop.clips import fidelity, frames_of, good_frames, join, reasoner_length, shown_frames, splice
+from loop.inner import InnerLora
+from loop.planner import plan
+from loop.router import route
+from loop.settings import LoopSettings
+from loop.trace import Trace
+from loop.verifier import Verdict, verify
+from loop.wording import Wording
+from ttopt.chat import ChatError, Message, Reply
+from ttopt.errors import UserError
+from ttopt.fit import noise_name, seed_of
+from ttopt.methods.base import Context
+from ttopt.result import NON_FINITE, Result
+from ttopt.runfolder import writing
+from ttopt.sample import Sample
+from ttopt.video import write_image, write_video
+
+T = TypeVar("T", bound=BaseModel)
+
+LEAST_FIDELITY = 0.9  # SSIM of a clip's first frame with its condition; below, the joints show
+
+
+@dataclass
+class Attempt:
+    """A clip as it was judged; ``verdict`` None: not judged."""
+
+    clip: Tensor  # (T,3,H,W)
+    verdict: Verdict | None = None
+
+
+@dataclass
+class Step:
+    """One action on its way. ``prompt`` is the action with all suggestions, ``kept`` the prefix that stays."""
+
+    number: int
+    action: str
+    prompt: str
+    frames: int
+    start: Tensor | None  # (3,H,W): the frame it starts from; None: text to video
+    clips: tuple[Tensor, ...]  # H when it began, as clips
+    done: tuple[str, ...]  # H as actions
+    kept: Tensor | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    diagnoses: list[Verdict] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """``accepted`` None: nobody judged."""
+
+    accepted: bool | None
+    stop: str
+    error: str = ""
+
+
+class StepLoop:
+    """The step loop as a method. Raises UserError for arguments it does not know."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.settings = LoopSettings.of(arguments)
+
+    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        """Makes the sample's video step by step; see ttopt.methods.base.Method."""
+        return Loop(self.settings, sample, folder, context).run()
+
+
+class Loop:
+    """The loop over one sample."""
+
+    def __init__(self, settings: LoopSettings, sample: Sample, folder: Path, context: Context) -> None:
+        self.settings, self.sample, self.folder, self.context = settings, sample, folder, context
+        self.wording = Wording.load(context.settings.chat.prompts)
+        self.inner = None
+        if settings.inner is not None:
+            self.inner = InnerLora(context, settings.keep_adapter, settings.diagnosis_query)
+        self.trace = Trace(
+            folder,
+            {"sample": sample.id, "task": sample.prompt, "loop": settings.model_dump(), "chat": context.chat.name},
+        )
+        self.steps = settings.max_steps if settings.planning else 1
+        self.splits = settings.max_splits if settings.planning else 0
+        self.done: tuple[str, ...] = ()  # H, as actions
+        self.clips: tuple[Tensor, ...] = ()  # H, as clips
+        self.frame = sample.image  # f
+        self.planned_more = False  # the planner's own count, at the last step
+        self.seeds: dict[str, int] = {}
+        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and video of the best there is so far
+
+    def run(self) -> Result:
+        try:
+            ending = self.loop()
+        except UserError as error:
+            if isinstance(error.__cause__, OSError):  # the disk, not a model
+                raise
+            ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", str(error))
+        self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
+        result = self.context.finish(
+            self.sample,
+            self.best and self.best[1],
+            self.folder,
+            method=self.settings.name,
+            seeds=self.seeds,
+            accepted=ending.accepted,
+            stop=ending.stop,
+            error=ending.error,
+            details={"steps": list(self.done), "warnings": self.trace.warnings, **self.trace.totals()},
+        )
+        self.trace.log(self.context.logger)
+        return result
+
+    # The loop
+
+    def loop(self) -> Ending:
+        number = 1
+        while number <= self.steps:
+            action = self.plan(number)
+            if action is None:
+                return self.accept_all("the planner sees the task complete")
+            step = self.begin(number, action)
+            if not any(self.attempt(step) for _ in range(self.settings.attempts)):
+                ordered = self.route(step)
+                if ordered == "split":
+                    continue  # the same step again, planned in smaller ones
+                if ordered == "fallback":
+                    return self.fall_back(step)
+                if not self.attempt(step):
+                    return Ending(False, f"step {number} was rejected {len(step.attempts)} times")
+            self.accept(step)
+            number += 1
+        if self.planned_more and self.plan(self.steps) is not None:
+            return Ending(False, f"all {self.steps} steps done, and the planner wants more; see max_steps")
+        return self.accept_all(f"all {self.steps} steps done")
+
+    def plan(self, number: int) -> str | None:
+        """The next action; None: the task is complete."""
+        if not self.settings.planning:
+            return self.sample.prompt
+        self.context.status(f"step {number}/{self.steps}: the planner thinks")
+        found = plan(
+            self.asker("planner", number), self.wording, self.sample.image, self.frame, self.sample.prompt, self.done,
+            number, self.steps,
+        )  # fmt: skip
+        self.planned_more = found.estimated_steps_remaining > 1
+        if found.task_complete and not self.done:
+            self.warn("the planner calls the task complete before anything was done; the whole task is the action")
+            return self.sample.prompt
+        if found.task_complete:
+            return None
+        action = self.limited(found.instruction)
+        self.tell(f"step {number}/{self.steps}: {action}")
+        return action
+
+    def begin(self, number: int, action: str) -> Step:
+        lengths, frames = self.settings.clip_seconds, self.sample.frames
+        if lengths is not None:
+            frames = frames_of(lengths[min(number, len(lengths)) - 1], self.sample.fps)
+        return Step(number, action, action, frames, self.frame, self.clips, self.done)
+
+    def attempt(self, step: Step) -> bool:
+        """Generate, verify; if rejected, prepare the repair. Whether the clip is accepted."""
+        attempt = Attempt(self.generate(step))
+        step.attempts.append(attempt)
+        self.consider(step, attempt)
+        if not self.settings.verification:
+            return True
+        attempt.verdict = verdict = self.verify(step, attempt.clip)
+        self.consider(step, attempt)
+        if verdict.accepted:
+            return True
+        if not verdict.suggestion:
+            self.trace.warn(f"step {step.number}, attempt {len(step.attempts)}: rejected without a suggestion")
+        step.diagnoses.append(verdict)
+        step.prompt = self.evolve(step, verdict.suggestion)
+        step.kept = self.keep(step, attempt.clip, verdict)
+        return False
+
+    def accept(self, step: Step) -> None:
+        clip = step.attempts[-1].clip
+        self.clips, self.done, self.frame = (*step.clips, clip), (*step.done, step.action), clip[-1]
+        self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
+
+    def route(self, step: Step) -> str:
+        """What to do with a step whose attempts were all rejected."""
+        self.context.status(f"step {step.number}: the router decides")
+        found = route(
+            self.asker("router", step.number), self.wording, self.sample.image, step.start, self.sample.prompt,
+            step.done, step.action, step.diagnoses[-1].reason, len(step.attempts),
+        )  # fmt: skip
+        ordered: str = found.action
+        if ordered == "split" and not self.splits:
+            self.warn("the router orders smaller steps, but that was done before or there is no planner: fallback")
+            ordered = "fallback"
+        if ordered == "split":
+            self.splits -= 1
+            self.steps += min(max(found.estimated_steps - 1, 1), self.settings.max_steps)
+        if ordered == "regen":
+            step.prompt = self.evolve(step, found.suggestion)
+        self.tell(f"step {step.number}: router: {ordered}. {found.reason}")
+        return ordered
+
+    def fall_back(self, failed: Step) -> Ending:
+        """The whole task in one clip from the first frame."""
+        whole = dataclasses.replace(self.begin(1, self.sample.prompt), start=self.sample.image, clips=(), done=())
+        if self.attempt(whole):
+            self.accept(whole)
+            return Ending(True, f"the whole task in one clip, after step {failed.number} failed")
+        tries = len(failed.attempts)
+        return Ending(False, f"step {failed.number} was rejected {tries} times, and so was the whole task in one clip")
+
+    def accept_all(self, stop: str) -> Ending:
+        return Ending(True if self.settings.verification else None, stop)
+
+    # Its parts
+
+    def generate(self, step: Step) -> Tensor:
+        """A clip of the step's length: its kept prefix, if any, and what is made from its last frame."""
+        s, sample, kept = self.settings, self.sample, step.kept
+        number, attempt = len(self.trace.clips), len(step.attempts) + 1
+        name = f"{number + 1:02d}_{'whole' if step.action == sample.prompt else f'step{step.number}'}_attempt{attempt}"
+        self.context.status(f"step {step.number}/{self.steps}, attempt {attempt}: the reasoner generates")
+        condition, frames = step.start, reasoner_length(step.frames, s.shortest_clip)
+        if kept is not None:  # its last frame comes again as the first of what is made
+            condition, frames = kept[-1], reasoner_length(step.frames - len(kept) + 1, s.shortest_clip)
+        part = dataclasses.replace(sample, prompt=step.prompt, image=condition, frames=frames, answer=None)
+        purpose = noise_name(number)
+        seed = self.seeds[purpose] = seed_of(self.context.settings.seed, sample.id, purpose)
+        folder = self.folder / "clips"
+        with writing(self.folder):
+            folder.mkdir(exist_ok=True)
+        optimised: dict[str, Any] = {}
+        if self.inner is None:
+            new = self.context.generate(part, seed)
+        else:
+            new, optimised = self.inner.generate(part, seed, number, folder / name, step.action, step.diagnoses)
+            self.seeds[purpose] = optimised["seed"]  # of the start that was chosen
+        clip = new[: step.frames] if kept is None else splice(kept, new, step.frames)
+
+        similar = None if condition is None else fidelity(new, condition)
+        with self.context.meter.paused(), writing(self.folder):
+            write_video(folder / f"{name}.mp4", clip, sample.fps)
+            if condition is not None:
+                write_image(folder / f"{name}_condition.png", condition)
+        self.trace.clip(
+            {
+                "file": f"clips/{name}.mp4",
+                "step": step.number,
+                "attempt": attempt,
+                "action": step.action,
+                "prompt": step.prompt,
+                "seed": seed,
+                "frames": len(clip),
+                "kept_frames": 0 if kept is None else len(kept),
+                "generated_frames": len(new),
+                "generated_seconds": round(len(new) / sample.fps, 4),
+                "first_frame_ssim": similar,
+                "verdict": None,
+                **optimised,
+            }
+        )
+        if optimised.get("optimisation_stop") == NON_FINITE:
+            self.warn(f"{name}: the loss became NaN or infinite, the last finite adapter is kept")
+        if similar is not None and similar < LEAST_FIDELITY:
+            self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
+        return clip
+
+    def verify(self, step: Step, clip: Tensor) -> Verdict:
+        attempt = len(step.attempts)
+        self.context.status(f"step {step.number}/{self.steps}, attempt {attempt}: the verifier looks")
+        numbers = shown_frames(len(clip), self.sample.fps, self.settings.frames_per_second)
+        verdict = verify(
+            self.asker("verifier", step.number), self.wording, self.sample.image, list(clip[numbers]),
+            [number / self.sample.fps for number in numbers], self.sample.prompt, step.done, step.action,
+        )  # fmt: skip
+        self.trace.verdict(verdict.model_dump())
+        self.tell(
+            f"step {step.number}/{self.steps}, attempt {attempt}: {verdict.verdict} (progress {verdict.progress:.2f}, "
+            f"good {verdict.good_fraction:.2f}). {'' if verdict.accepted else verdict.suggestion or verdict.reason}"
+        )
+        return verdict
+
+    def evolve(self, step: Step, suggestion: str) -> str:
+        """The prompt with one more suggestion; no model is asked. Where they get too long, the older ones go."""
+        if suggestion.casefold() in step.prompt.casefold():  # an empty one too: then only the seed changes
+            return step.prompt
+        longer = sentence(step.prompt) + f" {suggestion}"
+        if len(longer) <= self.settings.longest_prompt:
+            return longer
+        return sentence(step.action) + f" {self.limited(suggestion)}"
+
+    def keep(self, step: Step, clip: Tensor, verdict: Verdict) -> Tensor | None:
+        """The good prefix of a rejected clip. A later repair never gives back what an earlier one kept, unless the
+        verifier now finds nothing good."""
+        count = good_frames(verdict.good_fraction, len(clip), self.settings.keep_above)
+        if count and step.kept is not None:
+            count = max(count, len(step.kept))
+        return clip[:count] if count else None
+
+    def consider(self, step: Step, attempt: Attempt) -> None:
+        """Remembers the best video so far: first by accepted steps, then by the verifier's own order."""
+        rank = (-1.0,) * 3 if attempt.verdict is None else attempt.verdict.rank
+        if self.best is None or (len(step.clips), *rank) > self.best[0]:
+            self.best = ((len(step.clips), *rank), join([*step.clips, attempt.clip]))
+
+    # Talking
+
+    def asker(self, role: str, step: int) -> Any:
+        """``ask(message, schema)`` of the chat model, with every reply in the trace."""
+
+        def ask(message: Message, schema: type[T]) -> T:
+            def record(reply: Reply) -> None:
+                self.trace.call(role, step, [message], reply)
+
+            try:
+                return self.context.ask([message], schema, record)
+            except ChatError as error:
+                self.trace.failed_call(role, step, [message], str(error))
+                raise ChatError(f"the {role} failed in step {step}: {error}") from error
+
+        return ask
+
+    def limited(self, text: str) -> str:
+        """The text, cut at a word if it is too long for the video model."""
+        longest = self.settings.longest_prompt
+        if len(text) <= longest:
+            return text
+        self.warn(f"a prompt of {len(text)} characters was cut to {longest}; see longest_prompt")
+        return text[:longest].rsplit(" ", 1)[0]
+
+    def tell(self, text: str) -> None:
+        """One line that stays; a model's words are kept from moving the cursor."""
+        line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+        self.context.note(f"  {self.sample.id}  {line[:300]}")
+
+    def warn(self, text: str) -> None:
+        self.trace.warn(text)
+        self.tell(f"warning: {text}")
+
+
+def sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,121 @@
+"""A clip that is optimised by the teacher's LoRA (VLM-as-Teacher, Algorithm 1) before the verifier sees it.
+
+The queries are written for the planned action and the frame it starts from. The action's prompt carries the verifier's
+suggestions, so that its diagnosis reaches the queries; where ``diagnosis_query`` is given, it becomes one of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loop.settings import KeepAdapter
+from loop.verifier import Verdict
+from ttopt.chat import ChatError
+from ttopt.errors import UserError
+from ttopt.fit import TeacherReward, generate, optimise, seed_of
+from ttopt.methods.base import Context
+from ttopt.module import sample_frames
+from ttopt.noise import best_noise
+from ttopt.result import ACCEPTED
+from ttopt.reward import multi_vqa_loss
+from ttopt.runfolder import writing
+from ttopt.sample import Sample
+from ttopt.teacher import Queries
+
+MOST_PROCESS = 3
+
+
+class InnerLora:
+    """``keep``: none: each clip's adapter starts from zero; attempts: a repair goes on with the rejected clip's; steps:
+    one adapter for the whole sample."""
+
+    def __init__(self, context: Context, keep: KeepAdapter, diagnosis_query: str) -> None:
+        self.context, self.keep, self.diagnosis_query = context, keep, diagnosis_query
+        self._trained = False
+
+    def generate(
+        self,
+        part: Sample,
+        seed: int,
+        number: int,
+        folder: Path,
+        action: str,
+        diagnoses: Sequence[Verdict],
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The optimised clip (T,3,H,W) of ``part``, and what the trace says of it. Callbacks write into ``folder``.
+
+        Raises ChatError where the teacher cannot write its queries.
+        """
+        models, settings, meter = self.context.models, self.context.settings, self.context.meter
+        queries = self.queries(part, action, diagnoses)
+        numbers = sample_frames(min(settings.teacher.frames, part.frames), part.frames)
+        reasoner, adapter, o = models.reasoner, models.adapter, settings.optimisation
+        reward = TeacherReward(models.teacher, queries, part.fps, numbers)
+
+        def loss_of(frames: Tensor) -> Tensor:
+            meter.vlm_calls += 1
+            return multi_vqa_loss(reward(frames), o.goal_weight)
+
+        with meter.timer("condition"):
+            condition = reasoner.condition(part)
+        seeds = [seed, *(seed_of(seed, part.id, f"start {k}") for k in range(1, o.starts))]
+        with meter.timer("start"), adapter.disabled():
+            z1, (start,) = best_noise(reasoner, condition, [seeds], lambda z: loss_of(models.decoder(z, numbers)))
+        purpose = "adapter" if number == 0 else f"adapter {number}"
+        fresh = not self._trained or self.keep == "none" or (self.keep == "attempts" and not diagnoses)
+        adapter_seed = seed_of(settings.seed, part.id, purpose) if fresh else None
+        with writing(folder):
+            folder.mkdir()
+        self.context.status("the clip is optimised")
+        module = optimise(
+            models, reward, condition, z1, numbers, settings, adapter_seed, folder, meter, self.context.callbacks()
+        )
+        self._trained = True
+        video, kept, seconds = generate(reasoner, z1, condition, meter.timer), "adapter", part.frames / part.fps
+        # As in ttopt.fit.fit_sample; the frozen model's video is only made where it may be kept.
+        if o.keep == "better" or (o.keep == "accepted" and module.stop != ACCEPTED):
+            with adapter.disabled(), torch.no_grad():
+                base = generate(reasoner, z1, condition, meter.timer)
+                seconds *= 2
+                if o.keep == "accepted" or not loss_of(video[:, numbers]) < loss_of(base[:, numbers]):  # NaN: the base
+                    video, kept = base, "base"
+        meter.generated_seconds += seconds
+        return video[0].cpu(), {
+            "seed": start,
+            "generated_seconds": round(seconds, 4),
+            "adapter_seed": adapter_seed,
+            "queries": {"goal": queries.goal, "process": list(queries.process)},
+            "optimisation_steps": module.kept.step,
+            "optimisation_stop": module.stop,
+            "loss_before": module.grades[0].total,
+            "loss_after": module.kept.total,
+            "kept": kept,
+        }
+
+    def queries(self, part: Sample, action: str, diagnoses: Sequence[Verdict]) -> Queries:
+        """The teacher's questions about the evolved prompt, or, where it can write none, about the bare action."""
+        teacher = self.context.models.teacher
+        with self.context.meter.timer("queries"):
+            self.context.meter.vlm_calls += 1
+            try:
+                found = teacher.write_queries(part)
+            except UserError as error:
+                if part.prompt == action:
+                    raise ChatError(str(error)) from error
+                return self.queries(dataclasses.replace(part, prompt=action), action, diagnoses)
+        if not self.diagnosis_query or not diagnoses:
+            return found
+        last = diagnoses[-1]
+        extra = self.diagnosis_query.replace("{reason}", last.reason).replace("{suggestion}", last.suggestion)
+        try:
+            teacher.check_words(extra)
+            teacher.refuse_special_tokens(extra)
+        except UserError:
+            return found  # the prompt still carries the diagnosis
+        return Queries(found.goal, (extra, *found.process)[:MOST_PROCESS])

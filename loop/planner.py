@@ -1,0 +1,46 @@
+"""What to do next: ONE action (CollabVR, section 3: progressive planning)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
+
+from loop.wording import Wording, done_text, message
+from ttopt.chat import Message
+
+
+class Plan(BaseModel):
+    """The planner's reply."""
+
+    observation: str = ""
+    remaining_goal: str = ""
+    task_complete: bool
+    instruction: str = ""
+    target_state: str = ""
+    estimated_steps_remaining: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Plan:
+        if not self.task_complete and not self.instruction:
+            raise ValueError("the instruction is empty although the task is not complete")
+        return self
+
+
+def plan(
+    ask: Callable[[Message, type[Plan]], Plan],
+    wording: Wording,
+    start: Tensor | None,
+    frame: Tensor | None,
+    prompt: str,
+    done: Sequence[str],
+    step: int,
+    steps: int,
+) -> Plan:
+    """The next action for the scene in ``frame`` (3,H,W); ``done`` are the actions that were accepted."""
+    images = [] if frame is None else [frame]
+    asked = message(
+        wording.plan, start, images, "current_image", prompt=prompt, done=done_text(done), step=step, steps=steps
+    )
+    return ask(asked, Plan)

@@ -1,0 +1,73 @@
+"""Did the action happen? (CollabVR, section 3: step verification)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+from torch import Tensor
+
+from loop.wording import Wording, done_text, message
+from ttopt.chat import Message
+
+ROUNDING = 0.01
+
+
+def _rounded(value: Any) -> Any:
+    """1.004 is a 1; a percentage such as 80 stays wrong."""
+    if isinstance(value, (int, float)) and not 0 <= value <= 1 and -ROUNDING <= value <= 1 + ROUNDING:
+        return min(max(value, 0.0), 1.0)
+    return value
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(_rounded)]
+
+
+class Verdict(BaseModel):
+    """The verifier's reply. ``good_fraction`` is the part of the clip, from its beginning, that is right."""
+
+    reason: str
+    action_executed: bool
+    progress: Fraction
+    good_fraction: Fraction
+    confidence: Fraction | None = None
+    suggestion: str = ""
+    verdict: Annotated[Literal["accept", "reject"], BeforeValidator(_lower)]
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict == "accept"
+
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """The verifier's own order of attempts."""
+        return self.progress, self.good_fraction, self.confidence or 0.0
+
+
+def verify(
+    ask: Callable[[Message, type[Verdict]], Verdict],
+    wording: Wording,
+    start: Tensor | None,
+    frames: Sequence[Tensor],
+    seconds: Sequence[float],
+    prompt: str,
+    done: Sequence[str],
+    action: str,
+) -> Verdict:
+    """Judges the action, not the whole task, from the clip's ``frames`` (3,H,W), which lie at ``seconds``."""
+    asked = message(
+        wording.verify,
+        start,
+        frames,
+        "clip_images",
+        prompt=prompt,
+        done=done_text(done),
+        action=action,
+        seconds=", ".join(f"{second:.1f}" for second in seconds),
+    )
+    return ask(asked, Verdict)

@@ -1,0 +1,125 @@
+"""What a method is: an object that turns a sample into a video and a Result.
+
+A configuration names its class and keyword arguments (``method: {path: ttopt.methods.TeacherLora, arguments: {}}``);
+nothing else is known about it. It writes into the sample's folder, by ``Context.finish`` at the latest:
+
+    video.mp4  result.json  config.yaml
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+from pydantic import BaseModel
+from torch import Tensor
+
+from ttopt.chat import Chat, Message, Reply, ask
+from ttopt.config import FitSettings, MethodSettings
+from ttopt.cost import Meter
+from ttopt.errors import UserError
+from ttopt.finish import Scorer, finish
+from ttopt.fit import Models
+from ttopt.result import Result
+from ttopt.sample import Sample
+from ttopt.teacher import Queries
+
+if TYPE_CHECKING:
+    from ttopt.console import Status
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class Method(Protocol):
+    """One way to make a video for a sample. Made once for a run, from its class path and arguments.
+
+    One that says ``needs_models = False`` gets none in a comparison.
+    """
+
+    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        """Makes the sample's video and writes everything about it into ``folder``, which exists.
+
+        Raises UserError for a sample that cannot be done at all, whose folder then vanishes. A model that fails in the
+        middle is no exception but a Result with an ``error``: what was finished stays on disk.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may use for one sample: the models, loaded once for a run, and the sample's own meter and logger.
+
+    ``settings.seed`` is the run's; derive others by ``ttopt.fit.seed_of(settings.seed, sample.id, purpose)``, where
+    "noise" is the first video's noise in every method.
+    """
+
+    models: Models
+    settings: FitSettings
+    meter: Meter
+    chat: Chat
+    scorer: Scorer | None = None
+    queries: Queries | None = None  # the user's own, instead of the teacher's
+    callbacks: Callable[[], list[L.Callback]] = list  # new Lightning callbacks for one optimisation
+    logger: Logger | None = None
+    status: Status = field(default=lambda text: None)  # what is being done at the moment
+    note: Status = field(default=lambda text: None)  # one line that stays
+
+    def generate(self, sample: Sample, seed: int) -> Tensor:
+        """The frozen reasoner's few-step video (T,3,H,W) in [0,1], on the CPU. Its length counts as cost."""
+        reasoner, timer = self.models.reasoner, self.meter.timer
+        with timer("condition"):
+            condition = reasoner.condition(sample)
+            z1 = reasoner.noise(condition, [seed])
+        with self.models.adapter.disabled(), timer("generate"):
+            latents = reasoner.generate(z1, condition)
+        with timer("final decode"):
+            video = reasoner.decode(latents)[0].cpu()
+        self.meter.generated_seconds += sample.frames / sample.fps
+        return video
+
+    def ask(
+        self, messages: Sequence[Message], schema: type[T], record: Callable[[Reply], None] = lambda reply: None
+    ) -> T:
+        """A typed reply of the chat model; every call counts as cost. Raises ChatError, see ttopt.chat.ask."""
+
+        def noted(reply: Reply) -> None:
+            self.meter.vlm_calls += 1
+            record(reply)
+
+        with self.meter.timer("vlm"):
+            return ask(self.chat, messages, schema, noted)
+
+    def finish(self, sample: Sample, video: Tensor | None, folder: Path, **what: Any) -> Result:
+        """Scores the video and writes video.mp4, config.yaml and result.json; see ttopt.finish.finish for ``what``:
+        method and seeds, and optionally accepted, stop, error, details."""
+        return finish(sample, video, folder, self.settings, self.meter, self.scorer, **what)
+
+
+def make_method(settings: MethodSettings) -> Method:
+    """The method that the settings name. Raises UserError."""
+    made = make_object(settings.path, settings.arguments, "method", "a class with solve(sample, folder, context)")
+    if not callable(getattr(made, "solve", None)):
+        raise UserError(
+            f"method {settings.path} has no solve(sample, folder, context); give the class path of a method"
+        )
+    method: Method = made
+    return method
+
+
+def make_object(path: str, arguments: dict[str, Any], what: str, wanted: str) -> Any:
+    """An object of the class at ``path``. Raises UserError naming ``what`` cannot be made and what is ``wanted``."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**arguments)
+    except UserError:
+        raise
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{what} {path} cannot be made ({error}); give the class path of {wanted} "
+            "that can be imported from here, and its arguments as arguments"
+        ) from error

@@ -1,0 +1,89 @@
+"""Pass@k: k videos from different noise, of which the vision-language model picks the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, create_model
+from torch import Tensor
+
+from ttopt.chat import Message
+from ttopt.errors import UserError
+from ttopt.fit import TeacherReward
+from ttopt.methods.base import Context
+from ttopt.methods.single import noise_seed
+from ttopt.module import sample_frames
+from ttopt.result import Result
+from ttopt.reward import multi_vqa_loss
+from ttopt.sample import Sample
+
+PICK = """\
+These are frames, in order, of {k} videos made for the same task: "{prompt}"
+Pick the single video that best achieves the task: the right end, reached in the right way, with everything else kept.
+Reply with JSON only: {{"reason": <why>, "best": <number>}} where best is the number of the video, from 1 to {k}."""
+
+
+class PassAtK:
+    """The choice is joint: one look at all k videos, not k verdicts (the papers' Pass@k).
+
+    ``judge`` "loss": the lowest multi-question loss of the teacher; "chat": one call of the chat model, shown
+    ``shown`` frames of each video; null: the loss if the chat model is the teacher, else the call. A choice that cannot
+    be had is an error, never the first video in disguise.
+    """
+
+    def __init__(self, k: int = 5, judge: Literal["loss", "chat"] | None = None, shown: int = 8) -> None:
+        if k < 1 or shown < 1 or judge not in (None, "loss", "chat"):
+            raise UserError(f"k {k}, judge {judge}, shown {shown}: give k and shown of 1 or more, judge loss or chat")
+        self.k, self.judge, self.shown = k, judge, shown
+
+    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        seeds = [noise_seed(context.settings.seed, sample, number) for number in range(self.k)]
+        videos = []
+        for number, seed in enumerate(seeds, start=1):
+            context.status(f"video {number} of {self.k}")
+            videos.append(context.generate(sample, seed))
+        method, named = f"pass@{self.k}", {f"noise {n}": seed for n, seed in enumerate(seeds)}
+        judge = self.judge or ("loss" if context.settings.chat.backend == "teacher" else "chat")
+        context.status("choosing")
+        try:
+            choose = by_loss if judge == "loss" else self._by_chat
+            best, details = choose(sample, videos, context)
+        except UserError as error:  # of the judge's; a full disk is the run's
+            if isinstance(error.__cause__, OSError):
+                raise
+            return context.finish(sample, videos[0], folder, method=method, seeds=named, error=str(error))
+        return context.finish(
+            sample, videos[best], folder, method=method, seeds=named, stop=f"video {best + 1} chosen",
+            details={"best": best + 1, **details},
+        )  # fmt: skip
+
+    def _by_chat(self, sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple[int, dict[str, object]]:
+        if self.k == 1:
+            return 0, {}
+        parts: list[str | Tensor] = []
+        for number, video in enumerate(videos, start=1):
+            parts += [f"Video {number}:", *video[sample_frames(self.shown, len(video))]]
+        parts.append(PICK.format(k=self.k, prompt=sample.prompt))
+        choice = context.ask([Message("user", tuple(parts))], _choice(self.k))
+        return choice.best - 1, {"reason": choice.reason}  # type: ignore[attr-defined]
+
+
+def by_loss(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple[int, dict[str, object]]:
+    """The number of the video with the lowest loss of the teacher's questions, and every loss."""
+    teacher, settings, meter = context.models.teacher, context.settings, context.meter
+    with meter.timer("queries"):
+        queries = context.queries or teacher.write_queries(sample)
+    numbers = sample_frames(settings.teacher.frames, sample.frames)
+    reward = TeacherReward(teacher, queries, sample.fps, numbers)
+    with meter.timer("grade"), torch.no_grad():
+        per_query = torch.cat([reward(video[None, numbers]) for video in videos])
+    meter.vlm_calls += len(videos) + (context.queries is None)
+    losses = multi_vqa_loss(per_query, settings.optimisation.goal_weight)
+    return int(losses.argmin()), {"losses": losses.tolist()}
+
+
+def _choice(k: int) -> type[BaseModel]:
+    return create_model("Choice", reason=(str, ""), best=(int, Field(ge=1, le=k)))

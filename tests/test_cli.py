@@ -53,6 +53,7 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
             "config.yaml",
             "curves.csv",
             "curves.png",
+            "frames.png",
             "previews",
             "result.json",
             "video.mp4",
@@ -61,7 +62,7 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
     with (folder / "curves.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2"]
     result = json.loads((folder / "result.json").read_text())
-    assert result["score_after"]["success"] is False and result["family"] == "maze"
+    assert result["score"]["success"] is False and result["family"] == "maze"
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 3
 
 

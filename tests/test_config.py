@@ -12,7 +12,8 @@ import pytest
 from ttopt.config import CONFIG_FOLDERS, config_path, flat, parse_fit, setting_names, to_dict, to_yaml
 from ttopt.errors import UserError
 
-SHIPPED = sorted(path.stem for path in CONFIG_FOLDERS[0].glob("*.yaml"))
+# Those with methods belong to another command: tests/test_compare.py reads them.
+SHIPPED = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:" not in p.read_text())
 
 
 def test_default_is_the_embedded_configuration() -> None:
@@ -63,7 +64,7 @@ MISTAKES = {
     "wrong choice": (["--split", "odd"], "--split: Expected a Literal['id', 'ood',"),
     "value missing": (["--seed"], "--seed: expected one argument"),
     "stray word": (["movie"], "unrecognized arguments: movie"),
-    "no such configuration": (["--config", "maxi"], "there are mini, wan22_5b, or give a YAML file"),
+    "no such configuration": (["--config", "maxi"], "no such configuration; there are"),
     "no such file": (["--config", "a/b.yaml"], "a/b.yaml: there is no such file"),
     "limit 0": (["--limit", "0"], "limit is 0; give --limit 1 or more"),
     "no families": (["--families", "[]"], "families is empty"),

@@ -16,7 +16,7 @@ from ttopt.config import OptimisationSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.fit import Models, load_models, seed_of
 from ttopt.miniworld.corruptions import corrupt
-from ttopt.miniworld.tasks import Task
+from ttopt.miniworld.scene import Task
 from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import FPS, FRAMES, render
 from ttopt.reasoner import BatchedAdapter
@@ -92,6 +92,6 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "id-recolour-0-0000" in done.stdout and str(tmp_path / "run") in done.stdout
     result = json.loads((tmp_path / "run" / "samples" / "id-move-0-0000" / "result.json").read_text())
-    assert result["score_after"]["rules"] and result["queries"]["process"]
+    assert result["score"]["rules"] and result["optimisation"]["queries"]["process"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, "a finished run can be called again"

@@ -22,14 +22,15 @@ from ttopt.console import Console
 from ttopt.engine import extra_callbacks, find_samples, fit_all, given_queries
 from ttopt.errors import UserError
 from ttopt.fit import Models, fit_sample, load_models, seed_of
+from ttopt.methods import teacher_lora
 from ttopt.metrics import drift
-from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE, Result
+from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimisation, Result
 from ttopt.runfolder import RunFolder, new_path
 from ttopt.sample import Sample
 from ttopt.video import read_video
 
 Make = Callable[..., FitSettings]
-MEDIA = {"video.mp4", "base.mp4", "before_after.png", "curves.png", "previews"}
+MEDIA = {"video.mp4", "frames.png", "base.mp4", "before_after.png", "curves.png", "previews"}
 FILES = MEDIA | {"curves.csv", "result.json", "config.yaml", "adapter"}
 
 
@@ -53,6 +54,11 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     return samples
 
 
+def optimised(result: Result) -> Optimisation:
+    assert result.optimisation is not None
+    return result.optimisation
+
+
 def run(settings: FitSettings) -> engine.Run:
     return fit_all(settings, Console(), callbacks.standard)
 
@@ -65,11 +71,18 @@ def test_one_sample_makes_everything(models: Models, settings: Make, tmp_path: P
     )
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert Result.load(tmp_path) == found
-    assert (found.stop, found.steps, found.sample, found.prompt) == (ALL_STEPS, 2, sample.id, sample.prompt)
-    assert len(found.prediction_before.p_yes) == len(found.video_after.p_yes) == 2
-    assert found.score_after is not None and found.score_after.rules == {"bright": False}
-    assert found.hacked is False, "tau was never reached"
-    assert found.lora_norm > 0 and 0 < found.drift["ssim"] <= 1
+    assert (found.method, found.stop, found.sample, found.prompt) == (
+        "teacher_lora", ALL_STEPS, sample.id, sample.prompt,
+    )  # fmt: skip
+    o = optimised(found)
+    assert o.steps == 2 and len(o.prediction_before.p_yes) == len(o.video_after.p_yes) == 2
+    assert found.score is not None and found.score.rules == {"bright": False}
+    assert found.accepted is False and o.hacked is False, "tau was never reached"
+    assert o.lora_norm > 0 and 0 < o.drift["ssim"] <= 1
+    # Three graded predictions, two of them with a backward pass that counts twice, and the final video of two steps.
+    cost = found.cost
+    assert (cost.generated_seconds, cost.reasoner_forwards, cost.vlm_calls) == (9 / 8, 3 + 2 * 2 + 2, 3)
+    assert 0 < cost.wall_seconds < found.seconds["total"]
     assert found.first_frame_ssim is not None
     assert {"condition", "generate", "predict", "decode", "grade", "backward", "step", "total"} <= set(found.seconds)
     assert found.versions["torch"] == torch.__version__
@@ -90,20 +103,22 @@ def test_accepted_at_once_gives_the_base_video(models: Models, settings: Make, t
     found = fit_sample(
         tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=scorer, callbacks=callbacks.standard(s)
     )
-    assert (found.stop, found.steps, found.hacked, found.lora_norm) == (ACCEPTED, 0, True, 0)
+    o = optimised(found)
+    assert (found.stop, o.steps, o.hacked, o.lora_norm) == (ACCEPTED, 0, True, 0) and found.accepted is True
     assert torch.equal(videos[0], videos[1])
-    assert found.drift == {"ssim": pytest.approx(1), "psnr": 100}
-    assert found.video_before == found.video_after
+    assert o.drift == {"ssim": pytest.approx(1), "psnr": 100}
+    assert o.video_before == o.video_after
 
 
 def test_same_seed_same_result(models: Models, settings: Make, tmp_path: Path) -> None:
     def fit(seed: int) -> Result:
         s = settings(seed=seed)
         found = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=bright)
-        return dataclasses.replace(found, seconds={}, peak_mb={}, finished="")
+        cost = dataclasses.replace(found.cost, wall_seconds=0)
+        return dataclasses.replace(found, cost=cost, seconds={}, peak_mb={}, finished="")
 
     assert fit(1) == fit(1)
-    assert fit(1).video_before != fit(2).video_before
+    assert optimised(fit(1)).video_before != optimised(fit(2)).video_before
 
 
 def test_reward_can_be_replaced(models: Models, settings: Make, tmp_path: Path) -> None:
@@ -116,13 +131,14 @@ def test_reward_can_be_replaced(models: Models, settings: Make, tmp_path: Path) 
         queries=given_queries(s),
         reward=lambda frames, latents: latents.square().mean().reshape(1, 1),
     )
-    assert found.prediction_after.loss < 0.99 * found.prediction_before.loss
+    o = optimised(found)
+    assert o.prediction_after.loss < 0.99 * o.prediction_before.loss
 
 
 def test_text_to_video(models: Models, settings: Make, tmp_path: Path) -> None:
     s = settings(optimisation={"steps": 1})
     found = fit_sample(tiny_sample(image=False), models, s, tmp_path, queries=given_queries(s))
-    assert found.first_frame_ssim is None and found.score_after is None and found.hacked is None
+    assert found.first_frame_ssim is None and found.score is None and optimised(found).hacked is None
 
 
 def test_seeds_are_stable() -> None:
@@ -148,8 +164,9 @@ def test_result_survives_json_also_with_nan(models: Models, settings: Make, tmp_
         reward=lambda frames, latents: latents.mean().reshape(1, 1) * math.nan,
     )
     assert found.stop == NON_FINITE
-    assert json.loads((tmp_path / "result.json").read_text())["prediction_before"]["loss"] is None
-    assert math.isnan(Result.load(tmp_path).prediction_before.loss)
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["optimisation"]["prediction_before"]["loss"] is None
+    assert math.isnan(optimised(Result.load(tmp_path)).prediction_before.loss)
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         Result.load(tmp_path)
@@ -220,14 +237,14 @@ def test_new_path_is_new(tmp_path: Path) -> None:
 def test_one_bad_sample_does_not_stop_the_others(
     dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = engine.fit_sample
+    real = teacher_lora.fit_sample
 
     def fit(sample: Sample, *args: Any, **kwargs: Any) -> Result:
         if sample.id == "a":
             raise UserError("the teacher's reply is no JSON")
         return real(sample, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "fit_sample", fit)
+    monkeypatch.setattr(teacher_lora, "fit_sample", fit)
     found = run(settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1}))
     assert [r.sample for r in found.results] == ["b"]
     assert found.problems == ["sample a: the teacher's reply is no JSON"]
@@ -242,7 +259,7 @@ def test_full_disk_stops_the_run_and_loses_nothing(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ttopt.fit.write_video", full)
+    monkeypatch.setattr("ttopt.finish.write_video", full)
     with pytest.raises(UserError, match="No space left on device"):
         run(dataclasses.replace(s, limit=3))
     assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["a"]
@@ -280,7 +297,7 @@ def test_more_frames_than_the_data_set_has(dataset: list[Sample], settings: Make
 def test_missing_weights(
     part: str, setting: str, settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ttopt.fit.WEIGHTS", tmp_path)
+    monkeypatch.setattr("ttopt.models.WEIGHTS", tmp_path)
     with pytest.raises(UserError, match=f"embedded weights are missing .* give --{setting}"):
         load_models(settings(**{part: {"model": "embedded"}}))
     with pytest.raises(UserError, match="nowhere"):

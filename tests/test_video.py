@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ttopt.errors import UserError
-from ttopt.video import read_image, read_video, strip, write_image, write_video
+from ttopt.video import read_frames, read_image, read_video, strip, write_frames, write_image, write_video
 
 
 @pytest.mark.parametrize("frames, fps", [(1, 8), (9, 8), (89, 24)])
@@ -68,3 +68,14 @@ def test_unreadable_video(tmp_path: Path) -> None:
     for path in (tmp_path / "x.mp4", tmp_path / "absent.mp4"):
         with pytest.raises(UserError, match="cannot be read as a video"):
             read_video(path)
+
+
+def test_small_videos_are_kept_without_loss(tmp_path: Path) -> None:
+    video = (torch.rand(5, 3, 48, 32) * 255).round() / 255
+    write_video(tmp_path / "video.mp4", video, 8)
+    assert not torch.equal(read_frames(tmp_path), video), "only the mp4 yet"
+    write_frames(tmp_path, video)
+    assert torch.equal(read_frames(tmp_path), video)
+    (tmp_path / "large").mkdir()
+    write_frames(tmp_path / "large", torch.rand(2, 3, 48, 192))
+    assert not any((tmp_path / "large").iterdir())

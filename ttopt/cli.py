@@ -6,15 +6,24 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ttopt import __version__
 from ttopt.errors import UserError
+
+if TYPE_CHECKING:
+    from ttopt.compare_config import CompareSettings
 
 USAGE = """\
 usage: ttopt <command> [settings]
 
 commands:
   fit        optimise videos at test time, one adapter per sample
+  compare    methods on the same samples: one table and one page
+  evaluate   the same table and page for videos that exist, of any system
+  report     the page of a run or a comparison, from its folder
+  plan       what a configuration needs on a GPU, without loading weights
+  bench      one optimisation step, the plain way against ours
 
   ttopt <command> --help lists a command's settings; ttopt --version prints the version."""
 
@@ -22,7 +31,7 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, or 2 with one line on stderr for what the user can mend."""
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"fit": fit}
+    commands = {"fit": fit, "compare": compare, "evaluate": evaluate, "report": report, "plan": plan, "bench": bench}
     try:
         if not args or args[0] in {"-h", "--help", "help"}:
             print(USAGE)
@@ -56,11 +65,75 @@ def fit(args: Sequence[str]) -> int:
         print("interrupted; finished samples are kept, continue with the same --run-dir", file=sys.stderr)
         return 130
     if run.results:
+        from ttopt.report import write_report
+
         console.summary(run.results)
+        console.print(f"page: {write_report(run.folder)}")
     console.print(f"results: {run.folder}")
     for problem in run.problems:
         print(f"error: {problem}", file=sys.stderr)
     return 2 if run.problems else 0
+
+
+def plan(args: Sequence[str]) -> int:
+    """``ttopt plan``: estimate work, memory, time and energy."""
+    _quiet()
+    from ttopt.plan import main as run
+
+    return run(args)
+
+
+def bench(args: Sequence[str]) -> int:
+    """``ttopt bench``: measure one optimisation step, feature by feature."""
+    _quiet()
+    from ttopt.bench import main as run
+
+    return run(args)
+
+
+def compare(args: Sequence[str]) -> int:
+    """``ttopt compare``: methods on the same samples."""
+    from ttopt.compare_config import parse_compare
+
+    return _compare(parse_compare(args))
+
+
+def evaluate(args: Sequence[str]) -> int:
+    """``ttopt evaluate``: score videos that exist."""
+    from ttopt.compare_config import parse_evaluate
+
+    return _compare(parse_evaluate(args))
+
+
+def _compare(settings: CompareSettings) -> int:
+    _quiet()
+    from callbacks import standard
+    from ttopt.compare import compare, show
+    from ttopt.console import Console
+
+    console = Console()
+    try:
+        found = compare(settings, console, standard)
+    except KeyboardInterrupt:
+        print("interrupted; finished samples are kept, continue with the same --run-dir", file=sys.stderr)
+        return 130
+    show(found, console)
+    for problem in found.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if found.problems else 0
+
+
+def report(args: Sequence[str]) -> int:
+    """``ttopt report``: rebuild a page from a folder of results."""
+    from pathlib import Path
+
+    from ttopt.report.settings import parse_report
+
+    folder = Path(parse_report(args).run_dir)
+    from ttopt.report import write_report
+
+    print(f"page: {write_report(folder)}")
+    return 0
 
 
 def _quiet() -> None:

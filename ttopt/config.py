@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
 from ttopt.errors import UserError
 
+S = TypeVar("S")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 DEFAULT_CONFIG = "mini"
 EMBEDDED = "embedded"
+EMBEDDED_BASE = "embedded-base"
 WEIGHTS = Path(__file__).parent / "weights"
+METHOD_ARGUMENTS = "method.arguments"  # checked by the method itself
 # In a checkout configs/ lies beside the package; a wheel carries it inside the package.
 CONFIG_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")
 
@@ -56,7 +60,9 @@ class SampleSettings:
     height: int = 704
     """Height in pixels."""
     width: int = 1280
-    """Width in pixels."""
+    """Width in pixels. Data sets from files keep their images' aspect and have at most this height x width."""
+    multiple: int = 32
+    """Data sets from files get sizes that are multiples of this; Wan2.2-5B needs 32."""
     queries: QuerySettings = field(default_factory=QuerySettings)
     """Your own yes/no questions instead of the teacher's (they also replace them on a data set)"""
 
@@ -68,7 +74,8 @@ class ReasonerSettings:
     model: str = EMBEDDED
     """Diffusers folder or hub id with transformer, vae, text_encoder and tokenizer; "embedded": the shipped one."""
     transformer: str | None = None
-    """Another folder or hub id for the transformer alone, e.g. a step-distilled one."""
+    """Another folder or hub id for the transformer alone, e.g. a step-distilled one; "embedded-base": the embedded
+    one before its distillation."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; the adapter is always float32."""
     device: str = "auto"
@@ -77,6 +84,26 @@ class ReasonerSettings:
     """Noise levels of the few-step schedule, starting at 1, without the final 0."""
     renoise: bool = False
     """Add fresh noise after each step (DMD sampling) instead of an Euler step."""
+    lora: str | None = None
+    """A LoRA merged into the transformer when it is loaded, e.g. one that distils it to few steps: a safetensors file,
+    or owner/name/file.safetensors on the hub."""
+    low_noise_lora: str | None = None
+    """The same for the second expert of Wan2.2-A14B."""
+    ignore_image: bool = False
+    """For models that were distilled without a first frame, as FastWan2.2 was: the image is left out."""
+    vae_dtype: Dtype = "float32"
+    """Precision of the VAE."""
+    recompute: str = "none"
+    """Blocks whose activations are computed again in the backward pass instead of being kept, which saves memory: none,
+    all, or a range such as 0-14."""
+    compile: bool = False
+    """Compile the transformer's blocks: quicker steps after some slow first ones."""
+    attention: str = "native"
+    """One of diffusers' attention backends: native, flash, _flash_3, _native_cudnn, xformers, ..."""
+    float8: bool = False
+    """Keep the frozen linear layers as float8 (needs torchao): half the memory, slightly rounded."""
+    offload: bool = False
+    """The text encoder and the expert that is not needed wait in the CPU's memory."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +114,8 @@ class DecoderSettings:
     """light: a tiny decoder. standard: the reasoner's own VAE."""
     model: str = EMBEDDED
     """Folder of the light decoder (config.json and model.safetensors)."""
+    shrink: int = 0
+    """Light decoder only: make frames this many times half as high and wide, for a teacher that needs no more."""
     checkpoint: bool = False
     """Standard decoder only: recompute each latent frame in the backward pass, slower but in little memory."""
 
@@ -96,11 +125,17 @@ class TeacherSettings:
     """The vision-language model that writes the questions and grades the video."""
 
     model: str = EMBEDDED
-    """Qwen3-VL folder or hub id; "embedded": the shipped one."""
+    """Folder or hub id of a Qwen3-VL, Qwen2.5-VL, Qwen3.5 or InternVL3 (-hf); "embedded": the shipped one."""
     frames: int = 24
     """K: how many uniformly sampled frames the teacher sees."""
     dtype: Dtype = "float32"
     """Precision of the teacher's weights."""
+    answers: list[str] = field(default_factory=lambda: ["Yes"])
+    """The answer that means satisfied. Several of one token each add up, e.g. '[Yes,yes]'."""
+    recompute: bool = False
+    """Compute the layers again in the backward pass instead of keeping their activations, to save memory."""
+    float8: bool = False
+    """Keep the linear layers as float8 (needs torchao): half the memory, slightly rounded."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
 
@@ -137,6 +172,11 @@ class OptimisationSettings:
     """Largest gradient norm."""
     weight_decay: float = 0.0
     """AdamW weight decay."""
+    starts: int = 1
+    """Start from the noise, of this many, whose one-step prediction has the lowest loss. 1: as it comes."""
+    keep: Literal["last", "accepted", "better"] = "last"
+    """Which video is kept. last: the adapter's, accepted or not. accepted: the frozen model's if the loss stayed above
+    tau. better: the one of the two with the lower loss."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +202,48 @@ class CallbackSettings:
 
 
 @dataclass(frozen=True)
+class MethodSettings:
+    """How a sample's video is made."""
+
+    path: str = "ttopt.methods.TeacherLora"
+    """The method's class path, e.g. ttopt.methods.TeacherLora or loop.StepLoop."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Its keyword arguments, e.g. --method.arguments.attempts 2."""
+
+
+@dataclass(frozen=True)
+class ChatSettings:
+    """The vision-language model that answers in words: plans, verdicts, rewrites."""
+
+    backend: Literal["teacher", "openai"] = "teacher"
+    """teacher: the loaded teacher, in this process, greedily. openai: any server with OpenAI's interface."""
+    model: str = ""
+    """The server's name of the model."""
+    base_url: str | None = None
+    """Address of the server, e.g. http://127.0.0.1:8000/v1; null: OpenAI's own."""
+    key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; empty: the server wants none."""
+    timeout: float = 120.0
+    """Seconds to wait for a reply."""
+    max_retries: int = 4
+    """How often a call is repeated when the server is busy or cannot be reached, with growing pauses."""
+    requests_per_minute: float | None = None
+    """Most calls a minute; null: no limit."""
+    temperature: float = 0.2
+    """Of the server's replies; the teacher in this process answers greedily."""
+    max_tokens: int = 1024
+    """Longest reply."""
+    constrained: bool = False
+    """teacher: it can only write what fits the wanted JSON (needs ttopt[grammar]); servers are always asked."""
+    prompts: str = "full"
+    """Wording: full, mini (all that the embedded teacher knows), or a folder of text files like loop/prompts."""
+    price_in: float = 0.0
+    """Price of a million tokens that are read, for the cost in the trace."""
+    price_out: float = 0.0
+    """Price of a million tokens that are written."""
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """Run"""
 
@@ -169,14 +251,20 @@ class FitSettings:
     """Folder of the run; give an old one to continue it. null: a new one under runs/."""
     seed: int = 0
     """Seed of the data set, the noise and the adapter."""
-    dataset: Literal["miniworld"] = "miniworld"
+    dataset: Literal["miniworld", "vbvr", "ruler", "genvire", "folder"] = "miniworld"
     """Where samples come from when no sample.prompt is given."""
-    split: Literal["id", "ood", "dev_id", "dev_ood"] = "id"
-    """In or out of the distribution of the training data; dev_*: their twins for choosing settings."""
+    root: str | None = None
+    """Folder of the data set (folder: or a .jsonl file); the miniworld needs none."""
+    split: Literal["id", "ood", "all", "dev_id", "dev_ood"] = "id"
+    """miniworld and vbvr: in or out of the distribution of the training data. vbvr also: all. miniworld also: dev_id
+    and dev_ood, their twins for choosing settings."""
     families: list[str] | None = None
-    """Only these task families, e.g. '[move,maze]'; null: all."""
+    """Only these task families, e.g. '[move,maze]' (vbvr: tasks; ruler, genvire: categories or tasks); null: all."""
     limit: int = 5
     """How many samples."""
+    batch_samples: int = 1
+    """How many samples are optimised side by side on the device, each with its own adapter: the same results, sooner on
+    small models."""
     sample: SampleSettings = field(default_factory=SampleSettings)
     """A sample of your own, instead of the data set's"""
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
@@ -189,6 +277,10 @@ class FitSettings:
     """The LoRA, the only weights that are trained"""
     optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
     """The optimisation of one sample"""
+    method: MethodSettings = field(default_factory=MethodSettings)
+    """How a sample's video is made"""
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    """The vision-language model that answers in words: plans, verdicts, rewrites"""
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     """Curves and previews"""
     callbacks: list[CallbackSettings] = field(default_factory=list)
@@ -206,24 +298,55 @@ class _Parser(ArgumentParser):
 
 
 def parse_fit(args: Sequence[str]) -> FitSettings:
-    """Settings of ``ttopt fit`` from command-line arguments; later ones win, also over an earlier --config.
-
-    Raises UserError for an unknown setting (naming the nearest), a wrong type, a missing file or a value that no run
-    could use. ``--help`` and ``--print_config`` print and exit.
-    """
-    args = _checked_args(args)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(
-        prog="ttopt fit",
-        description="Optimise videos at test time: one adapter per sample, trained until the teacher is satisfied.",
-        default_config_files=[] if "--config" in args else [str(config_path(DEFAULT_CONFIG))],
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, or the name of one under configs/.")
-    parser.add_class_arguments(FitSettings)
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    settings = FitSettings(**{name: value for name, value in values.items() if name != "config"})
+    """Settings of ``ttopt fit`` from command-line arguments; see ``parse``. Without --config: configs/mini.yaml."""
+    what = "Optimise videos at test time: one adapter per sample, trained until the teacher is satisfied."
+    settings = parse(FitSettings, "fit", what, args, [] if _names_config(args) else [DEFAULT_CONFIG])
     check(settings)
     return settings
+
+
+def parse(group: type[S], command: str, what: str, args: Sequence[str], defaults: Sequence[str]) -> S:
+    """Settings of a command from its arguments, on top of the configurations ``defaults``; later ones win, also over
+    an earlier --config.
+
+    Raises UserError for an unknown setting (naming the nearest), a wrong type or a missing file. ``--help`` and
+    ``--print_config`` print and exit.
+    """
+    known = setting_names(group)
+    args = _checked_args(args, known)
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(
+        prog=f"ttopt {command}",
+        description=what,
+        default_config_files=[_checked_config(name, known) for name in defaults],
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, or the name of one under configs/.")
+    parser.add_class_arguments(group)
+    values = vars(parser.instantiate(parser.parse_args(args)))
+    return group(**{name: value for name, value in values.items() if name != "config"})
+
+
+def _names_config(args: Sequence[str]) -> bool:
+    return any(arg.partition("=")[0] == "--config" for arg in args)
+
+
+def changed(settings: FitSettings, values: Mapping[str, Any], where: str) -> FitSettings:
+    """``settings`` with some values replaced by dotted name, e.g. {"teacher.frames": 5}; types are checked as on the
+    command line. Raises UserError, naming ``where``."""
+    names = setting_names()
+    arguments = []
+    for name, value in values.items():
+        _check_name(name, f"{where}: {name}", names)
+        arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
+    parser = _Parser()
+    parser.add_class_arguments(FitSettings)
+    try:
+        base = parser.parse_object(to_dict(settings))
+        found = FitSettings(**vars(parser.instantiate(parser.parse_args(arguments, namespace=base))))
+        check(found)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return found
 
 
 def config_path(name: str) -> Path:
@@ -239,21 +362,21 @@ def config_path(name: str) -> Path:
     return shipped[name]
 
 
-def _checked_args(args: Sequence[str]) -> list[str]:
+def _checked_args(args: Sequence[str], known: Sequence[str]) -> list[str]:
     """The arguments with names spelt as the parser does and --config as paths; UserError for unknown names."""
     result: list[str] = []
     after_config = False
     for arg in args:
         if after_config:
-            arg, after_config = _checked_config(arg), False
+            arg, after_config = _checked_config(arg, known), False
         elif arg.startswith("--") and arg != "--":
             name, equals, value = arg[2:].partition("=")
             name = name.replace("-", "_")
             if name not in {"help", "print_config"}:
-                _check_name(name.removesuffix("+"), f"--{name}", flag="--")
+                _check_name(name.removesuffix("+"), f"--{name}", known, flag="--")
             if name == "config" and equals:
                 result.append("--config")
-                arg = _checked_config(value)
+                arg = _checked_config(value, known)
             else:
                 after_config = name == "config"
                 arg = f"--{name}{equals}{value}"
@@ -261,7 +384,7 @@ def _checked_args(args: Sequence[str]) -> list[str]:
     return result
 
 
-def _checked_config(name: str) -> str:
+def _checked_config(name: str, known: Sequence[str]) -> str:
     """Path of a configuration whose keys are all known. Raises UserError."""
     path = config_path(name)
     try:
@@ -271,15 +394,15 @@ def _checked_config(name: str) -> str:
     if not isinstance(content, Mapping):
         raise UserError(f"{path} must hold settings such as 'seed: 1'; see configs/{DEFAULT_CONFIG}.yaml")
     for key in _keys(content):
-        _check_name(key, f"{path}: {key}")
+        _check_name(key, f"{path}: {key}", known)
     return str(path)
 
 
 def _keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in content.items():
         yield f"{prefix}{key}"
-        # The arguments of callbacks lie in a list, so every mapping here is a group of settings.
-        if isinstance(value, Mapping):
+        # The arguments of callbacks lie in a list; all other mappings but a method's arguments are groups of settings.
+        if isinstance(value, Mapping) and f"{prefix}{key}" != METHOD_ARGUMENTS:
             yield from _keys(value, f"{prefix}{key}.")
 
 
@@ -293,10 +416,9 @@ def setting_names(group: type = FitSettings, prefix: str = "") -> list[str]:
     return names
 
 
-def _check_name(name: str, shown: str, flag: str = "") -> None:
+def _check_name(name: str, shown: str, known: Sequence[str], flag: str = "") -> None:
     """UserError for an unknown setting, naming the known one that looks most like it."""
-    known = setting_names()
-    if name in known or (flag and name == "config"):
+    if name in known or name.startswith(f"{METHOD_ARGUMENTS}.") or (flag and name == "config"):
         return
 
     def likeness(candidate: str) -> float:
@@ -349,6 +471,18 @@ def check(settings: FitSettings) -> None:
     families = settings.families or []
     rules = [
         (settings.limit >= 1, f"limit is {settings.limit}", "give --limit 1 or more"),
+        (settings.batch_samples >= 1, f"batch_samples is {settings.batch_samples}", "give 1 or more"),
+        (
+            settings.dataset == "miniworld" or settings.root is not None,
+            f"dataset {settings.dataset} needs its files",
+            "give their folder as --root",
+        ),
+        (
+            settings.root is None or Path(settings.root).exists(),
+            f"root {settings.root} does not exist",
+            "give the folder of the data set",
+        ),
+        (sample.multiple >= 1, f"sample.multiple is {sample.multiple}", "give 32, or what the reasoner needs"),
         (settings.families != [], "families is empty", "name some, or give --families null for all"),
         (len(set(families)) == len(families), f"families names one twice: {families}", "name each once"),
         (o.tau >= 0, f"optimisation.tau is {o.tau}, but a loss is never below 0", "give 0.22, or 0 to use all steps"),
@@ -356,9 +490,38 @@ def check(settings: FitSettings) -> None:
         (o.lr > 0, f"optimisation.lr is {o.lr}", "give a positive learning rate such as 5e-5"),
         (0 <= o.goal_weight <= 1, f"optimisation.goal_weight is {o.goal_weight}", "give a number from 0 to 1"),
         (o.clip_norm > 0, f"optimisation.clip_norm is {o.clip_norm}", "give a positive number such as 1"),
+        (o.starts >= 1, f"optimisation.starts is {o.starts}", "give 1 or more"),
         (o.weight_decay >= 0, f"optimisation.weight_decay is {o.weight_decay}", "give 0 or more"),
+        (
+            0 <= settings.decoder.shrink <= 3 and (settings.decoder.kind == "light" or not settings.decoder.shrink),
+            f"decoder.shrink is {settings.decoder.shrink} for the {settings.decoder.kind} decoder",
+            "give 0 to 3, and --decoder.kind light for any but 0",
+        ),
+        (
+            bool(settings.teacher.answers) and all(answer.strip() for answer in settings.teacher.answers),
+            f"teacher.answers is {settings.teacher.answers}",
+            "give one answer or more, such as '[Yes]'",
+        ),
         (settings.teacher.frames >= 1, f"teacher.frames is {settings.teacher.frames}", "give 1 or more"),
         (settings.adapter.rank >= 1, f"adapter.rank is {settings.adapter.rank}", "give 1 or more"),
+        (
+            settings.chat.backend != "openai" or bool(settings.chat.model),
+            "chat.model is empty",
+            "give the server's name of the model as --chat.model",
+        ),
+        (
+            settings.chat.prompts in {"full", "mini"} or Path(settings.chat.prompts).is_dir(),
+            f"chat.prompts is {settings.chat.prompts!r}, which is no folder",
+            "give full, mini, or a folder like loop/prompts",
+        ),
+        (settings.chat.timeout > 0, f"chat.timeout is {settings.chat.timeout}", "give seconds, e.g. 120"),
+        (settings.chat.max_retries >= 0, f"chat.max_retries is {settings.chat.max_retries}", "give 0 or more"),
+        (settings.chat.max_tokens >= 1, f"chat.max_tokens is {settings.chat.max_tokens}", "give e.g. 1024"),
+        (
+            settings.chat.requests_per_minute is None or settings.chat.requests_per_minute > 0,
+            f"chat.requests_per_minute is {settings.chat.requests_per_minute}",
+            "give a positive number, or null for no limit",
+        ),
         (settings.logging.previews_every >= 0, "logging.previews_every is below 0", "give 0 for no previews"),
         (
             bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True),

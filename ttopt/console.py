@@ -51,23 +51,29 @@ class Console:
             table.add_column(name, justify="right")
         table.add_column("why it stopped")
         table.add_column("scorer before → after")
-        table.add_column("seconds", justify="right")
+        for name in ("video s", "seconds"):
+            table.add_column(name, justify="right")
         for r in results:
+            o = r.optimisation
             table.add_row(
                 r.sample,
                 r.family or "-",
                 r.split or "-",
-                str(r.steps),
-                f"{_number(r.prediction_before.loss)} → {_number(r.prediction_after.loss)}",
-                r.stop,
-                f"{_score(r.score_before)} → {_score(r.score_after)}" if r.score_after else "-",
+                str(o.steps) if o else f"{r.details['clips']} clips" if "clips" in r.details else "-",
+                f"{_number(o.prediction_before.loss)} → {_number(o.prediction_after.loss)}" if o else "-",
+                escape(r.stop),
+                _scores(r),
+                f"{r.cost.generated_seconds:.1f}",
                 f"{r.seconds['total']:.1f}",
             )
         self.output.print(table)
-        before = [r.score_before.success for r in results if r.score_before]
-        after = [r.score_after.success for r in results if r.score_after]
+        after = [r.score.success for r in results if r.score]
+        before = [
+            r.optimisation.score_before.success for r in results if r.optimisation and r.optimisation.score_before
+        ]
         if after:
-            self.output.print(f"right by the scorer: {sum(before)} of {len(before)} → {sum(after)} of {len(after)}")
+            was = f"{sum(before)} of {len(before)} → " if before else ""
+            self.output.print(f"right by the scorer: {was}{sum(after)} of {len(after)}")
 
     def print(self, text: str) -> None:
         self.output.print(escape(text), soft_wrap=True, highlight=False)
@@ -87,19 +93,19 @@ class LiveSteps:
         self._progress.reset(self._one, visible=True, description=escape(sample.id), text="")
 
     def status(self, text: str) -> None:
-        self._progress.update(self._one, text=text, visible=True)
+        self._progress.update(self._one, text=escape(text), visible=True)
 
     def note(self, text: str) -> None:
         self._progress.console.print(escape(text), soft_wrap=True, highlight=False)
 
     def finished(self, result: Result, skipped: bool = False) -> None:
         self._advance()
-        before, after = result.prediction_before, result.prediction_after
         how = "finished earlier" if skipped else f"{result.seconds['total']:.1f} s"
-        self.note(
-            f"{self._count}/{self._total} {result.sample}: loss {_number(before.loss)} → {_number(after.loss)} in "
-            f"{result.steps} steps ({result.stop}), {how}"
-        )
+        what, o = result.stop, result.optimisation
+        if o is not None:
+            before, after = _number(o.prediction_before.loss), _number(o.prediction_after.loss)
+            what = f"loss {before} → {after} in {o.steps} steps ({result.stop})"
+        self.note(f"{self._count}/{self._total} {result.sample}: {what}, {how}")
 
     def failed(self, sample: Sample, why: str) -> None:
         self._advance()
@@ -130,6 +136,13 @@ class _ShowLoss(L.Callback):
 
 def _number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "nan"
+
+
+def _scores(result: Result) -> str:
+    if result.score is None:
+        return "-"
+    o = result.optimisation
+    return f"{_score(o.score_before)} → {_score(result.score)}" if o else _score(result.score)
 
 
 def _score(score: Scored | None) -> str:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,33 +23,26 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ttopt import metrics
-from ttopt.config import EMBEDDED, WEIGHTS, FitSettings, to_yaml
-from ttopt.errors import UserError
-from ttopt.module import Decoder, Grade, Reward, TestTimeTraining, sample_frames
+from ttopt.config import FitSettings
+from ttopt.cost import Meter
+from ttopt.finish import Scorer, finish, scored
+from ttopt.models import Models as Models
+from ttopt.models import load_models as load_models
+from ttopt.module import Grade, Reward, TestTimeTraining, sample_frames
+from ttopt.noise import best_noise
 from ttopt.picture import before_after
-from ttopt.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
-from ttopt.result import ACCEPTED, Result, Scored, versions
+from ttopt.reasoner import Condition, Reasoner
+from ttopt.result import ACCEPTED, Optimisation, Result
 from ttopt.reward import multi_vqa_loss
-from ttopt.runfolder import CONFIG, writing
+from ttopt.runfolder import writing
 from ttopt.sample import Sample
 from ttopt.teacher import Queries, Teacher
 from ttopt.timing import PartTimer
 from ttopt.video import write_video
 
 if TYPE_CHECKING:
+    from ttopt.batch_fit import Trained
     from ttopt.console import Status
-
-Scorer = Callable[[Sample, Tensor], Any]  # sample, video (T,3,H,W) -> object with success, partial, rules
-
-
-@dataclass(frozen=True)
-class Models:
-    """All networks, loaded once for all samples of a run."""
-
-    reasoner: Reasoner
-    adapter: Adapter
-    decoder: Decoder
-    teacher: Teacher
 
 
 @dataclass(frozen=True)
@@ -66,30 +58,6 @@ class TeacherReward:
         return self.teacher.yes_losses(frames, [self.queries.all], self.fps, self.frame_numbers)
 
 
-def load_models(settings: FitSettings) -> Models:
-    """Loads the reasoner, its adapter, the decoder and the teacher, all frozen but the adapter.
-
-    Raises UserError for what is missing.
-    """
-    r, a, d, t = settings.reasoner, settings.adapter, settings.decoder, settings.teacher
-    light = _weights(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
-    device = _device(r.device, "reasoner.device")
-    reasoner = Reasoner.load(
-        _weights(r.model, "reasoner", "reasoner.model"),
-        schedule=Schedule(tuple(r.sigmas), r.renoise),
-        transformer=r.transformer,
-        light_decoder=light,
-        dtype=r.dtype,
-        device=device,
-    )
-    decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, checkpoint=d.checkpoint)
-    adapter = Adapter(reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks)
-    teacher = Teacher.load(
-        _weights(t.model, "teacher", "teacher.model"), dtype=t.dtype, device=_device(t.device, "teacher.device")
-    )
-    return Models(reasoner, adapter, decoder, teacher)
-
-
 def fit_sample(
     sample: Sample,
     models: Models,
@@ -102,81 +70,137 @@ def fit_sample(
     logger: Logger | None = None,
     reward: Reward | None = None,
     status: Status = lambda text: None,
+    meter: Meter | None = None,
+    trained: Trained | None = None,
 ) -> Result:
     """Optimises one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
 
     ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the loop (the teacher
-    still grades the two videos); ``callbacks`` and ``logger`` go to the Trainer; ``scorer`` sees only finished videos.
+    still grades the two videos); ``callbacks`` and ``logger`` go to the Trainer; ``scorer`` sees only finished videos;
+    ``meter``, already open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch.
     """
-    begin = time.perf_counter()
-    reasoner, adapter = models.reasoner, models.adapter
-    timer = PartTimer(reasoner.device)
-    seeds = {name: seed_of(settings.seed, sample.id, name) for name in ("noise", "adapter")}
+    if meter is None:
+        with Meter(models.reasoner) as meter:
+            return fit_sample(
+                sample, models, settings, folder, queries=queries, scorer=scorer, callbacks=callbacks, logger=logger,
+                reward=reward, status=status, meter=meter, trained=trained,
+            )  # fmt: skip
+    reasoner, adapter, timer = models.reasoner, models.adapter, meter.timer
+    o = settings.optimisation
     numbers = sample_frames(settings.teacher.frames, sample.frames)
 
     if queries is None:
         status("the teacher writes its questions")
+        meter.vlm_calls += 1
         with timer("queries"):
             queries = models.teacher.write_queries(sample)
     graded_by = TeacherReward(models.teacher, queries, sample.fps, numbers)
 
-    status("the frozen model's video")
     with timer("condition"):
         condition = reasoner.condition(sample)
-        z1 = reasoner.noise(condition, [seeds["noise"]])
-    adapter.reset(seeds["adapter"])
-    with adapter.disabled():
-        base = _generate(reasoner, z1, condition, timer)
 
-    module = TestTimeTraining(
-        reasoner, adapter, models.decoder, reward or graded_by, condition, z1, numbers, settings.optimisation, timer
-    )
-    _train(module, folder, callbacks, logger)
+    def loss_of(clean: Tensor) -> Tensor:
+        return multi_vqa_loss((reward or graded_by)(models.decoder(clean, numbers), clean), o.goal_weight)
+
+    candidates = [seed_of(settings.seed, sample.id, noise_name(k)) for k in range(o.starts)]
+    if trained is not None:
+        candidates = [trained.noise_seed]
+    elif o.starts > 1:
+        status(f"one-step predictions from {o.starts} noises")
+    meter.vlm_calls += o.starts if o.starts > 1 else 0
+    with timer("start"), adapter.disabled():
+        z1, (start,) = best_noise(reasoner, condition, [candidates], loss_of)
+    seeds = {"noise": start, "adapter": seed_of(settings.seed, sample.id, "adapter")}
+    status("the frozen model's video")
+    # With keep "last" the frozen model's video is only for the record; else it is a part of the method.
+    record: Callable[[], AbstractContextManager[None]] = meter.paused if o.keep == "last" else nullcontext
+    with record(), adapter.disabled():
+        base = generate(reasoner, z1, condition, timer)
+
+    module = optimise(models, reward or graded_by, condition, z1, numbers, settings, seeds["adapter"], folder, meter,
+                      callbacks, logger, trained)  # fmt: skip
 
     status("the optimised video")
-    video = _generate(reasoner, z1, condition, timer)
-    with timer("final grade"), torch.no_grad():
+    video = generate(reasoner, z1, condition, timer)
+    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else 2)
+    with record(), timer("final grade"), torch.no_grad():
         both = torch.cat([graded_by(one[:, numbers]) for one in (base, video)])
-        totals = multi_vqa_loss(both, settings.optimisation.goal_weight).tolist()
-        before, after = (Grade(0, total, tuple(row)).graded() for total, row in zip(totals, both.tolist(), strict=True))
-    base, video = base[0].cpu(), video[0].cpu()
-    with timer("score"):
-        scores = [_scored(scorer(sample, one)) if scorer else None for one in (base, video)]
-    with timer("write"), writing(folder):
-        write_video(folder / "base.mp4", base, sample.fps)
-        write_video(folder / "video.mp4", video, sample.fps)
-        before_after(folder / "before_after.png", sample.prompt, base, video, (scores[0], scores[1]))
-        (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
-
-    has_image = sample.image is not None
-    result = Result(
-        sample=sample.id,
-        family=sample.family,
-        split=sample.split,
-        prompt=sample.prompt,
-        queries={"goal": queries.goal, "process": list(queries.process)},
-        steps=module.kept.step,
+        totals = multi_vqa_loss(both, o.goal_weight).tolist()
+        rows = zip(totals, both.tolist(), strict=True)
+        before, after = (Grade(0, total, tuple(row)).graded() for total, row in rows)
+    with meter.paused():
+        accepted = module.stop == ACCEPTED
+        keeps_adapter = {"last": True, "accepted": accepted, "better": after.loss < before.loss}[o.keep]
+        if not keeps_adapter:
+            video, after = base, before
+        base, video = base[0].cpu(), video[0].cpu()
+        with timer("score"):
+            score_before, score_after = scored(scorer, sample, base), scored(scorer, sample, video)
+        with timer("write"), writing(folder):
+            write_video(folder / "base.mp4", base, sample.fps)
+            before_after(folder / "before_after.png", sample.prompt, base, video, (score_before, score_after))
+    return finish(
+        sample,
+        video,
+        folder,
+        settings,
+        meter,
+        scorer,
+        method="teacher_lora",
+        seeds=seeds,
+        accepted=accepted,
         stop=module.stop,
-        prediction_before=module.grades[0].graded(),
-        prediction_after=module.kept.graded(),
-        video_before=before,
-        video_after=after,
-        score_before=scores[0],
-        score_after=scores[1],
-        hacked=None if scores[1] is None else module.stop == ACCEPTED and not scores[1].success,
-        lora_norm=adapter.norm(),
-        drift=metrics.drift(video, base),
-        first_frame_ssim=metrics.similarity(video[:1], sample.image[None]) if has_image else None,  # type: ignore[index]
-        seeds={"run": settings.seed, **seeds},
-        seconds={**timer.seconds(), "total": round(time.perf_counter() - begin, 3)},
-        peak_mb=timer.peak_mb(),
-        device=_device_name(reasoner.device),
-        versions=versions(),
-        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        optimisation=Optimisation(
+            queries={"goal": queries.goal, "process": list(queries.process)},
+            steps=module.kept.step,
+            kept="adapter" if keeps_adapter else "base",
+            prediction_before=module.grades[0].graded(),
+            prediction_after=module.kept.graded(),
+            video_before=before,
+            video_after=after,
+            score_before=score_before,
+            hacked=None if score_after is None else accepted and not score_after.success,
+            lora_norm=adapter.norm(),
+            drift=metrics.drift(video, base),
+        ),
     )
-    with writing(folder):
-        result.save(folder)
-    return result
+
+
+def optimise(
+    models: Models,
+    reward: Reward,
+    condition: Condition,
+    z1: Tensor,
+    numbers: Sequence[int],
+    settings: FitSettings,
+    seed: int | None,
+    folder: Path,
+    meter: Meter,
+    callbacks: Sequence[L.Callback] = (),
+    logger: Logger | None = None,
+    trained: Trained | None = None,
+) -> TestTimeTraining:
+    """Trains the adapter for one video, from zero with ``seed``, or from where it stands (None); it stays attached.
+
+    ``reward`` grades the K frames with ``numbers``; callbacks write into ``folder``. ``trained`` is played back.
+    """
+    if seed is not None:
+        models.adapter.reset(seed)
+    arguments = (models.reasoner, models.adapter, models.decoder, reward, condition, z1, numbers)
+    if trained is None:
+        module = TestTimeTraining(*arguments, settings.optimisation, meter.timer)
+    else:
+        from ttopt.batch_fit import Replay
+
+        module = Replay(*arguments, settings.optimisation, meter.timer).play(trained)
+    _train(module, folder, callbacks, logger)
+    meter.vlm_calls += len(module.grades)
+    return module
+
+
+def noise_name(number: int) -> str:
+    """The purpose of a sample's ``number``-th noise, for ``seed_of``; number 0 is every method's first."""
+    return "noise" if number == 0 else f"noise {number}"
 
 
 def seed_of(run_seed: int, sample_id: str, purpose: str) -> int:
@@ -185,7 +209,7 @@ def seed_of(run_seed: int, sample_id: str, purpose: str) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _generate(reasoner: Reasoner, z1: Tensor, condition: Any, timer: PartTimer) -> Tensor:
+def generate(reasoner: Reasoner, z1: Tensor, condition: Any, timer: PartTimer) -> Tensor:
     """The few-step video (1,T,3,H,W), decoded by the standard VAE."""
     with timer("generate"):
         latents = reasoner.generate(z1, condition)
@@ -217,34 +241,3 @@ def _train(module: TestTimeTraining, folder: Path, callbacks: Sequence[L.Callbac
                 trainer.fit(module)
         except SystemExit as exit_:  # how Lightning answers Ctrl-C
             raise KeyboardInterrupt from exit_
-
-
-def _scored(score: Any) -> Scored:
-    return Scored(bool(score.success), float(score.partial), {name: bool(ok) for name, ok in score.rules.items()})
-
-
-def _weights(model: str, part: str, setting: str) -> str:
-    """The path or hub id of a model; "embedded" is the shipped one."""
-    if model != EMBEDDED:
-        return model
-    if not (WEIGHTS / part).is_dir():
-        raise UserError(
-            f"the embedded weights are missing ({WEIGHTS / part}); install ttopt again, or give --{setting}"
-        )
-    return str(WEIGHTS / part)
-
-
-def _device(name: str, setting: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"{setting} is {name!r}, which is no device; give auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"{setting} is {name}, but torch finds {torch.cuda.device_count()} GPUs; give cpu or auto")
-    return name
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import yaml
 
-from ttopt.config import FitSettings, flat, to_dict, to_yaml
+from ttopt.config import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
 from ttopt.errors import UserError
 from ttopt.result import FILE, Result
 
 CONFIG = "config.yaml"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample.
-FREE = ("run_dir", "limit", "logging.")
+FREE = ("run_dir", "limit", "logging.", "chat.base_url", "chat.key_env", "chat.timeout", "chat.max_retries",
+        "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
 class RunFolder:
@@ -46,9 +47,10 @@ class RunFolder:
             self.samples.mkdir(exist_ok=True)
 
     def finished(self, sample_id: str) -> Result | None:
-        """The sample's result if an earlier call finished it."""
+        """The sample's result if an earlier call finished it; one that a model's failure cut short is tried again."""
         folder = self.samples / sample_id
-        return Result.load(folder) if (folder / FILE).exists() else None
+        result = Result.load(folder) if (folder / FILE).exists() else None
+        return None if result is not None and result.error else result
 
     @contextmanager
     def sample(self, sample_id: str) -> Iterator[Path]:
@@ -62,6 +64,10 @@ class RunFolder:
             yield working
             with writing(self.path):
                 final = self.samples / sample_id
+                if (final / FILE).exists() and Result.load(final).error:
+                    if (final / "video.mp4").exists() and not (working / "video.mp4").exists():
+                        return  # the earlier try got further
+                    shutil.rmtree(final)
                 if final.exists():
                     raise UserError(f"{final} exists already; another run wrote it, give another --run-dir")
                 working.rename(final)
@@ -69,13 +75,23 @@ class RunFolder:
             shutil.rmtree(working, ignore_errors=True)
 
 
-def new_path(parent: Path = Path("runs")) -> Path:
+def new_path(parent: Path = Path("runs"), name: str = "fit") -> Path:
     """A folder name that nothing has yet, e.g. runs/fit-20261120-074233."""
-    stem = parent / f"fit-{datetime.now():%Y%m%d-%H%M%S}"
+    stem = parent / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = stem, 2
     while path.exists():
         path, number = stem.with_name(f"{stem.name}-{number}"), number + 1
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or, if interrupted, leaves the old one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -94,9 +110,11 @@ def _compare(config: Path, settings: FitSettings) -> None:
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{config} cannot be read as a run's configuration; give another --run-dir") from error
     new = flat(to_dict(settings))
-    for key in new:
-        if not key.startswith(FREE) and (key not in old or old[key] != new[key]):
+    # Only a method's arguments may be absent, which means: the method's default.
+    for key in (*new, *(key for key in old if key.startswith(METHOD_ARGUMENTS))):
+        missing = key not in old or key not in new
+        if not key.startswith(FREE) and (missing or old[key] != new[key]):
             raise UserError(
                 f"{config.parent} holds a run with another configuration: {key} was {old.get(key)!r}, now it is "
-                f"{new[key]!r}; set it back, or give another --run-dir"
+                f"{new.get(key)!r}; set it back, or give another --run-dir"
             )

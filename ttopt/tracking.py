@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import netrc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttopt.config import FitSettings, to_dict
 from ttopt.result import Result
+from ttopt.table import Row, columns
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -61,11 +62,14 @@ def wandb_run(
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    group, job_type = _group(folder)
+
     def start(mode: Any) -> Any:
         return wandb.init(
             project=settings.logging.project,
             name=name,
-            group=folder.name,
+            group=group,
+            job_type=job_type,
             config=to_dict(settings),
             dir=folder,
             mode=mode,
@@ -97,16 +101,61 @@ def wandb_run(
         run.finish()
 
 
+def _group(folder: Path) -> tuple[str, str | None]:
+    """Group and type of job: a run's samples form one group; a comparison's too, with the method as type of job."""
+    folder = folder.resolve()
+    if folder.parent.name == "methods":
+        return folder.parent.parent.name, folder.name
+    return folder.name, None
+
+
+def log_comparison(
+    settings: FitSettings, folder: Path, score: str, table: Sequence[Row], note: Callable[[str], None] = print
+) -> None:
+    """A run of its own in the comparison's group, with the table, and every method's score in the summary."""
+    numbers = [name for name in columns(table) if name != "failed"]
+    names = [
+        "method",
+        score,
+        "low",
+        "high",
+        "gain",
+        "gain low",
+        "gain high",
+        "better",
+        "worse",
+        "p",
+        "failed",
+        *numbers,
+    ]
+    with wandb_run(settings, "comparison", folder, note) as logger:
+        if logger is None:
+            return
+        import wandb
+
+        made = wandb.Table(columns=names)
+        for row in table:
+            gain = row.gain
+            against: list[Any] = [None] * 6
+            if gain is not None:
+                d = gain.difference
+                against = [d.mean, d.low, d.high, gain.better, gain.worse, gain.p]
+            scores = [row.score.mean, row.score.low, row.score.high]
+            made.add_data(row.method, *scores, *against, len(row.failed), *(getattr(row, name) for name in numbers))
+        logger.experiment.log({"comparison": made})
+        logger.experiment.summary.update({f"{score}/{row.method}": row.score.mean for row in table})
+
+
 def log_result(logger: WandbLogger | None, result: Result, folder: Path) -> None:
-    """The two videos, handed over as files, and the numbers of result.json as the run's summary."""
+    """The videos, handed over as files, and the numbers of result.json as the run's summary."""
     if logger is None:
         return
     import wandb
 
     run = logger.experiment
-    run.log({name: wandb.Video(str(folder / f"{name}.mp4"), format="mp4") for name in ("base", "video")})
+    videos = {name: folder / f"{name}.mp4" for name in ("base", "video")}
+    run.log({name: wandb.Video(str(path), format="mp4") for name, path in videos.items() if path.exists()})
     numbers = dataclasses.asdict(result)
-    run.summary.update({key: numbers[key] for key in ("queries", "steps", "stop", "drift", "lora_norm", "hacked")})
-    run.summary.update(
-        {key: numbers[key] for key in ("prediction_after", "video_before", "video_after", "score_after")}
-    )
+    run.summary.update({key: numbers[key] for key in ("method", "accepted", "stop", "score", "cost")})
+    if numbers["optimisation"] is not None:
+        run.summary.update(numbers["optimisation"])

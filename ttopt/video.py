@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ttopt.errors import UserError
 
+FRAMES = "frames.png"  # beside a small video.mp4: its frames without loss
+SMALL = 128  # pixels; H.264 halves the resolution of colours, which ruins coloured things a few pixels large
 CRF = "12"  # visually lossless; chain tensors or PNG files where the last bit counts
 
 
@@ -32,14 +34,37 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
 
 def read_video(path: Path) -> Tensor:
     """All frames of a video file, (T,3,H,W) float32 in [0,1]. Raises UserError for what is no video."""
+    return read_video_rate(path)[0]
+
+
+def read_video_rate(path: Path) -> tuple[Tensor, float]:
+    """As ``read_video``, and the frames a second."""
     try:
         with av.open(str(path)) as container:
+            rate = float(container.streams.video[0].average_rate or 0)
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     except (av.FFmpegError, OSError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a video ({error}); give an mp4 file") from error
     if not frames:
         raise UserError(f"{path} holds no video frames; give an mp4 file")
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255, rate
+
+
+def write_frames(folder: Path, video: Tensor) -> None:
+    """Writes a small ``video`` (T,3,H,W) side by side into frames.png; a large one loses too little to need it."""
+    if max(video.shape[-2:]) <= SMALL:
+        write_image(folder / FRAMES, strip(video))
+
+
+def read_frames(folder: Path) -> Tensor:
+    """The video of a result folder, (T,3,H,W) float32 in [0,1]: without loss if it lies there so. Raises UserError."""
+    video = read_video(folder / "video.mp4")
+    path = folder / FRAMES
+    if not path.exists():
+        return video
+    frames, _, height, width = video.shape
+    side_by_side = read_image(path, height, frames * width)
+    return torch.stack(side_by_side.split(width, dim=-1))
 
 
 def write_image(path: Path, image: Tensor) -> None:
@@ -61,6 +86,11 @@ def read_image(path: Path, height: int, width: int) -> Tensor:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"image {path} cannot be read as an image; give a PNG or JPEG file") from error
+    return fit_image(image, height, width)
+
+
+def fit_image(image: Image.Image, height: int, width: int) -> Tensor:
+    """An RGB image, cropped to the aspect and resized: (3,height,width) float32 in [0,1]."""
     image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 

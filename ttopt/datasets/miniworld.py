@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ttopt.errors import UserError
+from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import Score, score_videos
-from ttopt.miniworld.tasks import FAMILIES, Task, make_task
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
 from ttopt.miniworld.world import FPS, FRAMES, SIZE, render
 from ttopt.sample import Sample
 from ttopt.teacher.queries import Queries
@@ -21,6 +22,8 @@ VBVR_FOLDERS = {"id": "In-Domain_50", "ood": "Out-of-Domain_50"}
 
 def samples(split: str, families: Sequence[str] | None, seed: int, limit: int) -> list[Sample]:
     """``limit`` samples, families in turn; the same arguments give the same samples.
+
+    Without ``families`` those that one clip can solve (FAMILIES); MULTI_STEP names those that need several.
 
     Splits: "id" (in distribution) and "ood" (longer ways, more distractors, rare colour pairs); "dev_id" and
     "dev_ood" are their twins for choosing settings. Raises UserError for unknown names and limits below 1.
@@ -40,24 +43,24 @@ def to_sample(task: Task) -> Sample:
 
 
 def score(sample: Sample, video: Tensor) -> Score:
-    """Rule-based score of a video (9, 3, 48, 48) in [0, 1]; raises UserError for another format."""
-    if tuple(video.shape) != (FRAMES, 3, SIZE, SIZE):
+    """Rule-based score of a video (T, 3, 48, 48) in [0, 1], two frames or more; UserError for other sizes."""
+    if len(video) < 2 or tuple(video.shape[1:]) != (3, SIZE, SIZE):
         raise UserError(
-            f"sample {sample.id}: the scorer reads {FRAMES} frames of {SIZE}x{SIZE}, "
+            f"sample {sample.id}: the scorer reads two or more frames of {SIZE}x{SIZE}, "
             f"but the video is {video.shape[0]} frames of {video.shape[-2]}x{video.shape[-1]}"
         )
     return score_videos(_task(sample), video.unsqueeze(0))[0]
 
 
 def true_video(sample: Sample) -> Tensor:
-    """The right answer, (9, 3, 48, 48) float32 in [0, 1]."""
+    """The right answer, (T, 3, 48, 48) float32 in [0, 1]."""
     return render(_task(sample).codes())
 
 
 def true_queries(sample: Sample) -> Queries:
     """The questions a perfect teacher would write."""
-    task = _task(sample)
-    return Queries(task.goal.text(), tuple(question.text() for question in task.process))
+    goal, *process = (question.text() for question in _task(sample).questions)
+    return Queries(goal, tuple(process))
 
 
 def export(folder: Path, split: str, families: Sequence[str] | None, seed: int, limit: int) -> list[Path]:
@@ -71,7 +74,7 @@ def export(folder: Path, split: str, families: Sequence[str] | None, seed: int, 
         place = (
             folder
             / VBVR_FOLDERS.get(split, split)
-            / f"M-{FAMILIES.index(sample.family) + 1}_{sample.family}_data-generator"
+            / f"M-{(*FAMILIES, *MULTI_STEP).index(sample.family) + 1}_{sample.family}_data-generator"
         )
         place = place / f"{number:05d}"
         place.mkdir(parents=True, exist_ok=True)

@@ -258,7 +258,7 @@ def other_copied(task: Task, rng: np.random.Generator) -> Corrupted:
 
 
 def pad_erased(task: Task, rng: np.random.Generator) -> Corrupted:
-    bare = [cell for cell in task.pads if all(a.track[-1] != cell for a in task.actors)]
+    bare = [cell for cell in task.pads if all(cell not in a.track for a in task.actors)]
     if not bare:
         return None
     codes, start = task.codes(), int(rng.integers(1, FRAMES))

@@ -28,7 +28,8 @@ from ttopt.miniworld.questions import (
     Visits,
 )
 from ttopt.miniworld.scene import Stop, Task, distance
-from ttopt.miniworld.world import Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.scorer import rule_truths
+from ttopt.miniworld.world import SPRITES, Reading, pad_name, sprite_colour, sprite_name
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
@@ -46,7 +47,7 @@ class Check:
 
 
 def checks(task: Task, reading: Reading) -> list[Check]:
-    """The goal's facts and the process rules of a task, for a reading of one video (N = 1)."""
+    """All that the scorer checks about a task, fact by fact, for a reading of one video (N = 1)."""
     out: list[Check] = []
     subject = sprite_name(task.actors[0].sprite)
 
@@ -61,7 +62,8 @@ def checks(task: Task, reading: Reading) -> list[Check]:
     if isinstance(goal, At):
         at(goal)
     elif isinstance(goal, Both):
-        at(goal.first), at(goal.second)
+        at(goal.first)
+        at(goal.second)
     elif isinstance(goal, AllAt):
         for end in goal.ends:
             at(end)
@@ -80,8 +82,7 @@ def checks(task: Task, reading: Reading) -> list[Check]:
         at(At(goal.sprite, last, cell))
     for question in task.process:
         if isinstance(question, One):
-            name = sprite_name(question.sprite)
-            add(f"one {name}", question, f"The {name} stays as it is.")
+            add(f"one {sprite_name(question.sprite)}", question, out[0].suggestion)
         elif isinstance(question, OffWalls):
             add("off the walls", question, f"The {subject} goes through the gap.")
         elif isinstance(question, InOrder):
@@ -89,6 +90,10 @@ def checks(task: Task, reading: Reading) -> list[Check]:
         elif isinstance(question, Keeps):
             name = sprite_name(question.sprite)
             add(f"the {name} still", question, f"The {name} stays.")
+    unasked = rule_truths(task, reading)
+    for name in ("nothing new", "pads"):
+        if name in unasked:
+            out.append(Check(name, float(unasked[name]) > 0.5, out[0].suggestion))
     return out
 
 
@@ -119,7 +124,7 @@ def where(reading: Reading, sprite: int) -> list[int | None]:
 
 
 def progress(task: Task, reading: Reading) -> float:
-    """How much of the first mover's way to its last stop it has made, 0.0 to 1.0 in tenths."""
+    """How much of the last mover's way to its stop it has made, 0.0 to 1.0 in tenths."""
     if not task.stops:
         return float(float(task.goal.truth(reading)) > 0.5)
     stop = task.stops[-1]
@@ -155,6 +160,19 @@ def good_fraction(task: Task, reading: Reading) -> float:
             nearest = min(nearest, away)
     elif float(task.goal.truth(reading)) < 0.5:
         good = min(good, 5)
+    seen, ground = reading.sprite[0], reading.ground[0]  # (T, 36, 19), (T, 36, 8)
+    looks = sorted({look for actor in task.actors for look in actor.looks})
+    strange = [s for s in range(1, SPRITES) if s not in looks]
+    fine = (seen[..., strange].flatten(1).amax(1) < 0.5) & (seen[..., looks].topk(2, dim=1).values[:, 1].amax(1) < 0.5)
+    crossed = {cell for actor in task.actors for cell in actor.track}
+    for cell, number in task.pads.items():
+        if cell not in crossed:
+            fine &= ground[:, cell, number] > 0.5
+    good = min(good, int(fine.long().cumprod(0).sum()))
+    for actor in task.actors[: task.movers]:  # gone for good
+        here = reading.trace[0][:, :, sorted(set(actor.looks))].flatten(1).amax(1) > 0.5
+        if not here[-1]:
+            good = min(good, int(here.nonzero().max()) + 1 if here.any() else 0)
     return min(0.9, int(10 * good / frames) / 10)
 
 

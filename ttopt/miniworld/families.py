@@ -148,7 +148,7 @@ def _visit(draw: Draw, level: int) -> Task:
     subject = sprite(colour, draw.shape())
     start, middle, end = draw.cell(), draw.cell(), draw.cell()
     legs = distance(start, middle), distance(middle, end)
-    if not (sum(legs) == 6 and max(legs) <= 4 if draw.hard else max(legs) == level and sum(legs) <= 5):
+    if not (sum(legs) == 5 and max(legs) == 4 if draw.hard else max(legs) == level and sum(legs) <= 5):
         raise RetryError
     first, second = shortest_way(start, middle, {end}), shortest_way(middle, end, set())
     if first is None or second is None:

@@ -26,7 +26,7 @@ def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
 
     "goal" and the process rules are the teacher's questions. Two rules have no question: "nothing new" (no sprite at
     the end that was not there before and was not asked for, none twice, and what was asked to turn has turned) and
-    "pads" (none is erased or repainted).
+    "pads" (none that nothing has to cross is erased or repainted).
     """
     truths = {"goal": task.goal.truth(reading)}
     for question in task.process:
@@ -46,8 +46,8 @@ def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
     strange = [s for s in range(last.shape[-1]) if s not in expected and s != NONE]
     twice = last[..., list(expected)].topk(2, dim=1).values[:, 1].amax(1)
     truths["nothing new"] = 1 - torch.maximum(last[..., strange].flatten(1).amax(1), twice)
-    ends = {a.track[-1] for a in task.actors}
-    bare = [(cell, ground) for cell, ground in task.pads.items() if cell not in ends]
+    crossed = {cell for a in task.actors for cell in a.track}
+    bare = [(cell, ground) for cell, ground in task.pads.items() if cell not in crossed]
     if bare:
         truths["pads"] = torch.stack([reading.ground[:, -1, cell, ground] for cell, ground in bare]).amin(0)
     return truths

@@ -1,7 +1,8 @@
 """Trains the models that ship: python -m ttopt.miniworld.train all --out runs/train
 
 Stages, each resumable and each leaving a log.jsonl, in the order of ``all``: vae, latents, light, student, decoder (the
-VAE's decoder, polished on its frozen latents), distill, teacher.
+VAE's decoder, polished on its frozen latents), distill, teacher. ``--start`` lets student and teacher go on from
+finished weights instead of from scratch; a larger vocabulary than theirs is no obstacle.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 import torch
 
 STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher")
+SHARED = ("vae", "teacher")  # stages whose work several processes can share
 
 
-def run(stage: str, out: Path, steps: int | None) -> None:
+def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
     """One stage in this process; weights go to ``out``/weights, states and logs to ``out``/stage."""
     from ttopt.miniworld.training import light, student, teacher, vae
 
@@ -28,20 +30,20 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         "vae": lambda: vae.train(out / "vae", vae_folder, **given),
         "latents": lambda: student.make_bank(vae_folder, out / "bank.safetensors"),
         "light": lambda: light.train(out / "light", vae_folder, light_folder, **given),
-        "student": lambda: student.train(out / "student", base, vae_folder, **given),
+        "student": lambda: student.train(out / "student", base, vae_folder, start=start, **given),
         "decoder": lambda: vae.polish(out / "decoder", vae_folder, out / "bank.safetensors", **given),
         "distill": lambda: student.distill(out / "distill", shipped, base, vae_folder, **given),
         "teacher": lambda: teacher.train(
-            out / "teacher", vae_folder, light_folder, shipped, weights / "teacher", **given
+            out / "teacher", vae_folder, light_folder, shipped, weights / "teacher", start=start, **given
         ),
     }
     stages[stage]()
 
 
-def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:
+def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None, start: Path | None) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
-    run(stage, out, steps)
+    run(stage, out, steps, start)
 
 
 def main() -> None:
@@ -51,18 +53,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number of steps")
     parser.add_argument("--processes", type=int, default=1, help="processes that share the batch (vae, teacher)")
+    parser.add_argument(
+        "--start", type=Path, help="weights to go on from: a reasoner's (student) or a teacher's folder"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     for stage in STAGES if args.stage == "all" else (args.stage,):
-        if args.processes > 1 and stage in ("vae", "teacher"):
+        if args.processes > 1 and stage in SHARED:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
             torch.multiprocessing.spawn(
-                _worker, (args.processes, port, stage, args.out, args.steps), nprocs=args.processes
+                _worker, (args.processes, port, stage, args.out, args.steps, args.start), nprocs=args.processes
             )
         else:
-            run(stage, args.out, args.steps)
+            run(stage, args.out, args.steps, args.start)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,25 @@ def step_bank(split: str, seed: int, count: int) -> list[Task]:
     raise AssertionError
 
 
+def carry_over(old: dict[str, Tensor], network: nn.Module, name: str, rows: list[tuple[int, int]]) -> None:
+    """Loads ``old`` weights into ``network``, whose embedding ``name`` has another vocabulary.
+
+    ``rows`` pairs (new, old) row numbers; other rows stay as they are.
+    """
+    fresh = network.state_dict()
+    table = fresh[name].clone()
+    for new, known in rows:
+        table[new] = old[name][known]
+    fitting = {k: v.to(fresh[k].dtype) for k, v in old.items() if k in fresh and v.shape == fresh[k].shape}
+    network.load_state_dict({**fitting, name: table}, strict=False)
+
+
+def shared_rows(new: Any, old: Any) -> list[tuple[int, int]]:
+    """(new, old) numbers of the tokens that two tokenizers share."""
+    known = old.get_vocab()
+    return [(number, known[token]) for token, number in new.get_vocab().items() if token in known]
+
+
 class Ema:
     """Exponential moving average of a module's parameters."""
 

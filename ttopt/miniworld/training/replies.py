@@ -15,6 +15,7 @@ from ttopt.miniworld.dialogues import PLAN, ROUTE, VERIFY, as_text, checks, done
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.questions import Keeps, Question
 from ttopt.miniworld.scene import Task
+from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.world import Reading, read, render, sprite_name
 from ttopt.teacher import Teacher
 from ttopt.teacher import prompts as words
@@ -103,7 +104,7 @@ def _plan(whole: Task, image: Tensor, done: int, rng: np.random.Generator) -> Di
 
 def verify(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator) -> Dialogue | None:
     """A verdict about a clip (9, 3, 48, 48); None where a rule is a borderline case."""
-    truths = [float(q.truth(reading)) for q in (task.goal, *task.process)]
+    truths = [float(truth) for truth in rule_truths(task, reading).values()]
     if any(0.3 < t < 0.7 for t in truths):
         return None
     whole = (task.parent or task).prompt
@@ -123,18 +124,20 @@ def route(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator
 def batch(
     kind: int, tasks: list[Task], frames: Tensor, reading: Reading, more: list[Task], rng: np.random.Generator
 ) -> list[Dialogue]:
-    """Dialogues of one of four kinds in turn, about the current videos (B, 9, ...) or ``more`` tasks' scenes."""
+    """Dialogues of one of two kinds: questions and plans about ``more`` tasks, or verdicts and a route.
+
+    ``frames`` (B, 9, 3, 48, 48) are the current videos; some plans start from their ends.
+    """
     frames = frames.detach()
-    if kind == 0:
-        return [queries(task, rng) for task in more]
     out: list[Dialogue | None] = []
-    if kind == 2:
-        out += [plan(task, rng) for task in more[:4]]
+    if kind == 0:
+        out += [queries(task, rng) for task in more]
+        out += [plan(task, rng) for task in more]
         out += [plan_after(tasks[i], frames[i], rng) for i in range(2)]
-        out += [route(tasks[i], frames[i], reading[i : i + 1], rng) for i in range(2, 4)]
     else:
-        order = rng.permutation(len(tasks))[:3]
-        out += [verify(tasks[i], frames[i], reading[int(i) : int(i) + 1], rng) for i in order]
+        *checked, routed = (int(i) for i in rng.permutation(len(tasks))[:4])
+        out += [verify(tasks[i], frames[i], reading[i : i + 1], rng) for i in checked]
+        out += [route(tasks[routed], frames[routed], reading[routed : routed + 1], rng)]
     return [d for d in out if d is not None]
 
 

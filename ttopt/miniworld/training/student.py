@@ -15,20 +15,21 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import UMT5Config, UMT5EncoderModel
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.dialogues import evolved
 from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
-from ttopt.miniworld.training.common import Ema, Run, cosine, step_bank, task_bank, update
-from ttopt.miniworld.training.vae import CHANNELS, encode
+from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, shared_rows, step_bank, task_bank, update
+from ttopt.miniworld.training.vae import CHANNELS, decode, encode
 from ttopt.miniworld.world import render
 
 SIGMAS = (1.0, 0.15, 0.1, 0.05)  # noise levels of the distillation
 TEXT_LENGTH, WIDTH, HEADS, LAYERS = 48, 128, 4, 6
 STEPS, DISTILL_STEPS, BATCH, RATE = 5000, 1200, 16, 1.2e-3
-BANK, STEP_BANK, WRONG = 10000, 6500, 5500
+BANK, STEP_BANK, WRONG, WORN = 8000, 4500, 4500, 800
 
 
 def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
@@ -55,6 +56,8 @@ class Bank:
         self.tasks: list[Task] = task_bank("train", 21, BANK) + step_bank("train", 22, STEP_BANK)
         rng.shuffle(self.tasks)  # type: ignore[arg-type]
         self.codes = torch.stack([t.codes() for t in self.tasks])  # (n, 9, 36)
+        full = [t.parent is not None and t.parent.family in MULTI_STEP for t in self.tasks]
+        self.weights = 1 + 2 * torch.tensor(full).float()
         tokens = reasoner_tokenizer(TEXT_LENGTH)(
             [evolved(t, rng) for t in self.tasks],
             padding="max_length",
@@ -72,6 +75,10 @@ class Bank:
             )
         latents = load_file(cache)
         self.latents, self.wrong = latents["right"].float(), latents["wrong"].float()
+
+    def pick(self, count: int, generator: torch.Generator) -> Tensor:
+        """Random numbers (count,) of right videos; steps of long tasks, whose scenes are full, come more often."""
+        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
     def motion(self) -> Tensor:
         """Weights (n, 1, 3, 6, 6): latent cells whose content changes are learned last, so they count more."""
@@ -101,6 +108,18 @@ def normalised_latents(vae: AutoencoderKLWan, codes: Tensor) -> Tensor:
     """Cell codes (n, 9, 36) -> normalised latents (n, C, 3, 6, 6) float16."""
     mean, std = statistics(vae)
     return torch.cat([((encode(vae, render(c)) - mean) / std).half() for c in codes.split(64)])
+
+
+@torch.no_grad()
+def worn_frames(vae: AutoencoderKLWan, codes: Tensor) -> Tensor:
+    """First frames (n, C, 1, 6, 6) as a chain of clips meets them: the last frames of decoded videos, encoded anew."""
+    mean, std = statistics(vae)
+    out = []
+    for part in codes.split(32):
+        still = render(part[:, :1].expand(-1, part.shape[1], -1))
+        last = decode(vae, encode(vae, still))[:, -1:].clamp(0, 1)
+        out.append((encode(vae, last) - mean) / std)
+    return torch.cat(out)
 
 
 def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
@@ -152,13 +171,21 @@ class RoleHeads(nn.Module):
         return total / len(self.heads)
 
 
-def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> None:
-    """Flow matching from scratch; saves transformer, text encoder and tokenizer under ``weights``."""
+def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, start: Path | None = None) -> None:
+    """Flow matching from scratch, or at half the rate from the model under ``start``; saves under ``weights``."""
     torch.manual_seed(1)
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
     bank = Bank(vae, folder.parent / "bank.safetensors")
     motion, roles = bank.motion(), bank.roles()
     transformer, encoder = build()
+    peak = RATE
+    if start is not None:
+        known, words = load(start)
+        transformer.load_state_dict(known.state_dict())
+        old = PreTrainedTokenizerFast.from_pretrained(start / "tokenizer")
+        rows = shared_rows(reasoner_tokenizer(TEXT_LENGTH), old)
+        carry_over(words.state_dict(), encoder, "shared.weight", rows)
+        peak = RATE / 2
     heads = RoleHeads(transformer)
     both = nn.ModuleList([transformer, encoder])
     optimiser = torch.optim.AdamW([*both.parameters(), *heads.parameters()], RATE, weight_decay=0.01, betas=(0.9, 0.98))
@@ -166,7 +193,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> 
     run = Run(folder, {"student": both, "heads": heads}, optimiser, ema)
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(step)
-        pick = torch.randint(len(bank.latents), (BATCH,), generator=generator)
+        pick = bank.pick(BATCH, generator)
         clean = bank.latents[pick]
         noise = torch.randn(clean.shape, generator=generator)
         sigma = torch.rand(BATCH, generator=generator).sqrt()
@@ -181,7 +208,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS) -> 
         )
         error = (u - (noise - clean)).square() * motion[pick]
         flow, role = error[:, :, 1:].mean(), heads.loss(roles[pick])
-        update(flow + 0.1 * role, both, optimiser, ema, cosine(step, steps, RATE))
+        update(flow + 0.1 * role, both, optimiser, ema, cosine(step, steps, peak))
         if step % 100 == 0:
             run.log(step, flow=flow, first_step=error[: BATCH // 2, :, 1:].mean(), role=role)
     ema.copy_to(both)
@@ -193,7 +220,7 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
     torch.manual_seed(2)
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
     bank = Bank(vae, folder.parent / "bank.safetensors")
-    motion = bank.motion()
+    motion, worn = bank.motion(), worn_frames(vae, bank.codes[:WORN])
     transformer, encoder = load(base)
     both = nn.ModuleList([transformer, encoder])
     rate = RATE / 4
@@ -203,12 +230,18 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(10_000_000 + step)
         quarter = BATCH // 4
-        pick = torch.randint(len(bank.latents), (BATCH,), generator=generator)
+        pick = bank.pick(BATCH, generator)
+        chained = torch.rand(BATCH, generator=generator) < 0.35
+        pick[chained] = torch.randint(len(worn), (int(chained.sum()),), generator=generator)
         pick[3 * quarter :] = torch.randint(len(bank.wrong), (quarter,), generator=generator)
+        chained[3 * quarter :] = False
         clean = bank.latents[pick]
         clean[3 * quarter :] = bank.wrong[pick[3 * quarter :]]
         noise = torch.randn(clean.shape, generator=generator)
-        first, text = clean[:, :, :1], embed(encoder, bank.ids[pick], bank.mask[pick])
+        first = clean[:, :, :1].clone()
+        wear = 2.5 * torch.rand(BATCH, 1, 1, 1, 1, generator=generator)
+        first[chained] = torch.lerp(first, worn[pick % len(worn)], wear)[chained]
+        text = embed(encoder, bank.ids[pick], bank.mask[pick])
         level = torch.randint(1, len(SIGMAS), (BATCH,), generator=generator)
         level[: 2 * quarter] = 0
         sigma = torch.tensor(SIGMAS)[level]

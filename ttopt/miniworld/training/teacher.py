@@ -32,7 +32,19 @@ from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import phrases, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.attacks import Attacker, FirstFrames, task_of
-from ttopt.miniworld.training.common import Ema, Run, average_gradients, cosine, rank, set_rate, step_bank, task_bank
+from ttopt.miniworld.training.common import (
+    Ema,
+    Run,
+    average_gradients,
+    carry_over,
+    cosine,
+    rank,
+    set_rate,
+    shared_rows,
+    step_bank,
+    task_bank,
+    update,
+)
 from ttopt.miniworld.training.student import Bank, statistics
 from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, Reading, read, render, sprite, sprite_shape
 from ttopt.reasoner import LightDecoder, StandardDecoder
@@ -40,7 +52,8 @@ from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
-STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 180, 6, 5, 3, 1e-3
+STEPS, WARM, WARM_AGAIN, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 300, 180, 6, 5, 3, 1e-3
+POLISH_STEPS = 900
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
 PROMPTS = Prompts(question="{question}", queries=replies.QUERIES, timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
@@ -292,11 +305,18 @@ class Source:
 
 
 def train(
-    folder: Path, vae_folder: Path, light_folder: Path, student: Path | None, out: Path, steps: int = STEPS
+    folder: Path,
+    vae_folder: Path,
+    light_folder: Path,
+    student: Path | None,
+    out: Path,
+    steps: int = STEPS,
+    start: Path | None = None,
 ) -> None:
     """Trains from scratch, or goes on from the run's state; a copy of the current teacher lies in ``now`` there.
 
     The first WARM steps only teach to see and need no student; later ones show every batch REPLAYS times under attack.
+    With ``start``, a finished teacher's folder, there are only WARM_AGAIN of the first kind.
     Several processes share the work (see ``average_gradients``).
     """
     torch.manual_seed(4)
@@ -308,7 +328,12 @@ def train(
     long = task_bank("train", 34, 300, MULTI_STEP) + task_bank("teacher_ood", 34, 600, MULTI_STEP)
     decoder = StandardDecoder(vae)
     attacker = Attacker(student, decoder, FirstFrames(vae, mean, std)) if student else None
-    teacher = build()
+    teacher, warm = build(), WARM
+    if start is not None:
+        known = Teacher.load(start)
+        rows = shared_rows(teacher.tokenizer, known.tokenizer)
+        carry_over(known.model.state_dict(), teacher.model, "model.language_model.embed_tokens.weight", rows)
+        warm = WARM_AGAIN
     heads = Heads(teacher)
     networks = nn.ModuleList([teacher.model, heads])
     optimiser = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
@@ -318,7 +343,7 @@ def train(
     replay = 0
     for step in run.steps(steps):
         rng = np.random.default_rng([4, step, rank()])
-        attacked = step >= WARM
+        attacked = step >= warm
         if attacker and attacked and step % ATTACK_EVERY == 0:
             path = folder / "pool" / f"{step:06d}-{rank()}.safetensors"
             means["reached_tau"] = attacker.run(teacher, rng, path)
@@ -350,14 +375,14 @@ def train(
         if attacked or step % 2 == 0:
             sources = (hard, hard, source.bank.tasks, source.bank.tasks, source.bank.tasks, long)
             more = [tasks_[int(rng.integers(len(tasks_)))] for tasks_ in sources]
-            kind = (step if attacked else step // 2) % 4
+            kind = (step if attacked else step // 2) % 2
             examples = replies.batch(kind, tasks, frames, reading, [*more[-1:], *more[:-1]], rng)
             if examples:
                 text = replies.reply_loss(teacher, examples)
-                name = ("queries", "verdict", "plan", "verdict")[kind]
+                name = ("plans", "verdicts")[kind]
                 means[name] = 0.95 * means.get(name, float(text.detach())) + 0.05 * float(text.detach())
-                loss = loss + 0.5 * text
-        rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - WARM, steps - WARM, 0.7 * RATE, 0)
+                loss = loss + text
+        rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - warm, steps - warm, 0.7 * RATE, 0)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -382,6 +407,50 @@ def train(
             run.log(step, **means, pool=len(source.pool))
         if step % 500 == 499 and rank() == 0:
             snapshot(teacher, ema, folder / "now")
+    if rank() == 0:
+        snapshot(teacher, ema, out)
+
+
+def polish(folder: Path, vae_folder: Path, start: Path, out: Path, steps: int = POLISH_STEPS) -> None:
+    """Sharpens the words of the teacher under ``start``: replies in every step, videos in every third.
+
+    Copying the right noun is the hardest of the text; the videos, pushed or not, keep the answers what they are.
+    """
+    torch.manual_seed(6)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    source = Source(Bank(vae, folder.parent / "bank.safetensors"), folder.parent / "teacher" / "pool")
+    scenes = source.bank.tasks + task_bank("teacher_ood", 31, 2500)
+    scenes += (task_bank("train", 34, 300, MULTI_STEP) + task_bank("teacher_ood", 34, 600, MULTI_STEP)) * 3
+    decoder = StandardDecoder(vae)
+    teacher = Teacher.load(start)
+    teacher.model.train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(teacher.model.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.98))
+    ema = Ema(teacher.model, 0.99)
+    run = Run(folder, {"teacher": teacher.model}, optimiser, ema)
+    means: dict[str, float] = {}
+    for step in run.steps(steps):
+        rng = np.random.default_rng([6, step, rank()])
+        tasks = [scenes[int(i)] for i in rng.integers(len(scenes), size=8)]
+        words = [replies.queries(t, rng) for t in tasks] + [replies.plan(t, rng) for t in tasks]
+        losses = {"words": replies.reply_loss(teacher, words)}
+        if step % 3 == 0:
+            batch = source.batch(rng)
+            moved = batch.latents + 0.3 * float(rng.random()) * torch.randn_like(batch.latents)
+            with torch.no_grad():
+                frames = decoder(moved, ALL_FRAMES)
+                reading = read(frames)
+            questions, truths = choose_questions(batch.tasks, reading, rng)
+            asked = [[q.text() for q in row] for row in questions]
+            losses["answers"] = answer_loss(teacher, teacher.forward_packed(frames, asked, FPS, ALL_FRAMES), truths)[
+                0
+            ].mean()
+            examples = replies.batch(1, batch.tasks, frames, reading, [], rng)
+            losses["verdicts"] = replies.reply_loss(teacher, examples)
+        update(torch.stack(list(losses.values())).sum(), teacher.model, optimiser, ema, cosine(step, steps, RATE / 2))
+        for name, value in losses.items():
+            means[name] = 0.95 * means.get(name, float(value.detach())) + 0.05 * float(value.detach())
+        if step % 50 == 0:
+            run.log(step, **means)
     if rank() == 0:
         snapshot(teacher, ema, out)
 

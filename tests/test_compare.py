@@ -1,0 +1,140 @@
+"""Methods on the same samples: what is finished is kept, and the table is of the samples that were asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import GOAL, PROCESS
+
+import callbacks
+from ttopt import grading as module
+from ttopt.cli import main
+from ttopt.compare import Comparison, compare
+from ttopt.compare_config import CompareSettings, parse_compare, settings_of
+from ttopt.config import CONFIG_FOLDERS, to_yaml
+from ttopt.console import Console
+from ttopt.datasets import miniworld
+from ttopt.errors import UserError
+from ttopt.grading import Loader
+
+COMPARISONS = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:" in p.read_text())
+METHODS = """
+methods:
+  - {name: static, path: ttopt.methods.Static}
+  - {name: single, path: ttopt.methods.Single}
+  - {name: "Pass@2, chosen", path: ttopt.methods.PassAtK, arguments: {k: 2}}
+  - {name: LoRA, settings: {optimisation.steps: 1, adapter.rank: 2}}
+"""
+
+
+@pytest.fixture
+def tiny(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (tmp_path / "mine.yaml").write_text(METHODS)
+    return [
+        *("--config", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run"), "--limit", "2"),
+        *("--reasoner.model", str(folders["reasoner"]), "--teacher.model", str(folders["teacher"])),
+        *("--sample.queries.goal", GOAL, "--sample.queries.process", json.dumps(PROCESS), "--report", "false"),
+    ]
+
+
+def run(settings: CompareSettings) -> Comparison:
+    return compare(settings, Console(), callbacks.standard)
+
+
+def test_all_methods_on_all_samples_then_only_what_is_missing(tiny: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_compare(tiny)
+    found = run(settings)
+    assert [row.method for row in found.table] == ["static", "single", "Pass@2, chosen", "LoRA"]
+    assert all(row.score.n == 2 and not row.failed for row in found.table) and not found.problems
+    static, single, chosen, lora = found.table
+    assert static.generated_seconds == 0 and static.first_frame_ssim == pytest.approx(1, abs=1e-3)
+    assert (single.reasoner_forwards, chosen.reasoner_forwards, lora.reasoner_forwards) == (4, 8, 4 + 1 + 2 + 1)
+    assert single.ssim == pytest.approx(1), "the reference's drift from itself"
+    assert lora.steps == 1 and all(row.satisfied is not None for row in found.table)
+    assert found.entries["single"]["id-move-0-0000"].judged is not None
+    table = json.loads((found.folder / "comparison.json").read_text())
+    assert table["score"] == "success" and len(table["rows"]) == 4
+    assert (found.folder / "methods/pass_2_chosen/samples/id-move-0-0000/video.mp4").exists()
+
+    def unwanted(*_: Any) -> Any:
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(module, "load_models", unwanted)
+    assert run(settings).table == found.table
+    fewer = parse_compare([*tiny, "--only", "[single,LoRA]", "--limit", "1"])
+    assert [(row.method, row.score.n) for row in run(fewer).table] == [("single", 1), ("LoRA", 1)]
+
+
+def test_a_benchmark_gets_its_layout(tiny: list[str], tmp_path: Path) -> None:
+    miniworld.export(tmp_path / "world", "id", ["move"], 3, 2)
+    settings = parse_compare(
+        [*tiny, "--dataset", "vbvr", "--root", str(tmp_path / "world"), "--split", "all", "--only", "[single]"]
+    )
+    with pytest.raises(UserError, match="Out-of-Domain_50 is missing"):
+        run(settings)
+    found = run(dataclasses.replace(settings, split="id"))
+    written = sorted(str(p.relative_to(found.folder / "outputs")) for p in (found.folder / "outputs").rglob("*.mp4"))
+    assert written == [f"single/In-Domain_50/M-1_move_data-generator/0000{n}.mp4" for n in (0, 1)]
+    assert found.table[0].score.mean == found.table[0].satisfied, "no scorer: the teacher's questions"
+
+
+def test_what_a_method_cannot_do_is_said_and_counted(tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A random teacher rewrites no prompt."""
+    tiny[1] = str(Path(tiny[1]).with_name("other.yaml"))
+    Path(tiny[1]).write_text(
+        "methods:\n- {name: single, path: ttopt.methods.Single}\n- {name: PE, path: ttopt.methods.PromptRewrite}\n"
+    )
+    assert main(["compare", *tiny, "--limit", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert "PE: no usable video for id-move-0-0000; counted as 0" in out
+    assert "error: PE: sample id-move-0-0000:" in err
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_shipped_comparison_parses_and_survives_yaml(name: str, tmp_path: Path) -> None:
+    settings = parse_compare(["--config", name, "--root", str(tmp_path)])
+    (tmp_path / "again.yaml").write_text(to_yaml(settings))
+    assert parse_compare(["--config", str(tmp_path / "again.yaml")]) == settings
+
+
+def test_the_base_comes_first(tmp_path: Path) -> None:
+    assert parse_compare([]).teacher.frames == 9
+    real = parse_compare(["--base", "wan22_5b", "--optimisation.lr", "1e-4"])
+    assert (real.teacher.frames, real.optimisation.lr, real.sample.multiple) == (24, 1e-4, 32)
+    (tmp_path / "c.yaml").write_text("base: wan22_5b\nteacher: {frames: 12}" + METHODS)
+    mine = parse_compare(["--config", str(tmp_path / "c.yaml"), "--seed", "3"])
+    assert (mine.teacher.frames, mine.reasoner.renoise, mine.seed) == (12, True, 3)
+    lora = settings_of(mine.methods[3], mine, Path("x"))
+    assert (lora.optimisation.steps, lora.adapter.rank, lora.teacher.frames, lora.run_dir) == (1, 2, 12, "x")
+
+
+MISTAKES = {
+    "no methods": ("seed: 1", "methods is empty"),
+    "two of a name": ("methods:\n- {name: single}\n- {name: Single}", "too like another"),
+    "setting": ("methods:\n- {name: single, settings: {teacher.frmes: 3}}", "the nearest is teacher.frames"),
+    "reference": ("methods:\n- {name: a}", "reference is 'single', but the methods are a"),
+    "only": ("only: [b]\nmethods:\n- {name: single}", "only names 'b'"),
+    "method": ("method: {path: x.Y}\nmethods:\n- {name: single}", "leave --method out"),
+    "key": ("referense: x", "the nearest is reference"),
+}
+
+
+@pytest.mark.parametrize("content, message", MISTAKES.values(), ids=MISTAKES.keys())
+def test_mistakes(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        parse_compare(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_models_are_loaded_again_only_for_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Any] = []
+    monkeypatch.setattr(module, "load_models", lambda settings: loaded.append(settings) or len(loaded))
+    load, settings = Loader(), parse_compare([])
+    more = dataclasses.replace(settings, seed=5, optimisation=dataclasses.replace(settings.optimisation, steps=1))
+    other = dataclasses.replace(settings, adapter=dataclasses.replace(settings.adapter, rank=2))
+    assert [load(s) for s in (settings, more, other, settings)] == [1, 1, 2, 3]

@@ -1,0 +1,70 @@
+"""VBVR-InferKit's interface, on a stand-in for its base class."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ttopt.errors import UserError
+from ttopt.fit import Models
+from ttopt.video import read_video
+
+FIELDS = {
+    *("success", "video_path", "error", "duration_seconds", "generation_id", "model", "status", "metadata"),
+}
+
+
+class ModelWrapper(ABC):
+    def __init__(self, model: str, output_dir: str = "./outputs", **kwargs: Any) -> None:
+        self.model, self.output_dir, self.kwargs = model, Path(output_dir), kwargs
+        self.output_dir.mkdir(exist_ok=True, parents=True)
+
+    @abstractmethod
+    def generate(self, image_path: Any, text_prompt: str, duration: float = 8.0, **kwargs: Any) -> dict[str, Any]: ...
+
+
+@pytest.fixture
+def wrapper(monkeypatch: pytest.MonkeyPatch, models: Models, tmp_path: Path) -> Any:
+    for name in ("vbvrinferkit", "vbvrinferkit.models", "vbvrinferkit.models.base"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["vbvrinferkit.models.base"].ModelWrapper = ModelWrapper  # type: ignore[attr-defined]
+    sys.modules.pop("ttopt.inferkit", None)
+    module = importlib.import_module("ttopt.inferkit")
+    monkeypatch.setattr(module, "load_models", lambda settings: models)
+    return module.TtoptWrapper("mini", str(tmp_path / "out"), method="ttopt.methods.Single")
+
+
+def test_a_video_and_eight_fields(wrapper: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "first.png")
+    secret = {"ground_truth": str(tmp_path / "no.mp4"), "final_image": "no.png"}
+    prompt = "move the red square to the pad"
+    answer = wrapper.generate(
+        tmp_path / "first.png", prompt, duration=1.1, output_filename="a/x.mp4", question_data=secret
+    )
+    assert set(answer) == FIELDS and answer["success"] and answer["error"] is None and answer["status"] == "success"
+    assert Path(answer["video_path"]) == tmp_path / "out/a/x.mp4"
+    again = wrapper.generate(tmp_path / "first.png", prompt, duration=1.1)
+    assert (
+        again["metadata"]["seeds"] == answer["metadata"]["seeds"] and again["generation_id"] != answer["generation_id"]
+    )
+    assert read_video(Path(answer["video_path"])).shape == (9, 3, 48, 48), "square, of the model's size, 4k+1 frames"
+
+
+def test_what_fails_is_said_and_not_raised(wrapper: Any, tmp_path: Path) -> None:
+    answer = wrapper.generate(tmp_path / "missing.png", "move", duration=1)
+    assert set(answer) == FIELDS and not answer["success"] and answer["video_path"] is None
+    assert "there is no such file" in answer["error"] and answer["status"] == "failed"
+
+
+def test_without_inferkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    sys.modules.pop("ttopt.inferkit", None)
+    monkeypatch.setitem(sys.modules, "vbvrinferkit", None)
+    with pytest.raises(UserError, match="VBVR-InferKit cannot be imported"):
+        importlib.import_module("ttopt.inferkit")

@@ -1,0 +1,194 @@
+"""The page: complete, escaped, without a network, and usable in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ttopt.cli import main
+from ttopt.compare import tabulate
+from ttopt.compare_config import CompareSettings, parse_compare
+from ttopt.config import to_yaml
+from ttopt.report import FILE, write_report
+from ttopt.report import views as views
+from ttopt.result import Cost, Graded, Optimisation, Result, Scored
+from ttopt.video import write_video
+
+EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=1'> \"quoted\" & 'single'"
+METHODS = "methods:\n- {name: single, path: ttopt.methods.Single}\n- {name: LoRA & loop}\n"
+QUERIES = ["Is it <there>?", EVIL]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def optimisation() -> Optimisation:
+    """All that a page reads of one, whatever else it has."""
+    known: dict[str, Any] = {field.name: None for field in dataclasses.fields(Optimisation)}
+    graded = Graded(0.4, [0.7, 0.6])
+    known |= {"queries": {"goal": QUERIES[0], "process": QUERIES[1:]}, "steps": 2, "lora_norm": 1.0, "drift": {}}
+    known |= dict.fromkeys(("prediction_before", "prediction_after", "video_before", "video_after"), graded)
+    known["score_before"] = Scored(False, 0.5, {"goal": False})
+    return Optimisation(**known)
+
+
+def write_result(folder: Path, sample: str, family: str, success: bool, frames: int, **more: Any) -> None:
+    folder.mkdir(parents=True)
+    prompt = EVIL if sample == "c" else f"move {sample}"
+    result = Result(
+        sample=sample, family=family, split="id", prompt=prompt, method="m", accepted=more.pop("accepted", None),
+        stop="done", score=Scored(success, 0.5 + success / 2, {"goal": success}), cost=Cost(1.125, 4, 0.1, 0),
+        first_frame_ssim=1.0, seeds={}, seconds={"total": 1.0}, peak_mb={}, device="cpu", versions={"ttopt": "1"},
+        finished="2026-01-01T00:00:00+00:00", **more,
+    )  # fmt: skip
+    result.save(folder)
+    video = torch.linspace(0, 1, frames).view(-1, 1, 1, 1).expand(-1, 3, 48, 48)
+    write_video(folder / "video.mp4", video, 8)
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """Three samples, two methods; one optimised, one sample of it traced and longer, one missing."""
+    folder = tmp_path / "cmp <1>"
+    folder.mkdir()
+    (tmp_path / "c.yaml").write_text(METHODS)
+    settings: CompareSettings = parse_compare(["--config", str(tmp_path / "c.yaml"), "--run-dir", str(folder)])
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    families = {"a": "move", "b": "maze", "c": "move"}
+    (folder / "queries.json").write_text(
+        json.dumps({sample: {"goal": QUERIES[0], "process": QUERIES[1:]} for sample in families})
+    )
+    for number, (sample, family) in enumerate(families.items()):
+        write_result(folder / "methods/single/samples" / sample, sample, family, number == 1, 9)
+    place = folder / "methods" / settings.methods[1].slug
+    write_result(place / "samples/a", "a", "move", True, 9, optimisation=optimisation())
+    write_result(place / "samples/b", "b", "maze", False, 17, accepted=True)
+    with (place / "samples/a/curves.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["step", "loss", "loss_goal", "loss_process_1", "p_yes_goal", "p_yes_process_1"])
+        rows.writerows([[0, 1.2, 1, 1, 0.2, 0.3], [1, 0.5, 0.4, 0.6, 0.6, 0.5], [2, "nan", 0.1, 0.1, 0.9, 0.9]])
+    verdict = {"verdict": "reject", "progress": 0.5, "reason": EVIL, "suggestion": "slower"}
+    clips = [{"step": 1, "attempt": 1, "prompt": "go", "verdict": verdict}, {"step": 1, "attempt": 2, "prompt": "go"}]
+    (place / "samples/b/trace.json").write_text(json.dumps({"clips": clips}))
+    judged = {s: {"of": "", "p_yes": [0.9, 0.4], "ssim": 0.8, "psnr": 20.0} for s in "ab"}
+    (place / "judged.json").write_text(json.dumps(judged))
+    tabulate(settings, folder, families)
+    return folder
+
+
+def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--run-dir", str(comparison)]) == 0
+    text = (comparison / FILE).read_text()
+    assert "<script>window.evil" not in text and "<img src=x" not in text
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "Comparison cmp &lt;1&gt;" in markup and "Is it &lt;there&gt;?" in markup and "LoRA &amp; loop" in markup
+    assert markup.count("<video") == 5 and markup.count('<details class="sample"') == 3
+    assert "1 failed" in markup and "could not be done" in markup, "the sample that is missing is said to be"
+    assert "reject" in markup and "broken: goal" in markup
+    assert not re.search(r"""(?:src|href)=["']?(?!data:|\{)[a-z]+:?//""", markup), "nothing from elsewhere"
+    assert "NaN" not in re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]
+
+
+def test_many_videos_are_linked_instead(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "EMBED_MB", 0.001)
+    text = write_report(comparison).read_text()
+    sources = [source for sample in json.loads(re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]).values()
+               for source in sample["sources"] if source]  # fmt: skip
+    assert len(sources) == 5 and all((comparison / source).is_file() for source in sources)
+
+
+def test_page_of_a_fit(tmp_path: Path) -> None:
+    place = tmp_path / "run/samples/a"
+    write_result(place, "a", "move", True, 9, optimisation=optimisation())
+    shutil.copy(place / "video.mp4", place / "base.mp4")
+    (tmp_path / "run/config.yaml").write_text("seed: 3\n")
+    text = write_report(tmp_path / "run").read_text()
+    assert text.count("<video muted") == 2 and "<b>before</b>" in text and "✓ solved" in text
+
+
+def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report"]) == main(["report", "--run-dir", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err
+    assert "give the folder of a run or a comparison" in errors and "is neither a run's nor" in errors
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -> None:
+    """Videos play in step, filters and keys work, nothing is fetched, nothing overflows, no error is logged."""
+    page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    noise: list[str] = []
+    page.on("console", lambda message: noise.append(message.text))
+    page.on("pageerror", lambda error: noise.append(str(error)))
+    page.on("request", lambda asked: None if asked.url.startswith(("data:", "file:")) else noise.append(asked.url))
+    page.goto(write_report(comparison).as_uri())
+    page.wait_for_selector("#cost-chart svg")
+    visible = "document.querySelectorAll('.sample:not([hidden])').length"
+
+    def until(expression: str) -> None:
+        """The page's policy forbids what wait_for_function does."""
+        for _ in range(200):
+            if page.evaluate(expression):
+                return
+            page.wait_for_timeout(25)
+        raise AssertionError(f"never true: {expression}")
+
+    def filtered(field: str, value: str) -> int:
+        page.select_option(field, value)
+        return int(page.evaluate(visible))
+
+    assert page.text_content("#count") == "3 of 3"
+    assert filtered("#f-family", "maze") == 1 and filtered("#f-family", "") == 3
+    assert [filtered("#f-outcome", o) for o in ("solved", "repaired", "broken", "hacked", "failed", "wrong")] == [
+        1, 1, 1, 1, 1, 1,
+    ]  # fmt: skip
+    assert "outcome=wrong" in page.url
+    page.click("button[type=reset]")
+    page.fill("#f-text", "QUOTED")
+    assert page.evaluate(visible) == 1
+    page.fill("#f-text", "")
+    page.press("#f-text", "Escape")
+
+    page.keyboard.press("j")
+    page.wait_for_selector(".sample[open] .loss svg")
+    page.keyboard.press("j")
+    opened = ".sample[open]"
+    assert page.get_attribute(opened, "data-id") == "b" and page.locator(opened).count() == 1
+    times = "[...document.querySelectorAll('.sample[open] video')].map(v => v.currentTime)"
+    until("[...document.querySelectorAll('.sample[open] video')].every(v => v.readyState >= 2)")
+    page.keyboard.press("ArrowRight")
+    until(f"{times}.every(t => Math.abs(t - 1.5 / 8) < 0.02)")
+    assert page.text_content(f"{opened} .frame") == "2 / 17", "the longest video's length"
+    page.keyboard.press("Space")
+    until(f"Math.min(...{times}) > 0.45")
+    assert page.evaluate("[...document.querySelectorAll('.sample[open] video')].every(v => !v.paused)")
+    assert page.evaluate(f"Math.max(...{times}) - Math.min(...{times})") < 0.13, "in step, to one frame"
+    page.keyboard.press("Space")
+    paused = page.evaluate(times)
+    page.wait_for_timeout(200)
+    assert page.evaluate(times) == paused
+    page.keyboard.press("t")
+    assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if scheme == "light" else "light")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("window.evil") is None
+    assert noise == []

@@ -1,0 +1,45 @@
+"""Intervals cover what they promise, pairing sharpens a comparison, and McNemar's test is the binomial one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ttopt.statistics import estimate, mcnemar, paired
+
+
+def test_intervals_cover_the_true_mean() -> None:
+    rng = np.random.default_rng(1)
+    found = [estimate(rng.random(100) < 0.3, draws=400) for _ in range(200)]
+    covered = sum(e.low <= 0.3 <= e.high for e in found) / len(found)
+    assert 0.90 <= covered <= 0.99
+
+
+def test_edges() -> None:
+    assert math.isnan(estimate([]).mean) and estimate([]).n == 0
+    one = estimate([1.0])
+    assert (one.mean, one.low, one.high, one.n) == (1, 1, 1, 1)
+    assert estimate([0, 1, 1]) == estimate([0, 1, 1]), "seeded"
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired([1.0], [1.0, 0.0])
+
+
+def test_pairing_removes_what_samples_share() -> None:
+    rng = np.random.default_rng(2)
+    hard = rng.normal(0, 10, 60)
+    ours, base = hard + 1 + rng.normal(0, 0.1, 60), hard
+    found = paired(list(ours), list(base))
+    assert found.difference.low > 0.9 and found.difference.high < 1.1
+    alone = estimate(ours)
+    assert alone.high - alone.low > 10 * (found.difference.high - found.difference.low)
+    assert (found.better, found.worse) == (60, 0)
+
+
+TESTS = [(0, 0, 1.0), (5, 5, 1.0), (8, 0, 2 / 256), (1, 5, 14 / 64), (26, 15, 0.1173)]
+
+
+@pytest.mark.parametrize("better, worse, p", TESTS)
+def test_mcnemar(better: int, worse: int, p: float) -> None:
+    assert mcnemar(better, worse) == pytest.approx(p, abs=5e-5)

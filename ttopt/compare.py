@@ -1,0 +1,200 @@
+"""Methods x samples -> one table and one page.
+
+runs/x/methods/<method>/       a run folder of its own (ttopt/runfolder.py), so that everything can be continued
+runs/x/queries.json            the teacher's questions of every sample, with which all methods' videos are graded
+runs/x/methods/<method>/judged.json   these grades, and the drift from the reference's video
+runs/x/methods/<method>/official.json   the benchmark's own scores (ttopt/judges/)
+runs/x/outputs/<method>/       benchmarks: the videos where the official evaluators look
+runs/x/comparison.json         the table;  report.html  the page;  config.yaml  the settings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from ttopt import judges
+from ttopt.chat import check_chat
+from ttopt.compare_config import CompareSettings, chosen, parse_compare, settings_of
+from ttopt.config import FitSettings, to_yaml
+from ttopt.console import Console
+from ttopt.engine import MakeCallbacks, find_samples, fit_all
+from ttopt.errors import UserError
+from ttopt.grading import JUDGED, Loader, grade
+from ttopt.judges import OFFICIAL
+from ttopt.methods import make_method
+from ttopt.methods.existing import video_path
+from ttopt.models import Models
+from ttopt.report import write_report
+from ttopt.result import FILE, Result
+from ttopt.runfolder import CONFIG, new_path, write_text, writing
+from ttopt.sample import Sample
+from ttopt.statistics import Estimate
+from ttopt.table import Entry, Judged, Row, agrees, columns, rows, score_name
+from ttopt.tracking import log_comparison
+
+TABLE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a call of ``ttopt compare`` made."""
+
+    folder: Path
+    settings: CompareSettings
+    entries: dict[str, dict[str, Entry]]
+    table: list[Row]
+    problems: list[str]
+
+
+def compare(settings: CompareSettings, console: Console, callbacks: MakeCallbacks) -> Comparison:
+    """Runs what is missing, grades all videos with the same questions, and writes the table.
+
+    Raises UserError for what stops the whole comparison; a sample that one method cannot do is among ``problems``.
+    """
+    check_chat(settings.chat)
+    samples, _ = find_samples(settings)
+    folder = Path(settings.run_dir) if settings.run_dir else new_path(name="compare")
+    with writing(folder):
+        if folder.exists() and any(folder.iterdir()) and not (folder / "methods").is_dir():
+            raise UserError(f"{folder} is not empty and no comparison's folder; give another --run-dir")
+        (folder / "methods").mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG, to_yaml(settings))
+    load, problems = Loader(console.print), []
+    for method in chosen(settings):
+        console.print(f"{method.name}:")
+        own = settings_of(method, settings, folder / "methods" / method.slug)
+        needs = getattr(make_method(own.method), "needs_models", True)
+        run = fit_all(own, console, callbacks, load if needs else no_models)
+        problems += [f"{method.name}: {problem}" for problem in run.problems]
+    grade(settings, folder, samples, load)
+    write_outputs(settings, folder, samples)
+    problems += judges.judge(settings, folder, samples, console.print)
+    found = tabulate(settings, folder, {sample.id: sample.family for sample in samples}, problems)
+    if settings.report:
+        write_report(folder)
+    log_comparison(settings, folder, score_name(found.entries), found.table, console.print)
+    return found
+
+
+def no_models(settings: FitSettings) -> Models:
+    """For methods that need none: what the measuring of time and cost asks for, and nothing else."""
+    return cast(
+        Models, SimpleNamespace(reasoner=SimpleNamespace(device=torch.device("cpu"), observers=[]), teacher=None)
+    )
+
+
+def tabulate(
+    settings: CompareSettings, folder: Path, families: dict[str, str], problems: Sequence[str] = ()
+) -> Comparison:
+    """The table of what lies in ``folder`` for the samples ``families`` (id -> family), also as comparison.json."""
+    entries = read_entries(settings, folder, list(families))
+    papers = {method.name: method.paper for method in settings.methods}
+    table = rows(entries, settings.reference, families.__getitem__, papers)
+    content = {
+        "score": score_name(entries),
+        "reference": settings.reference,
+        "samples": families,
+        "rows": [dataclasses.asdict(row) for row in table],
+    }
+    with writing(folder):
+        write_text(folder / TABLE, json.dumps(content, indent=1, ensure_ascii=False))
+    return Comparison(folder, settings, entries, table, list(problems))
+
+
+def load_comparison(folder: Path) -> Comparison:
+    """A comparison's folder, tabulated anew. Raises UserError if it holds none."""
+    try:
+        families = json.loads((folder / TABLE).read_text(encoding="utf-8"))["samples"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / TABLE} cannot be read ({error}); run ttopt compare --run-dir {folder}") from error
+    settings = parse_compare(["--config", str(folder / CONFIG)])
+    return tabulate(settings, folder, families)
+
+
+def write_outputs(settings: CompareSettings, folder: Path, samples: Sequence[Sample]) -> None:
+    """Copies of the videos where a benchmark's evaluator looks for them; the sprite world has none."""
+    if settings.dataset == "miniworld" or settings.sample.prompt is not None:
+        return
+    for method in chosen(settings):
+        for sample in samples:
+            place = folder / "methods" / method.slug / "samples" / sample.id
+            target = folder / "outputs" / method.slug / video_path(sample, settings.dataset)
+            if not (place / FILE).exists() or Result.load(place).error:
+                continue
+            with writing(folder):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                temporary = target.with_suffix(".part")
+                shutil.copyfile(place / "video.mp4", temporary)
+                temporary.replace(target)
+
+
+def read_entries(settings: CompareSettings, folder: Path, samples: Sequence[str]) -> dict[str, dict[str, Entry]]:
+    """What lies in a comparison's folder: every wanted method on every sample."""
+    found: dict[str, dict[str, Entry]] = {}
+    for method in chosen(settings):
+        place = folder / "methods" / method.slug
+        judged = json.loads((place / JUDGED).read_text()) if (place / JUDGED).exists() else {}
+        official = json.loads((place / OFFICIAL).read_text())["scores"] if (place / OFFICIAL).exists() else {}
+        found[method.name] = {}
+        for sample in samples:
+            where = place / "samples" / sample
+            result = Result.load(where) if (where / FILE).exists() else None
+            grades = judged.get(sample)
+            seen = Judged(grades["p_yes"], grades["ssim"], grades["psnr"]) if grades else None
+            found[method.name][sample] = Entry(result, seen, official.get(sample))
+    return found
+
+
+def show(found: Comparison, console: Console) -> None:
+    """Prints the table."""
+    settings = found.settings
+    name, reference = score_name(found.entries), next(r for r in found.table if r.method == settings.reference)
+    shown = [column for column in columns(found.table) if column in SHOWN]
+    against = any(row.paper is not None for row in found.table)
+    title = f"{len(next(iter(found.entries.values())))} samples, 95 % intervals"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for header in (name, f"over {settings.reference}", "+/-, p"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for header in (*(SHOWN[column] for column in shown), *(("paper", "same sign") if against else ())):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in found.table:
+        cells = [escape(row.method), _interval(row.score)]
+        gain = row.gain
+        cells += [_interval(gain.difference, "+"), f"{gain.better}/{gain.worse}, {gain.p:.3f}"] if gain else ["", ""]
+        cells += [_number(getattr(row, column)) for column in shown]
+        cells += [_number(row.paper), agrees(row, reference)] if against else []
+        table.add_row(*cells)
+    console.output.print(table)
+    for row in found.table:
+        if row.failed:
+            console.print(f"{row.method}: no usable video for {', '.join(row.failed)}; counted as 0")
+    console.print(f"results: {found.folder}")
+
+
+SHOWN = {
+    "steps": "steps",
+    "hacked": "hacked",
+    "generated_seconds": "video s",
+    "reasoner_forwards": "forwards",
+    "wall_seconds": "wall s",
+}
+
+
+def _interval(value: Estimate, sign: str = "") -> str:
+    return f"{value.mean:{sign}.3f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

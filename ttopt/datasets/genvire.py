@@ -1,0 +1,68 @@
+"""Gen-ViRe (arXiv 2511.13853): 6 categories x 4 x 3 samples, judged with a rubric by a vision-language model.
+
+``root`` holds the samples as .json, .jsonl or .parquet (fields main_category, sub_category, id, image, i2v_prompt and
+the judge's needs_frame_extraction, frame_crop_mode, eval_json_path) and the rubrics. A model sees ``image`` and
+``i2v_prompt``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ttopt.config import SampleSettings
+from ttopt.datasets.files import choose, field, first_frame, inside, path_part, records, sample_id
+from ttopt.errors import UserError
+from ttopt.sample import Sample
+
+score = None  # judged by ttopt/judges/genvire.py
+
+
+def samples(
+    split: str, families: Sequence[str] | None, seed: int, limit: int, *, root: Path, form: SampleSettings
+) -> list[Sample]:
+    """``limit`` samples, main categories in turn; ``families`` are main or sub categories. No split, no seed.
+
+    Raises UserError for what is missing.
+    """
+    by_main: dict[str, list[dict[str, Any]]] = {}
+    by_sub: dict[str, list[dict[str, Any]]] = {}
+    for row in _rows(root):
+        by_main.setdefault(str(field(row, "main_category", root)), []).append(row)
+        by_sub.setdefault(str(field(row, "sub_category", root)), []).append(row)
+    groups = by_main if families is None else by_sub | by_main
+    return [_sample(row, root, form) for row in choose(groups, families, limit, "Gen-ViRe category")]
+
+
+def _rows(root: Path) -> list[dict[str, Any]]:
+    """The records of the files of samples, which lie in ``root`` or (as fetched from the hub) in its data folder."""
+    files = [f for place in (root, root / "data") for ending in ("json", "jsonl", "parquet")
+             for f in sorted(place.glob(f"*.{ending}"))]  # fmt: skip
+    for file in files:
+        try:
+            rows = records(file)
+        except UserError:
+            continue  # a JSON file that is no list is something else, such as a rubric
+        if rows and "i2v_prompt" in rows[0]:
+            return rows
+    raise UserError(f"{root} has no .json, .jsonl or .parquet file of samples with i2v_prompt; check --root")
+
+
+def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
+    name = sample_id(row["main_category"], row["sub_category"], field(row, "id", row["sub_category"]))
+    given = field(row, "image", name)
+    if isinstance(given, dict):  # as parquet holds images
+        image = first_frame(field(given, "bytes", name), form)
+    else:
+        image = first_frame(inside(root, str(given)), form)
+    answer = {key: value for key, value in row.items() if key != "image"} | {"root": root}
+    height, width = image.shape[1:]
+    prompt = str(field(row, "i2v_prompt", name))
+    return Sample(name, prompt, image, form.frames, form.fps, height, width, row["main_category"], "", answer)
+
+
+def output_path(sample: Sample) -> Path:
+    """Where the official scripts look for this sample's video: {main_category}/{sub_category}/{id}.mp4."""
+    main, sub, number = (path_part(sample.answer[name]) for name in ("main_category", "sub_category", "id"))
+    return Path(main) / sub / f"{number}.mp4"

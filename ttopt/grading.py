@@ -1,0 +1,115 @@
+"""Every method's finished videos in the eyes of one teacher, and beside the reference's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ttopt import metrics
+from ttopt.compare_config import CompareSettings, chosen
+from ttopt.config import FitSettings
+from ttopt.engine import given_queries
+from ttopt.errors import UserError
+from ttopt.models import Models, load_models, load_teacher, sources
+from ttopt.module import sample_frames
+from ttopt.result import FILE, Result
+from ttopt.runfolder import write_text, writing
+from ttopt.sample import Sample
+from ttopt.table import Judged
+from ttopt.teacher import Queries, Teacher
+from ttopt.video import read_frames
+
+JUDGED = "judged.json"
+QUERIES = "queries.json"
+
+
+class Loader:
+    """The models of the last settings that were asked for: loaded again only if what decides them has changed."""
+
+    def __init__(self, note: Callable[[str], None] = lambda text: None) -> None:
+        self._note = note
+        self._key: Any = None
+        self._models: Models | None = None
+        self._teacher: Teacher | None = None
+
+    def __call__(self, settings: FitSettings) -> Models:
+        key = (settings.reasoner, settings.decoder, settings.teacher, settings.adapter)
+        if self._models is None or key != self._key:
+            self._models = None  # the old ones must go before the new ones come
+            self._note(sources(settings))
+            self._models, self._key = load_models(settings), key
+        return self._models
+
+    def teacher(self, settings: FitSettings) -> Teacher:
+        """The teacher; without the rest if that was never needed."""
+        if self._models is not None and self._key[2] == settings.teacher:
+            return self._models.teacher
+        self._teacher = self._teacher or load_teacher(settings)
+        return self._teacher
+
+
+def grade(settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader) -> None:
+    """Grades every finished video that is not graded yet with its sample's questions, the same for all methods."""
+    asked = _questions(settings, folder, samples, load)
+    reference = folder / "methods" / _slug(settings, settings.reference) / "samples"
+    for method in chosen(settings):
+        place = folder / "methods" / method.slug
+        judged: dict[str, Any] = json.loads((place / JUDGED).read_text()) if (place / JUDGED).exists() else {}
+        for sample in samples:
+            result, video = place / "samples" / sample.id / FILE, place / "samples" / sample.id / "video.mp4"
+            if not result.exists() or not video.exists():
+                continue
+            stamp = Result.load(result.parent).finished
+            queries, old = asked.get(sample.id), judged.get(sample.id, {})
+            if old.get("of") == stamp and (old["p_yes"] is not None or queries is None):
+                continue
+            base = reference / sample.id
+            judged[sample.id] = {"of": stamp, **_grade(sample, result.parent, base, queries, settings, load)}
+        with writing(folder):
+            write_text(place / JUDGED, json.dumps(judged, indent=1))
+
+
+@torch.no_grad()
+def _grade(
+    sample: Sample, place: Path, base: Path, queries: Queries | None, settings: CompareSettings, load: Loader
+) -> dict[str, Any]:
+    video, drift, p_yes = read_frames(place), {}, None
+    if (base / "video.mp4").exists():
+        other = read_frames(base)
+        if other.shape == video.shape:
+            drift = metrics.drift(video, other)
+    if queries is not None:
+        numbers = sample_frames(settings.teacher.frames, len(video))
+        teacher = load.teacher(settings)
+        p_yes = (-teacher.yes_losses(video[None, numbers], [queries.all], sample.fps, numbers)[0]).exp().tolist()
+    return dataclasses.asdict(Judged(p_yes, drift.get("ssim"), drift.get("psnr")))
+
+
+def _questions(
+    settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader
+) -> dict[str, Queries | None]:
+    """The questions of every sample; None where the teacher writes none that can be read."""
+    path, own = folder / QUERIES, given_queries(settings)
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not settings.questions:
+        return {}
+    for sample in samples:
+        if sample.id in kept:
+            continue
+        try:
+            found = own or load.teacher(settings).write_queries(sample)
+            kept[sample.id] = {"goal": found.goal, "process": list(found.process)}
+        except UserError:
+            kept[sample.id] = None
+    with writing(folder):
+        write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
+    return {name: Queries(q["goal"], tuple(q["process"])) if q else None for name, q in kept.items()}
+
+
+def _slug(settings: CompareSettings, name: str) -> str:
+    return next(method.slug for method in settings.methods if method.name == name)

@@ -1,0 +1,76 @@
+"""The benchmarks' own evaluators: VBVR-EvalKit where it is installed, a vision-language judge for the other two."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttopt.compare_config import CompareSettings, chosen
+from ttopt.errors import UserError
+from ttopt.result import FILE, Result
+from ttopt.runfolder import write_text, writing
+from ttopt.sample import Sample
+
+OFFICIAL = "official.json"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One system's scores. ``scores`` holds one number in [0, 1] for every sample that has a video and no error."""
+
+    name: str
+    scores: dict[str, float]
+    summary: dict[str, Any] = field(default_factory=dict)  # the benchmark's own numbers, missing videos counted as 0
+    errors: dict[str, str] = field(default_factory=dict)  # sample -> what went wrong; counted as 0
+    provenance: dict[str, str] = field(default_factory=dict)  # what decides the scores: versions, judge
+
+
+# The folder of a system's videos, the samples that have one, all samples, a folder to work in
+Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Verdict]
+
+
+def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], note: Callable[[str], None]) -> list[str]:
+    """Writes official.json for every method of a comparison whose videos have changed; returns what went wrong.
+
+    Raises UserError if the data set has no evaluator, or if it cannot run here.
+    """
+    if not settings.official:
+        return []
+    if settings.dataset not in ("vbvr", "ruler", "genvire"):
+        raise UserError(f"dataset {settings.dataset} has no evaluator of its own; leave --official out")
+    evaluator: Evaluator = importlib.import_module(f"ttopt.judges.{settings.dataset}").evaluator(settings)
+    problems = []
+    for method in chosen(settings):
+        place = folder / "methods" / method.slug
+        results = {s.id: _result(place / "samples" / s.id) for s in samples}
+        stamps = {name: r.finished for name, r in results.items() if r is not None and not r.error}
+        path = place / OFFICIAL
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if old.get("of") == stamps and not old["errors"]:
+            verdict = Verdict(**{spec.name: old[spec.name] for spec in dataclasses.fields(Verdict)})
+        else:
+            note(f"{method.name}: judging {len(stamps)} videos")
+            judged = [sample for sample in samples if sample.id in stamps]
+            verdict = evaluator(folder / "outputs" / method.slug, judged, samples, place / "official")
+            with writing(folder):
+                write_text(path, json.dumps({"of": stamps, **dataclasses.asdict(verdict)}, indent=1))
+        note(f"{method.name}: {verdict.name}: {json.dumps(verdict.summary)}")
+        missing = [sample.id for sample in samples if sample.id not in stamps]
+        if missing:
+            problems.append(f"{method.name}: no video for {', '.join(missing)}; counted as 0")
+        problems += [f"{method.name}: {sample}: {error}" for sample, error in verdict.errors.items()]
+    return problems
+
+
+def _result(place: Path) -> Result | None:
+    return Result.load(place) if (place / FILE).exists() else None
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """0 for nothing: what is missing counts as 0."""
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,170 @@
+"""How well does the shipped vision-language model ask, plan and verify? On held-out samples, against the world's rules.
+
+    python -m ttopt.miniworld.evaluate_replies --split dev_id --seed 2002 --samples 200
+
+Verdicts are asked about clips of the reasoner, about right videos and about wrong ones, all after the VAE; borderline
+clips, in which the scorer itself is unsure of a rule, are left out. Plans are asked about clean frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from ttopt.config import parse_fit
+from ttopt.datasets import miniworld
+from ttopt.errors import UserError
+from ttopt.fit import seed_of
+from ttopt.miniworld import dialogues
+from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.multistep import legs
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.scorer import rule_truths
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
+from ttopt.miniworld.training.vae import encode
+from ttopt.miniworld.world import read, render
+from ttopt.reasoner import Reasoner, Schedule
+from ttopt.reasoner.condition import latent_statistics
+from ttopt.replies import parse_reply
+from ttopt.statistics import estimate
+from ttopt.teacher.teacher import Teacher
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+Ask = Callable[[Tensor, str], str]  # images (n, 3, 48, 48), request -> reply
+
+
+class PlanReply(BaseModel):
+    """What is compared of a plan."""
+
+    task_complete: bool
+    instruction: str = ""
+
+
+class VerdictReply(BaseModel):
+    """A whole verdict, as the step loop needs it."""
+
+    reason: str
+    action_executed: bool
+    progress: float
+    good_fraction: float
+    suggestion: str
+    verdict: Literal["accept", "reject"]
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def parsed(reply: str, schema: type[R]) -> R | None:
+    """The reply, or None if it cannot be read."""
+    try:
+        return parse_reply(reply, schema)
+    except ValueError:
+        return None
+
+
+def plan_rows(ask: Ask, task: Task) -> list[bool]:
+    """Is each plan of a task exactly the rule's, at every point of the task?"""
+    parts = legs(task)
+    states = [part.codes()[0] for part in parts] + [parts[-1].codes()[-1]]
+    rows = []
+    for done, codes in enumerate(states):
+        step = min(3, done + 1)
+        request = dialogues.PLAN.format(prompt=task.prompt, done=dialogues.done_text(task, done), step=step, steps=3)
+        wanted = dialogues.plan(task, done, True, step, 3)
+        said = parsed(ask(render(codes[None]), request), PlanReply)
+        rows.append(said is not None and said.model_dump() == {k: wanted[k] for k in ("task_complete", "instruction")})
+    return rows
+
+
+def verdict_row(ask: Ask, task: Task, video: Tensor) -> tuple[bool, bool] | None:
+    """Truth and reply ("accept") about a clip (9, 3, 48, 48); None for a borderline clip."""
+    reading = read(video[None])
+    if any(0.3 < float(truth) < 0.7 for truth in rule_truths(task, reading).values()):
+        return None
+    request = dialogues.VERIFY.format(action=task.prompt, prompt=(task.parent or task).prompt)
+    truth = dialogues.verdict(task, reading)["verdict"] == "accept"
+    said = parsed(ask(video, request), VerdictReply)
+    return truth, not truth if said is None else said.verdict == "accept"  # unreadable is wrong either way
+
+
+@torch.no_grad()
+def clips(reasoner: Reasoner, task: Task, index: int, rng: np.random.Generator) -> Tensor:
+    """A video (9, 3, 48, 48) of a one-clip task: of the reasoner, the right one or a wrong one, in turn."""
+    sample = miniworld.to_sample(task)
+    condition = reasoner.condition(sample)
+    if index % 3 == 0:
+        z1 = reasoner.noise(condition, [seed_of(0, sample.id, "noise")])
+        return reasoner.decode(reasoner.generate(z1, condition))[0]
+    codes = task.codes() if index % 3 == 1 else corrupt(task, rng)[1]
+    mean, inverse_std = latent_statistics(reasoner.vae, "cpu")
+    return reasoner.decode((encode(reasoner.vae, render(codes)[None]) - mean) * inverse_std)[0]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--split", default="dev_id", choices=["id", "ood", "dev_id", "dev_ood"])
+    parser.add_argument("--seed", type=int, default=2002)
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--teacher", type=Path, help="another teacher's folder")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    settings = parse_fit(["--config", "mini"]).reasoner
+    reasoner = Reasoner.load(args.weights / "reasoner", schedule=Schedule(tuple(settings.sigmas), settings.renoise))
+    teacher = Teacher.load(args.teacher or args.weights / "teacher")
+    rng = np.random.default_rng(args.seed)
+    begin = time.perf_counter()
+
+    def ask(images: Tensor, request: str) -> str:
+        return teacher.reply([("user", request)], list(images))
+
+    families = (*FAMILIES, *MULTI_STEP)
+    plans: dict[str, list[bool]] = {}
+    questions, verdicts, wrong = [], [], []
+    for index in range(args.samples):
+        family = families[index % len(families)]
+        task = make_task(family, args.split, args.seed, index // len(families))
+        plans.setdefault(family, []).extend(plan_rows(ask, task))
+        try:
+            questions.append(
+                teacher.write_queries(miniworld.to_sample(task)) == miniworld.true_queries(miniworld.to_sample(task))
+            )
+        except UserError:
+            questions.append(False)
+        step = legs(task)[int(rng.integers(len(legs(task))))] if family in MULTI_STEP else task
+        row = verdict_row(ask, step, clips(reasoner, step, index, rng))
+        if row is not None:
+            verdicts.append(row)
+            if row[0] != row[1]:
+                wrong.append(step.name)
+    accept = [said for truth, said in verdicts if truth]
+    reject = [not said for truth, said in verdicts if not truth]
+    everything = [x for rows in plans.values() for x in rows]
+    out: dict[str, object] = {}
+    for name, values in (("right queries", questions), ("plans exactly right", everything),
+                         ("right videos accepted", accept), ("wrong videos rejected", reject)):  # fmt: skip
+        e = estimate(np.array(values, dtype=float))
+        out[name] = {"n": e.n, "mean": round(e.mean, 4), "interval": [round(e.low, 3), round(e.high, 3)]}
+        print(f"{name:24s} {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]  n {e.n}")
+    out["plans by family"] = {family: round(float(np.mean(rows)), 3) for family, rows in plans.items()}
+    print(out["plans by family"])
+    out["borderline clips left out"] = args.samples - len(verdicts)
+    print(f"{time.perf_counter() - begin:.0f} s; wrong verdicts: {' '.join(wrong)}")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"split": args.split, "seed": args.seed, **out}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ methods:
   - {name: static, path: ttopt.methods.Static}
   - {name: single, path: ttopt.methods.Single}
   - {name: "Pass@2, chosen", path: ttopt.methods.PassAtK, arguments: {k: 2}}
-  - {name: LoRA, settings: {optimisation.steps: 1, adapter.rank: 2}}
+  - {name: LoRA, settings: {optimisation.steps: 1, optimisation.starts: 1, optimisation.keep: last, adapter.rank: 2}}
 """
 
 

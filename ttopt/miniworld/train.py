@@ -1,7 +1,7 @@
 """Trains the models that ship: python -m ttopt.miniworld.train all --out runs/train
 
 Stages, each resumable and each leaving a log.jsonl, in the order of ``all``: vae, latents, light, student, decoder (the
-VAE's decoder, polished on its frozen latents), distill, teacher. ``--start`` lets student and teacher go on from
+VAE's decoder, polished on its frozen latents), distill, teacher, polish (of the teacher's words). ``--start`` lets student and teacher go on from
 finished weights instead of from scratch; a larger vocabulary than theirs is no obstacle.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher")
-SHARED = ("vae", "teacher")  # stages whose work several processes can share
+STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher", "polish")
+SHARED = ("vae", "teacher", "polish")  # stages whose work several processes can share
 
 
 def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
@@ -36,6 +36,9 @@ def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
         "teacher": lambda: teacher.train(
             out / "teacher", vae_folder, light_folder, shipped, weights / "teacher", start=start, **given
         ),
+        "polish": lambda: teacher.polish(
+            out / "polish", vae_folder, start or weights / "teacher", weights / "teacher", **given
+        ),
     }
     stages[stage]()
 
@@ -52,7 +55,9 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number of steps")
-    parser.add_argument("--processes", type=int, default=1, help="processes that share the batch (vae, teacher)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that share the batch (vae, teacher, polish)"
+    )
     parser.add_argument(
         "--start", type=Path, help="weights to go on from: a reasoner's (student) or a teacher's folder"
     )

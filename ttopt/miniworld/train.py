@@ -1,8 +1,9 @@
 """Trains the models that ship: python -m ttopt.miniworld.train all --out runs/train
 
 Stages, each resumable and each leaving a log.jsonl, in the order of ``all``: vae, latents, light, student, decoder (the
-VAE's decoder, polished on its frozen latents), distill, teacher, polish (of the teacher's words). ``--start`` lets student and teacher go on from
-finished weights instead of from scratch; a larger vocabulary than theirs is no obstacle.
+VAE's decoder, polished on its frozen latents), distill, teacher, polish (of the teacher's words). ``--start`` lets
+student, teacher and polish go on from finished weights; for the first two, a larger vocabulary than theirs is no
+obstacle.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ttopt.batched import optimise_batch
-from ttopt.config import OptimisationSettings, parse_fit
+from ttopt.config import WEIGHTS, OptimisationSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.fit import Models, load_models, seed_of
 from ttopt.miniworld.corruptions import corrupt
@@ -98,3 +98,8 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
     assert result["score"]["rules"] and result["optimisation"]["queries"]["process"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, "a finished run can be called again"
+
+
+def test_shipped_configurations_name_no_path() -> None:
+    for path in WEIGHTS.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text(encoding="utf-8"), path

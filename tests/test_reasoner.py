@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
-from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
+from diffusers import WanImageToVideoPipeline, WanPipeline
+from pipelines import scheduler_of
 from tiny import tiny_reasoner_folder, tiny_sample
 from torch import Tensor
 
@@ -33,33 +31,13 @@ def reasoner(folder: Path) -> Reasoner:
     return Reasoner.load(folder, schedule=EULER)
 
 
-@pytest.fixture
-def with_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipelines call ftfy even where it is not installed."""
-    for module in (pipeline_wan, pipeline_wan_i2v):
-        if not hasattr(module, "ftfy"):
-            monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
-
-
-class FixedSigmas(FlowMatchEulerDiscreteScheduler):
-    """diffusers' scheduler, made to use our sigmas whatever number of steps the pipeline asks for."""
-
-    sigma_list: tuple[float, ...]
-
-    def set_timesteps(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
-        timesteps = [1000 * sigma for sigma in self.sigma_list]
-        super().set_timesteps(sigmas=list(self.sigma_list), timesteps=timesteps, device=device)
-
-
 def pipeline_video(reasoner: Reasoner, schedule: Schedule, sample: Sample, z1: Tensor) -> Tensor:
     """The video (T, 3, H, W) that diffusers makes from the same noise, without guidance."""
-    scheduler = FixedSigmas(shift=1.0, stochastic_sampling=schedule.renoise)
-    scheduler.sigma_list = schedule.sigmas
     parts = {
         "tokenizer": reasoner.tokenizer,
         "text_encoder": reasoner.text_encoder,
         "vae": reasoner.vae,
-        "scheduler": scheduler,
+        "scheduler": scheduler_of(schedule),
         "transformer": reasoner.transformer,
         "expand_timesteps": True,
     }

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
-from diffusers.pipelines.wan import pipeline_wan_i2v
+from diffusers import WanImageToVideoPipeline
+from pipelines import scheduler_of
 from tiny import tiny_reasoner_folder, tiny_sample, tiny_two_experts_folder
 
 from ttopt.errors import UserError
@@ -28,17 +26,8 @@ def reasoner(folder: Path) -> Reasoner:
     return Reasoner.load(folder, schedule=LIGHTNING)
 
 
-class FixedSigmas(FlowMatchEulerDiscreteScheduler):
-    def set_timesteps(self, *args: Any, device: Any = None, **kwargs: Any) -> None:
-        sigmas = list(LIGHTNING.sigmas)
-        super().set_timesteps(sigmas=sigmas, timesteps=[1000 * sigma for sigma in sigmas], device=device)
-
-
-def test_video_equals_the_diffusers_pipeline(reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_video_equals_the_diffusers_pipeline(reasoner: Reasoner, with_ftfy: None) -> None:
     assert reasoner.low_noise is not None and reasoner.boundary == 0.9 and reasoner.takes_channels
-    if not hasattr(pipeline_wan_i2v, "ftfy"):
-        fake = SimpleNamespace(fix_text=lambda text: text)
-        monkeypatch.setattr(pipeline_wan_i2v, "ftfy", fake, raising=False)
     sample = tiny_sample()
     condition = reasoner.condition(sample)
     z1 = reasoner.noise(condition, [7])
@@ -50,7 +39,7 @@ def test_video_equals_the_diffusers_pipeline(reasoner: Reasoner, monkeypatch: py
         tokenizer=reasoner.tokenizer,
         text_encoder=reasoner.text_encoder,
         vae=reasoner.vae,
-        scheduler=FixedSigmas(shift=1.0),
+        scheduler=scheduler_of(LIGHTNING),
         transformer=reasoner.transformer,
         transformer_2=reasoner.low_noise,
         boundary_ratio=0.9,

@@ -18,7 +18,7 @@ from torch import Tensor
 from ttopt.batched import BatchReward, Instance, optimise_batch
 from ttopt.config import FitSettings
 from ttopt.errors import UserError
-from ttopt.fit import Models, fit_sample, noise_name, seed_of
+from ttopt.fit import Models, noise_seed, seed_of
 from ttopt.module import TestTimeTraining, sample_frames
 from ttopt.noise import best_noise
 from ttopt.reasoner.batched import BatchedAdapter
@@ -28,6 +28,7 @@ from ttopt.sample import Sample
 from ttopt.teacher import Queries
 
 if TYPE_CHECKING:
+    from ttopt.methods import TeacherLora
     from ttopt.methods.base import Context, Method
 
 
@@ -96,7 +97,7 @@ def train_batch(
             for number, one in zip(chosen, shown, strict=True):
                 frames[number][step] = one.cpu()
 
-    candidates = [[seed_of(settings.seed, sample.id, noise_name(k)) for k in range(o.starts)] for sample in samples]
+    candidates = [[noise_seed(settings.seed, sample, k) for k in range(o.starts)] for sample in samples]
     with models.adapter.disabled():
         condition = reasoner.condition(samples)
         z1, noise_seeds = best_noise(reasoner, condition, candidates, totals)
@@ -123,6 +124,7 @@ def train_batch(
 class BatchedTeacherLora:
     """ttopt.methods.TeacherLora for many samples: the first of a batch that is asked for trains all of it."""
 
+    method: TeacherLora
     pending: list[Sample]
     size: int
     trained: dict[str, Trained | UserError] = field(default_factory=dict)
@@ -139,19 +141,7 @@ class BatchedTeacherLora:
         starts = context.settings.optimisation.starts
         context.meter.add(trained.forwards + (starts if starts > 1 else 0), trained.seconds)
         context.meter.vlm_calls += context.queries is None  # the teacher wrote them
-        return fit_sample(
-            sample,
-            context.models,
-            context.settings,
-            folder,
-            queries=trained.queries,
-            scorer=context.scorer,
-            callbacks=context.callbacks(),
-            logger=context.logger,
-            status=context.status,
-            meter=context.meter,
-            trained=trained,
-        )
+        return self.method.solve(sample, folder, context, trained)
 
     def _train(self, first: Sample, context: Context) -> None:
         """Trains the batch that ``first`` belongs to: the next pending samples that are like it."""
@@ -187,7 +177,7 @@ def batched(method: Method, samples: Sequence[Sample], settings: FitSettings) ->
         )
     if settings.optimisation.denoise_step != "first":
         raise UserError("batch_samples needs optimisation.denoise_step first; give one of the two back")
-    return BatchedTeacherLora(list(samples), settings.batch_samples)
+    return BatchedTeacherLora(method, list(samples), settings.batch_samples)
 
 
 def _format(sample: Sample) -> tuple[object, ...]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from ttopt import __version__
 from ttopt.errors import UserError
 
 if TYPE_CHECKING:
     from ttopt.compare_config import CompareSettings
+
+T = TypeVar("T")
 
 USAGE = """\
 usage: ttopt <command> [settings]
@@ -59,10 +61,8 @@ def fit(args: Sequence[str]) -> int:
     from ttopt.engine import fit_all
 
     console = Console()
-    try:
-        run = fit_all(settings, console, standard)
-    except KeyboardInterrupt:
-        print("interrupted; finished samples are kept, continue with the same --run-dir", file=sys.stderr)
+    run = _resumable(lambda: fit_all(settings, console, standard))
+    if run is None:
         return 130
     if run.results:
         from ttopt.report import write_report
@@ -70,9 +70,7 @@ def fit(args: Sequence[str]) -> int:
         console.summary(run.results)
         console.print(f"page: {write_report(run.folder)}")
     console.print(f"results: {run.folder}")
-    for problem in run.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2 if run.problems else 0
+    return _exit_code(run.problems)
 
 
 def plan(args: Sequence[str]) -> int:
@@ -112,15 +110,11 @@ def _compare(settings: CompareSettings) -> int:
     from ttopt.console import Console
 
     console = Console()
-    try:
-        found = compare(settings, console, standard)
-    except KeyboardInterrupt:
-        print("interrupted; finished samples are kept, continue with the same --run-dir", file=sys.stderr)
+    found = _resumable(lambda: compare(settings, console, standard))
+    if found is None:
         return 130
     show(found, console)
-    for problem in found.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2 if found.problems else 0
+    return _exit_code(found.problems)
 
 
 def report(args: Sequence[str]) -> int:
@@ -134,6 +128,22 @@ def report(args: Sequence[str]) -> int:
 
     print(f"page: {write_report(folder)}")
     return 0
+
+
+def _resumable(work: Callable[[], T]) -> T | None:
+    """What a run makes; None, and how to go on, if it is interrupted."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print("interrupted; finished samples are kept, continue with the same --run-dir", file=sys.stderr)
+        return None
+
+
+def _exit_code(problems: Sequence[str]) -> int:
+    """Tells the problems of a run: 2 if there are any, else 0."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def _quiet() -> None:

@@ -102,7 +102,7 @@ def fit_sample(
     def loss_of(clean: Tensor) -> Tensor:
         return multi_vqa_loss((reward or graded_by)(models.decoder(clean, numbers), clean), o.goal_weight)
 
-    candidates = [seed_of(settings.seed, sample.id, noise_name(k)) for k in range(o.starts)]
+    candidates = [noise_seed(settings.seed, sample, k) for k in range(o.starts)]
     if trained is not None:
         candidates = [trained.noise_seed]
     elif o.starts > 1:
@@ -201,6 +201,11 @@ def optimise(
 def noise_name(number: int) -> str:
     """The purpose of a sample's ``number``-th noise, for ``seed_of``; number 0 is every method's first."""
     return "noise" if number == 0 else f"noise {number}"
+
+
+def noise_seed(run_seed: int, sample: Sample, number: int = 0) -> int:
+    """The seed of a sample's ``number``-th noise; number 0 is the same noise in every method."""
+    return seed_of(run_seed, sample.id, noise_name(number))
 
 
 def seed_of(run_seed: int, sample_id: str, purpose: str) -> int:

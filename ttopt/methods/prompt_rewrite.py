@@ -9,8 +9,8 @@ from typing import Annotated
 from pydantic import BaseModel, StringConstraints
 
 from ttopt.chat import ChatError, Message
+from ttopt.fit import noise_seed
 from ttopt.methods.base import Context
-from ttopt.methods.single import noise_seed
 from ttopt.result import Result
 from ttopt.sample import Sample
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from ttopt.errors import UserError
+from ttopt.fit import noise_seed
 from ttopt.methods.base import Context
-from ttopt.methods.single import noise_seed
 from ttopt.reasoner import sampler
 from ttopt.result import Result
 from ttopt.sample import Sample

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ttopt.fit import seed_of
+from ttopt.fit import noise_seed
 from ttopt.methods.base import Context
 from ttopt.result import Result
 from ttopt.sample import Sample
-
-
-def noise_seed(run_seed: int, sample: Sample, number: int = 0) -> int:
-    """The seed of a sample's video number ``number``; number 0 is the same noise in every method."""
-    return seed_of(run_seed, sample.id, f"noise {number}" if number else "noise")
 
 
 class Single:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ttopt.fit import fit_sample
 from ttopt.methods.base import Context
 from ttopt.result import Result
 from ttopt.sample import Sample
 
+if TYPE_CHECKING:
+    from ttopt.batch_fit import Trained
+
 
 class TeacherLora:
     """Algorithm 1 with the run's settings; see ttopt.fit.fit_sample."""
 
-    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+    def solve(self, sample: Sample, folder: Path, context: Context, trained: Trained | None = None) -> Result:
+        """``trained``: what a batch has made of the sample already, to be played back."""
         return fit_sample(
             sample,
             context.models,
             context.settings,
             folder,
-            queries=context.queries,
+            queries=trained.queries if trained else context.queries,
             scorer=context.scorer,
             callbacks=context.callbacks(),
             logger=context.logger,
             status=context.status,
             meter=context.meter,
+            trained=trained,
         )

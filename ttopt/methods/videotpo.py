@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ttopt.chat import ChatError, Message
 from ttopt.errors import UserError
+from ttopt.fit import noise_seed
 from ttopt.methods.base import Context
 from ttopt.methods.prompt_rewrite import Rewrite
-from ttopt.methods.single import noise_seed
 from ttopt.module import sample_frames
 from ttopt.result import Result
 from ttopt.sample import Sample

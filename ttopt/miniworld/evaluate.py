@@ -21,7 +21,7 @@ from ttopt.batched import BatchReward, optimise_batch
 from ttopt.config import FitSettings, OptimisationSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
-from ttopt.fit import noise_name, seed_of
+from ttopt.fit import noise_seed, seed_of
 from ttopt.miniworld.training.vae import encode
 from ttopt.module import sample_frames
 from ttopt.noise import best_noise
@@ -70,15 +70,16 @@ class Evaluation:
         numbers = sample_frames(s.teacher.frames, samples[0].frames)
         condition = self.reasoner.condition(samples)
 
-        def grade(frames: Tensor) -> Tensor:
-            losses = self.teacher.yes_losses(frames, asked, samples[0].fps, numbers)
-            return multi_vqa_loss(losses, s.optimisation.goal_weight)
-
         def reward_of(rows: list[int]) -> BatchReward:
             part = [asked[row] for row in rows]
             return lambda frames, _: multi_vqa_loss(
                 self.teacher.yes_losses(frames, part, samples[0].fps, numbers), s.optimisation.goal_weight
             )
+
+        reward = reward_of(list(range(count)))
+
+        def grade(frames: Tensor) -> Tensor:
+            return reward(frames, frames)
 
         def success(videos: Tensor) -> list[bool]:
             return [miniworld.score(x, v).success for x, v in zip(samples, videos, strict=True)]
@@ -91,7 +92,7 @@ class Evaluation:
 
         wins, losses, noises = [], [], []
         for k in range(self.seeds):
-            z1 = self.reasoner.noise(condition, [seed_of(s.seed, x.id, noise_name(k)) for x in samples])
+            z1 = self.reasoner.noise(condition, [noise_seed(s.seed, x, k) for x in samples])
             video = self.reasoner.decode(self.reasoner.generate(z1, condition))
             wins.append(success(video))
             with torch.no_grad():
@@ -108,7 +109,7 @@ class Evaluation:
         note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
         one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
         note("single, one-step", success(self.reasoner.decode(one_step)))
-        seeds = [[seed_of(s.seed, x.id, noise_name(k)) for k in range(s.optimisation.starts)] for x in samples]
+        seeds = [[noise_seed(s.seed, x, k) for k in range(s.optimisation.starts)] for x in samples]
         z1, _ = best_noise(self.reasoner, condition, seeds, lambda clean: grade(self.decoder(clean, numbers)))
         base = self.reasoner.decode(self.reasoner.generate(z1, condition))
         base_won, base_loss = success(base), grade(base[:, numbers]).detach()
@@ -118,7 +119,7 @@ class Evaluation:
         try:
             adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
             result = optimise_batch(
-                self.reasoner, adapter, self.decoder, lambda frames, _: grade(frames), condition, z1, numbers,
+                self.reasoner, adapter, self.decoder, reward, condition, z1, numbers,
                 s.optimisation, reward_of=reward_of,
             )  # fmt: skip
             note("steps", result.steps)

@@ -15,6 +15,7 @@ from ttopt.miniworld.scene import (
     others_count,
     shortest_way,
     walk,
+    walking,
 )
 from ttopt.miniworld.world import FRAMES, GRID, pad, pad_name, sprite, sprite_name
 
@@ -33,15 +34,17 @@ def _move(draw: Draw, level: int) -> Task:
         pads[draw.cell()] = pad(draw.colour_but(target))
     others = draw.distractors(subject, others_count(draw, 1, 2), {subject}, set(way))
     name, place = sprite_name(subject), pad_name(pads[end])
-    prompt = (
-        f"Move the {name} to the {place}.",
-        f"The {name} goes to the {place}.",
-        f"Bring the {name} onto the {place}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {name} to the {place}.",
+            f"The {name} goes to the {place}.",
+            f"Bring the {name} onto the {place}.",
+        )
+    )
     keep = keep_clause(rng, others)
     return Task(
         "move", prompt + keep, keep,
-        [Actor(subject, walk(way), [subject] * FRAMES), *others], pads, (),
+        [walking(subject, way), *others], pads, (),
         At(subject, pads[end], end), (One(subject), *keeps(others)), stops=(Stop(0, end),),
     )  # fmt: skip
 
@@ -58,9 +61,7 @@ def _recolour(draw: Draw, level: int) -> Task:
     if level > 1:
         pads[draw.cell()] = pad(draw.colour_but())
     name = sprite_name(subject)
-    prompt = (f"Paint the {name} {target}.", f"The {name} turns {target}.", f"Make the {name} {target}.")[
-        int(rng.integers(3))
-    ]
+    prompt = draw.pick((f"Paint the {name} {target}.", f"The {name} turns {target}.", f"Make the {name} {target}."))
     keep = keep_clause(rng, others)
     return Task(
         "recolour", prompt + keep, keep,
@@ -73,7 +74,7 @@ def _maze(draw: Draw, level: int) -> Task:
     rng = draw.rng
     colour, target = draw.colour_pair()
     subject = sprite(colour, draw.shape())
-    line, gap = 1 + draw.one(list(range(4))), draw.one(list(range(GRID)))
+    line, gap = draw.pick(range(1, 5)), draw.pick(range(GRID))
     upright = rng.random() < 0.5
     walls = tuple((i * GRID + line if upright else line * GRID + i) for i in range(GRID) if i != gap)
     hole = gap * GRID + line if upright else line * GRID + gap
@@ -90,15 +91,17 @@ def _maze(draw: Draw, level: int) -> Task:
     others = draw.distractors(subject, 1, {subject}, set(way))
     pads = {end: pad(target)}
     name, place = sprite_name(subject), pad_name(pads[end])
-    prompt = (
-        f"Move the {name} to the {place} without touching the walls.",
-        f"The {name} goes through the gap to the {place}.",
-        f"Bring the {name} past the walls onto the {place}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {name} to the {place} without touching the walls.",
+            f"The {name} goes through the gap to the {place}.",
+            f"Bring the {name} past the walls onto the {place}.",
+        )
+    )
     keep = keep_clause(rng, others)
     return Task(
         "maze", prompt + keep, keep,
-        [Actor(subject, walk(way), [subject] * FRAMES), *others], pads, walls,
+        [walking(subject, way), *others], pads, walls,
         At(subject, pads[end], end), (One(subject), OffWalls(subject, walls), *keeps(others)), stops=(Stop(0, end),),
     )  # fmt: skip
 
@@ -128,11 +131,13 @@ def _two(draw: Draw, level: int) -> Task:
     pads = {ends[0]: pad(target), ends[1]: pad(target2)}
     a, b = (At(s, pads[e], e) for s, e in zip((first, second), ends, strict=True))
     na, nb, pa, pb = sprite_name(first), sprite_name(second), pad_name(a.pad), pad_name(b.pad)
-    prompt = (
-        f"Move the {na} to the {pa} and the {nb} to the {pb}.",
-        f"The {na} goes to the {pa} and the {nb} goes to the {pb}.",
-        f"Bring the {na} onto the {pa} and the {nb} onto the {pb}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {na} to the {pa} and the {nb} to the {pb}.",
+            f"The {na} goes to the {pa} and the {nb} goes to the {pb}.",
+            f"Bring the {na} onto the {pa} and the {nb} onto the {pb}.",
+        )
+    )
     keep = keep_clause(rng, others)
     return Task(
         "two", prompt + keep, keep,
@@ -158,11 +163,13 @@ def _visit(draw: Draw, level: int) -> Task:
     pads[end] = pad(draw.colour_but(target))
     others = draw.distractors(subject, others_count(draw, 1, 2), {subject}, set(track))
     name, pa, pb = sprite_name(subject), pad_name(pads[middle]), pad_name(pads[end])
-    prompt = (
-        f"Move the {name} to the {pa} and then to the {pb}.",
-        f"The {name} visits the {pa} first and then the {pb}.",
-        f"Bring the {name} onto the {pa} and after that onto the {pb}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {name} to the {pa} and then to the {pb}.",
+            f"The {name} visits the {pa} first and then the {pb}.",
+            f"Bring the {name} onto the {pa} and after that onto the {pb}.",
+        )
+    )
     keep = keep_clause(rng, others)
     return Task(
         "visit", prompt + keep, keep,

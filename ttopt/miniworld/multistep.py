@@ -9,8 +9,19 @@ from __future__ import annotations
 import dataclasses
 
 from ttopt.miniworld.questions import AllAt, At, InOrder, OffWalls, One, Question, Tours
-from ttopt.miniworld.scene import Actor, Draw, RetryError, Stop, Task, keep_clause, keeps, shortest_way
-from ttopt.miniworld.world import FRAMES, GRID, pad, pad_name, sprite, sprite_name
+from ttopt.miniworld.scene import (
+    Actor,
+    Draw,
+    RetryError,
+    Stop,
+    Task,
+    keep_clause,
+    keeps,
+    shortest_way,
+    standing,
+    walking,
+)
+from ttopt.miniworld.world import GRID, pad, pad_name, sprite, sprite_name
 
 LONGEST = 8  # moves in one clip
 
@@ -40,14 +51,10 @@ def legs(task: Task) -> list[Task]:
         subject = task.actors[stop.actor].sprite
         blocked = {*task.walls, *(cell for i, cell in enumerate(here) if i != stop.actor)}
         way = shortest_way(here[stop.actor], stop.cell, blocked)
-        if way is None or len(way) > FRAMES:
+        if way is None:
             raise RetryError
-        way = way + [stop.cell] * (FRAMES - len(way))
-        actors = [
-            Actor(a.sprite, [cell] * FRAMES, [a.sprite] * FRAMES) for a, cell in zip(task.actors, here, strict=True)
-        ]
-        moving = Actor(subject, way, [subject] * FRAMES)
-        rest = [a for i, a in enumerate(actors) if i != stop.actor]
+        moving = walking(subject, way)
+        rest = [standing(a.sprite, here[i]) for i, a in enumerate(task.actors) if i != stop.actor]
         walls: tuple[Question, ...] = (OffWalls(subject, task.walls),) if task.walls else ()
         out.append(
             Task(
@@ -60,9 +67,8 @@ def legs(task: Task) -> list[Task]:
     return out
 
 
-def _joined(task: Task) -> Task:
+def _joined(task: Task, parts: list[Task]) -> Task:
     """The task with the right answer of all its steps, one clip after the other without the shared frames."""
-    parts = legs(task)
     tracks: list[list[int]] = [[] for _ in task.actors]
     for part in parts:
         for number, actor in enumerate(task.actors):
@@ -83,10 +89,11 @@ def _finished(task: Task, draw: Draw) -> Task:
 
     Each step has up to three moves in distribution and up to four out of it, as in the one-clip families.
     """
-    moves = [len(set(part.actors[0].track)) - 1 for part in legs(task)]
+    parts = legs(task)
+    moves = [len(set(part.actors[0].track)) - 1 for part in parts]
     if sum(moves) <= LONGEST or max(moves) != 3 + draw.hard:
         raise RetryError
-    return _joined(task)
+    return _joined(task, parts)
 
 
 def _tour(draw: Draw, level: int) -> Task:
@@ -98,14 +105,16 @@ def _tour(draw: Draw, level: int) -> Task:
     others = draw.distractors(subject, 1 + draw.hard, {subject}, set())
     keep = keep_clause(rng, others)
     name, (a, b, c) = sprite_name(subject), (pad_name(p) for p in pads.values())
-    prompt = (
-        f"Move the {name} to the {a}, then to the {b} and then to the {c}.",
-        f"The {name} visits the {a} first, then the {b} and then the {c}.",
-        f"Bring the {name} onto the {a}, after that onto the {b} and after that onto the {c}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {name} to the {a}, then to the {b} and then to the {c}.",
+            f"The {name} visits the {a} first, then the {b} and then the {c}.",
+            f"Bring the {name} onto the {a}, after that onto the {b} and after that onto the {c}.",
+        )
+    )
     places = tuple((ground, cell) for cell, ground in pads.items())
     task = Task(
-        "tour", prompt + keep, keep, [Actor(subject, [start] * FRAMES, [subject] * FRAMES), *others], pads, (),
+        "tour", prompt + keep, keep, [standing(subject, start), *others], pads, (),
         Tours(subject, places), (One(subject), *keeps(others)), stops=tuple(Stop(0, cell) for cell in cells),
     )  # fmt: skip
     return _finished(task, draw)
@@ -126,13 +135,15 @@ def _relay(draw: Draw, level: int) -> Task:
     others = draw.distractors(subjects[0], int(draw.hard), set(subjects), set())
     keep = keep_clause(rng, others)
     (x, y, z), (a, b, c) = (sprite_name(s) for s in subjects), (pad_name(p) for p in pads.values())
-    prompt = (
-        f"Move the {x} to the {a}, then the {y} to the {b} and then the {z} to the {c}.",
-        f"First the {x} goes to the {a}, then the {y} goes to the {b} and then the {z} goes to the {c}.",
-        f"Bring the {x} onto the {a}, after that the {y} onto the {b} and after that the {z} onto the {c}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {x} to the {a}, then the {y} to the {b} and then the {z} to the {c}.",
+            f"First the {x} goes to the {a}, then the {y} goes to the {b} and then the {z} goes to the {c}.",
+            f"Bring the {x} onto the {a}, after that the {y} onto the {b} and after that the {z} onto the {c}.",
+        )
+    )
     ends = tuple(At(s, pads[cell], cell) for s, cell in zip(subjects, cells, strict=True))
-    actors = [Actor(s, [cell] * FRAMES, [s] * FRAMES) for s, cell in zip(subjects, starts, strict=True)]
+    actors = [standing(s, cell) for s, cell in zip(subjects, starts, strict=True)]
     task = Task(
         "relay", prompt + keep, keep, [*actors, *others], pads, (), AllAt(ends),
         (*(One(s) for s in subjects), InOrder(ends, tuple(starts)), *keeps(others)), movers=3,
@@ -145,10 +156,10 @@ def _doors(draw: Draw, level: int) -> Task:
     rng = draw.rng
     colour, target = draw.colour_pair()
     subject = sprite(colour, draw.shape())
-    lines = 1 + draw.one([0, 1]), 3 + draw.one([0, 1])
+    lines = draw.pick((1, 2)), draw.pick((3, 4))
     if lines[1] - lines[0] < 2:
         raise RetryError
-    gaps = draw.one(list(range(GRID))), draw.one(list(range(GRID)))
+    gaps = draw.pick(range(GRID)), draw.pick(range(GRID))
     upright = rng.random() < 0.5
 
     def cell(line: int, place: int) -> int:
@@ -165,14 +176,16 @@ def _doors(draw: Draw, level: int) -> Task:
     others = draw.distractors(subject, int(draw.hard or rng.random() < 0.5), {subject}, set())
     keep = keep_clause(rng, others)
     name, (a, b, c) = sprite_name(subject), (pad_name(p) for p in pads.values())
-    prompt = (
-        f"Move the {name} to the {a} and the {b} and then to the {c} without touching the walls.",
-        f"The {name} goes through the {a} and the {b} to the {c}.",
-        f"Bring the {name} past the walls by the {a} and the {b} onto the {c}.",
-    )[int(rng.integers(3))]
+    prompt = draw.pick(
+        (
+            f"Move the {name} to the {a} and the {b} and then to the {c} without touching the walls.",
+            f"The {name} goes through the {a} and the {b} to the {c}.",
+            f"Bring the {name} past the walls by the {a} and the {b} onto the {c}.",
+        )
+    )
     places = tuple((pads[c], c) for c in (*holes, end))
     task = Task(
-        "doors", prompt + keep, keep, [Actor(subject, [start] * FRAMES, [subject] * FRAMES), *others], pads, walls,
+        "doors", prompt + keep, keep, [standing(subject, start), *others], pads, walls,
         Tours(subject, places), (One(subject), OffWalls(subject, walls), *keeps(others)),
         stops=tuple(Stop(0, c) for c in (*holes, end)),
     )  # fmt: skip

@@ -8,7 +8,9 @@ commands.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from ttopt.miniworld.world import (
     sprite_name,
     sprite_shape,
 )
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -139,8 +143,8 @@ class Draw:
         self.rare = hard and rng.random() < 0.5
         self.used: set[int] = set()
 
-    def one(self, options: list[int] | list[str] | tuple[str, ...]) -> int:
-        return int(self.rng.integers(len(options)))
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self.rng.integers(len(options)))]
 
     def colour_pair(self) -> tuple[str, str]:
         """Colour of the subject and of its target. One pair in five is left to the hard split."""
@@ -150,17 +154,16 @@ class Draw:
                 return COLOUR_NAMES[a], COLOUR_NAMES[b]
 
     def shape(self) -> str:
-        return SHAPE_NAMES[self.one(SHAPE_NAMES)]
+        return self.pick(SHAPE_NAMES)
 
     def colour_but(self, *taken: str) -> str:
-        free = [c for c in COLOUR_NAMES if c not in taken]
-        return free[self.one(free)]
+        return self.pick([c for c in COLOUR_NAMES if c not in taken])
 
     def cell(self, blocked: set[int] = frozenset()) -> int:  # type: ignore[assignment]
         free = [c for c in range(CELLS) if c not in self.used and c not in blocked]
         if not free:
             raise RetryError
-        cell = free[self.one(free)]
+        cell = self.pick(free)
         self.used.add(cell)
         return cell
 
@@ -176,8 +179,7 @@ class Draw:
                 if number not in taken:
                     break
             taken.add(number)
-            cell = self.cell(blocked)
-            out.append(Actor(number, [cell] * FRAMES, [number] * FRAMES))
+            out.append(standing(number, self.cell(blocked)))
         return out
 
 
@@ -185,14 +187,25 @@ class RetryError(Exception):
     """The draw ran into a dead end."""
 
 
+def standing(number: int, cell: int) -> Actor:
+    """A sprite that stays in its cell."""
+    return Actor(number, [cell] * FRAMES, [number] * FRAMES)
+
+
+def walking(number: int, way: list[int]) -> Actor:
+    """A sprite that goes a way and then holds; RetryError if a clip is too short for it."""
+    return Actor(number, walk(way), [number] * FRAMES)
+
+
 def walk(way: list[int]) -> list[int]:
+    """The cells of a way, frame by frame, then its end; RetryError if a clip is too short for it."""
     if len(way) > FRAMES:
         raise RetryError
     return way + [way[-1]] * (FRAMES - len(way))
 
 
 def others_count(draw: Draw, least: int, most: int) -> int:
-    return most if draw.hard else least + draw.one(list(range(most - least + 1)))
+    return most if draw.hard else draw.pick(range(least, most + 1))
 
 
 def keeps(actors: list[Actor]) -> tuple[Question, ...]:

@@ -176,6 +176,16 @@ def update(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, e
     ema.update(network)
 
 
+def save_half(model: Any, folder: Path) -> None:
+    """Writes a model in float16 without the path that it was once loaded from; in memory it stays float32."""
+    model.half().save_pretrained(folder)
+    model.float()
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if config.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def rank() -> int:
     """Number of this process, 0 when there is only one."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

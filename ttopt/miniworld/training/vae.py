@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.training.common import Ema, Run, cosine, rank, task_bank, update, world
+from ttopt.miniworld.training.common import Ema, Run, cosine, rank, save_half, task_bank, update, world
 from ttopt.miniworld.world import CODES, FRAMES, GRID, SPRITES, TEMPLATES, render
 
 STEPS, POLISH_STEPS, BATCH, RATE, LATENT_NOISE = 3600, 3200, 16, 2.5e-3, 0.08
@@ -122,7 +122,7 @@ def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS
         if step % 50 == 0:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
     ema.copy_to(trained)
-    vae.half().save_pretrained(vae_folder)
+    save_half(vae, vae_folder)
 
 
 def decode_unclamped(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
@@ -149,5 +149,4 @@ def save(vae: AutoencoderKLWan, out: Path) -> None:
     vae.register_to_config(
         latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
     )
-    vae.half().save_pretrained(out)
-    vae.float()
+    save_half(vae, out)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -42,6 +43,7 @@ from ttopt.chat import ChatError, Message, Reply
 from ttopt.errors import UserError
 from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
+from ttopt.models import TOO_SMALL
 from ttopt.result import NON_FINITE, Result
 from ttopt.runfolder import writing
 from ttopt.sample import Sample
@@ -104,7 +106,7 @@ class Loop:
         self.wording = Wording.load(context.settings.chat.prompts)
         self.inner = None
         if settings.inner is not None:
-            self.inner = InnerLora(context, settings.keep_adapter, settings.diagnosis_query)
+            self.inner = InnerLora(context, sample.prompt, settings.keep_adapter, settings.diagnosis_query)
         self.trace = Trace(
             folder,
             {"sample": sample.id, "task": sample.prompt, "loop": settings.model_dump(), "chat": context.chat.name},
@@ -121,10 +123,11 @@ class Loop:
     def run(self) -> Result:
         try:
             ending = self.loop()
-        except UserError as error:
+        except (UserError, torch.OutOfMemoryError) as error:
             if isinstance(error.__cause__, OSError):  # the disk, not a model
                 raise
-            ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", str(error))
+            why = TOO_SMALL if isinstance(error, torch.OutOfMemoryError) else str(error)
+            ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", why)
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
         result = self.context.finish(
             self.sample,

@@ -35,8 +35,8 @@ class InnerLora:
     """``keep``: none: each clip's adapter starts from zero; attempts: a repair goes on with the rejected clip's; steps:
     one adapter for the whole sample."""
 
-    def __init__(self, context: Context, keep: KeepAdapter, diagnosis_query: str) -> None:
-        self.context, self.keep, self.diagnosis_query = context, keep, diagnosis_query
+    def __init__(self, context: Context, task: str, keep: KeepAdapter, diagnosis_query: str) -> None:
+        self.context, self.task, self.keep, self.diagnosis_query = context, task, keep, diagnosis_query
         self._trained = False
 
     def generate(
@@ -53,7 +53,8 @@ class InnerLora:
         Raises ChatError where the teacher cannot write its queries.
         """
         models, settings, meter = self.context.models, self.context.settings, self.context.meter
-        queries = self.queries(part, action, diagnoses)
+        own = self.context.queries if action == self.task else None  # the user's are about the whole task
+        queries = own or self.queries(part, action, diagnoses)
         numbers = sample_frames(min(settings.teacher.frames, part.frames), part.frames)
         reasoner, adapter, o = models.reasoner, models.adapter, settings.optimisation
         reward = TeacherReward(models.teacher, queries, part.fps, numbers)

@@ -33,6 +33,7 @@ from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import Models, seed_of
 from ttopt.methods import Context, make_method
+from ttopt.miniworld import dialogues
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.world import render
 from ttopt.replies import parse_reply
@@ -379,6 +380,37 @@ def test_a_loss_that_is_nan(
     assert any("NaN" in text for text in trace["warnings"])
 
 
+def test_the_users_questions_are_about_the_whole_task(
+    asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
+) -> None:
+    own = Queries(GOAL, tuple(PROCESS))
+    for planning, used in ((False, True), (True, False)):
+        folder = tmp_path / str(planning)
+        folder.mkdir()
+        with Meter(models.reasoner) as meter:
+            context = Context(models, mini, meter, Scripted(plan=[plan(), DONE], verify=[YES]), queries=own)
+            StepLoop(planning=planning, inner="teacher_lora", frames_per_second=8).solve(tiny_sample(), folder, context)
+        asked = json.loads((folder / "trace.json").read_text())["clips"][0]["queries"]
+        assert (asked == {"goal": GOAL, "process": PROCESS}) == used
+    assert asked_about == ["move the red square"]
+
+
+def test_too_little_memory_loses_no_clip(
+    models: Models, mini: FitSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = iter([torch.zeros(9, 3, 48, 48)])
+
+    def generate(*_: Any) -> Tensor:
+        for clip in made:
+            return clip
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Context, "generate", generate)
+    found, trace = solve(Scripted(plan=[plan()], verify=[YES]), models, mini, tmp_path)
+    assert found.accepted is False and "memory is too small" in found.error
+    assert len(trace["clips"]) == 1 and len(read_video(tmp_path / "video.mp4")) == 9
+
+
 def test_queries_about_the_bare_action_where_the_suggestion_is_unheard_of(
     asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
 ) -> None:
@@ -482,11 +514,7 @@ def test_shipped_prompts() -> None:
         assert "JSON" in text
         with pytest.raises(ValueError):  # a model that only repeats the example has not answered
             parse_reply(text, schema)
-    assert Wording.load("mini") == Wording(
-        "Plan: {prompt} Done: {done} Step {step} of {steps}.",
-        "Check: {action} Task: {prompt}",
-        "Route: {action} Task: {prompt} Wrong: {reason}",
-    )
+    assert Wording.load("mini") == Wording(dialogues.PLAN, dialogues.VERIFY, dialogues.ROUTE), "what was trained"
 
 
 def test_own_prompts(tmp_path: Path) -> None:

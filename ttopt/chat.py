@@ -1,4 +1,4 @@
-"""Vision-language models that answer in words, with a typed reply: a server, or the teacher in this process.
+"""Vision-language models that answer in words, with a typed reply: a server, or a model in this process.
 
 A reply that cannot be had or read is a ChatError, never an answer.
 """
@@ -136,16 +136,23 @@ def make_chat(settings: ChatSettings, teacher: Teacher) -> Chat:
     """The model that the settings name; "teacher" shares the teacher's weights. Raises UserError."""
     if settings.backend == "openai":
         return OpenAIChat(settings)
-    return LocalChat(teacher, settings.max_tokens, settings.constrained)
+    if settings.backend == "teacher":
+        return LocalChat(teacher, settings.max_tokens, settings.constrained)
+    from ttopt.models import weights_path
+    from ttopt.teacher import Teacher
+
+    path = weights_path(settings.model, "chat", "chat.model")
+    model = Teacher.load(path, dtype=str(teacher.model.dtype).removeprefix("torch."), device=teacher.device)
+    return LocalChat(model, settings.max_tokens, settings.constrained, f"the {settings.model} chat model")
 
 
 class LocalChat:
-    """The teacher in this process, answering greedily."""
+    """A model in this process, answering greedily."""
 
-    name = "the teacher"
-
-    def __init__(self, teacher: Teacher, max_tokens: int = 1024, constrained: bool = False) -> None:
-        self.teacher = teacher
+    def __init__(
+        self, teacher: Teacher, max_tokens: int = 1024, constrained: bool = False, name: str = "the teacher"
+    ) -> None:
+        self.teacher, self.name = teacher, name
         self.max_tokens = max_tokens
         self.grammar = None
         if constrained:
@@ -157,7 +164,7 @@ class LocalChat:
             raise ValueError("only the first message may hold images")
         if not self.teacher.family.writes:
             raise ChatError(
-                "this teacher only grades; give another model to answer in words, e.g. --chat.backend openai"
+                f"{self.name} only grades; give another model to answer in words, e.g. --chat.backend openai"
             )
         begin = time.perf_counter()
         try:

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
@@ -215,10 +216,12 @@ class MethodSettings:
 class ChatSettings:
     """The vision-language model that answers in words: plans, verdicts, rewrites."""
 
-    backend: Literal["teacher", "openai"] = "teacher"
-    """teacher: the loaded teacher, in this process, greedily. openai: any server with OpenAI's interface."""
+    backend: Literal["teacher", "local", "openai"] = "teacher"
+    """teacher: the loaded teacher; local: another model in this process, in the teacher's precision and on its device,
+    both greedily. openai: any server with OpenAI's interface."""
     model: str = ""
-    """The server's name of the model."""
+    """openai: the server's name of the model. local: a folder or hub id as for the teacher; "embedded": the shipped
+    planner and verifier."""
     base_url: str | None = None
     """Address of the server, e.g. http://127.0.0.1:8000/v1; null: OpenAI's own."""
     key_env: str = "OPENAI_API_KEY"
@@ -230,13 +233,13 @@ class ChatSettings:
     requests_per_minute: float | None = None
     """Most calls a minute; null: no limit."""
     temperature: float = 0.2
-    """Of the server's replies; the teacher in this process answers greedily."""
+    """Of the server's replies; a model in this process answers greedily."""
     max_tokens: int = 1024
     """Longest reply."""
     constrained: bool = False
-    """teacher: it can only write what fits the wanted JSON (needs ttopt[grammar]); servers are always asked."""
+    """teacher, local: write only what fits the wanted JSON (needs ttopt[grammar]); servers are always asked."""
     prompts: str = "full"
-    """Wording: full, mini (all that the embedded teacher knows), or a folder of text files like loop/prompts."""
+    """Wording: full, mini (all that the embedded models know), or a folder of text files like loop/prompts."""
     price_in: float = 0.0
     """Price of a million tokens that are read, for the cost in the trace."""
     price_out: float = 0.0
@@ -297,6 +300,17 @@ class _Parser(ArgumentParser):
         raise UserError(_readable(message)) from ex
 
 
+@cache
+def _parser(group: type, command: str = "", what: str = "") -> _Parser:
+    """The parser of a group of settings, with --config for a command; kept, because making one takes a while."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(prog=f"ttopt {command}", description=what)
+    if command:
+        parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, or the name of one under configs/.")
+    parser.add_class_arguments(group)
+    return parser
+
+
 def parse_fit(args: Sequence[str]) -> FitSettings:
     """Settings of ``ttopt fit`` from command-line arguments; see ``parse``. Without --config: configs/mini.yaml."""
     what = "Optimise videos at test time: one adapter per sample, trained until the teacher is satisfied."
@@ -314,14 +328,8 @@ def parse(group: type[S], command: str, what: str, args: Sequence[str], defaults
     """
     known = setting_names(group)
     args = _checked_args(args, known)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(
-        prog=f"ttopt {command}",
-        description=what,
-        default_config_files=[_checked_config(name, known) for name in defaults],
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, or the name of one under configs/.")
-    parser.add_class_arguments(group)
+    parser = _parser(group, command, what)
+    parser.default_config_files = [_checked_config(name, known) for name in defaults]
     values = vars(parser.instantiate(parser.parse_args(args)))
     return group(**{name: value for name, value in values.items() if name != "config"})
 
@@ -338,8 +346,7 @@ def changed(settings: FitSettings, values: Mapping[str, Any], where: str) -> Fit
     for name, value in values.items():
         _check_name(name, f"{where}: {name}", names)
         arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    parser = _Parser()
-    parser.add_class_arguments(FitSettings)
+    parser = _parser(FitSettings)
     try:
         base = parser.parse_object(to_dict(settings))
         found = FitSettings(**vars(parser.instantiate(parser.parse_args(arguments, namespace=base))))
@@ -505,9 +512,9 @@ def check(settings: FitSettings) -> None:
         (settings.teacher.frames >= 1, f"teacher.frames is {settings.teacher.frames}", "give 1 or more"),
         (settings.adapter.rank >= 1, f"adapter.rank is {settings.adapter.rank}", "give 1 or more"),
         (
-            settings.chat.backend != "openai" or bool(settings.chat.model),
-            "chat.model is empty",
-            "give the server's name of the model as --chat.model",
+            settings.chat.backend == "teacher" or bool(settings.chat.model),
+            f"chat.model is empty, but chat.backend is {settings.chat.backend}",
+            "give the server's name of the model, or for local a folder, a hub id or embedded, as --chat.model",
         ),
         (
             settings.chat.prompts in {"full", "mini"} or Path(settings.chat.prompts).is_dir(),

@@ -41,23 +41,24 @@ def sources(settings: FitSettings) -> str:
     """What is loaded, from where, in which precision, onto which device; one line."""
     r, d, t = settings.reasoner, settings.decoder, settings.teacher
     transformer = f", its transformer from {r.transformer}" if r.transformer else ""
+    chat = f"; chat model {settings.chat.model}" if settings.chat.backend == "local" else ""
     light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
     return (
         f"loading: reasoner {r.model}{transformer} ({r.dtype}{', float8' * r.float8}, {r.device}){light}; "
-        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device})"
+        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device}){chat}"
     )
 
 
 def _load(settings: FitSettings) -> Models:
     r, a, d, t = settings.reasoner, settings.adapter, settings.decoder, settings.teacher
-    light = _weights(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
+    light = weights_path(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
     device = _device(r.device, "reasoner.device")
     _device(t.device, "teacher.device")  # a wrong one should not wait for the reasoner
     _check_dtype(r.dtype, device, "reasoner.dtype")
     reasoner = Reasoner.load(
-        _weights(r.model, "reasoner", "reasoner.model"),
+        weights_path(r.model, "reasoner", "reasoner.model"),
         schedule=Schedule(tuple(r.sigmas), r.renoise),
-        transformer=_weights("embedded", "base/transformer", "reasoner.transformer")
+        transformer=weights_path("embedded", "base/transformer", "reasoner.transformer")
         if r.transformer == EMBEDDED_BASE
         else r.transformer,
         light_decoder=light,
@@ -95,7 +96,7 @@ def load_teacher(settings: FitSettings) -> Teacher:
     device = _device(t.device, "teacher.device")
     _check_dtype(t.dtype, device, "teacher.dtype")
     teacher = Teacher.load(
-        _weights(t.model, "teacher", "teacher.model"),
+        weights_path(t.model, "teacher", "teacher.model"),
         dtype=t.dtype,
         device=device,
         answer=t.answers,
@@ -106,8 +107,8 @@ def load_teacher(settings: FitSettings) -> Teacher:
     return teacher
 
 
-def _weights(model: str, part: str, setting: str) -> str:
-    """The path or hub id of a model; "embedded" is the shipped one."""
+def weights_path(model: str, part: str, setting: str) -> str:
+    """The path or hub id of a model; "embedded" is the shipped one, ``part`` its folder. Raises UserError."""
     if model != EMBEDDED:
         return model
     if not (WEIGHTS / part).is_dir():

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ttopt.chat import Message
 from ttopt.errors import UserError
-from ttopt.fit import TeacherReward
+from ttopt.fit import TeacherReward, noise_seed
 from ttopt.methods.base import Context
-from ttopt.methods.single import noise_seed
 from ttopt.module import sample_frames
 from ttopt.result import Result
 from ttopt.reward import multi_vqa_loss
@@ -30,8 +29,8 @@ class PassAtK:
     """The choice is joint: one look at all k videos, not k verdicts (the papers' Pass@k).
 
     ``judge`` "loss": the lowest multi-question loss of the teacher; "chat": one call of the chat model, shown
-    ``shown`` frames of each video; null: the loss if the chat model is the teacher, else the call. A choice that cannot
-    be had is an error, never the first video in disguise.
+    ``shown`` frames of each video; null: the call, but the loss where the chat model is the teacher or does not know
+    the question (chat.prompts mini). A choice that cannot be had is an error, never the first video in disguise.
     """
 
     def __init__(self, k: int = 5, judge: Literal["loss", "chat"] | None = None, shown: int = 8) -> None:
@@ -46,7 +45,8 @@ class PassAtK:
             context.status(f"video {number} of {self.k}")
             videos.append(context.generate(sample, seed))
         method, named = f"pass@{self.k}", {f"noise {n}": seed for n, seed in enumerate(seeds)}
-        judge = self.judge or ("loss" if context.settings.chat.backend == "teacher" else "chat")
+        chat = context.settings.chat
+        judge = self.judge or ("loss" if chat.backend == "teacher" or chat.prompts == "mini" else "chat")
         context.status("choosing")
         try:
             choose = by_loss if judge == "loss" else self._by_chat

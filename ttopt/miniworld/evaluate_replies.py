@@ -1,9 +1,10 @@
-"""How well does the shipped vision-language model ask, plan and verify? On held-out samples, against the world's rules.
+"""How well do the shipped vision-language models ask, plan and verify? On held-out samples, against the world's rules.
 
     python -m ttopt.miniworld.evaluate_replies --split dev_id --seed 2002 --samples 200
 
-Verdicts are asked about clips of the reasoner, about right videos and about wrong ones, all after the VAE; borderline
-clips, in which the scorer itself is unsure of a rule, are left out. Plans are asked about clean frames.
+The teacher writes questions; the chat model plans and verifies. Verdicts are asked about clips of the reasoner, about
+right videos and about wrong ones, all after the VAE; borderline clips, in which the scorer itself is unsure of a rule,
+are left out. Plans are asked about clean frames.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 from ttopt.config import parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
-from ttopt.fit import seed_of
+from ttopt.fit import noise_seed
 from ttopt.miniworld import dialogues
 from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.multistep import legs
@@ -102,7 +103,7 @@ def clips(reasoner: Reasoner, task: Task, index: int, rng: np.random.Generator) 
     sample = miniworld.to_sample(task)
     condition = reasoner.condition(sample)
     if index % 3 == 0:
-        z1 = reasoner.noise(condition, [seed_of(0, sample.id, "noise")])
+        z1 = reasoner.noise(condition, [noise_seed(0, sample)])
         return reasoner.decode(reasoner.generate(z1, condition))[0]
     codes = task.codes() if index % 3 == 1 else corrupt(task, rng)[1]
     mean, inverse_std = latent_statistics(reasoner.vae, "cpu")
@@ -117,17 +118,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--teacher", type=Path, help="another teacher's folder")
+    parser.add_argument("--chat", type=Path, help="another chat model's folder")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     args = parser.parse_args()
     torch.manual_seed(0)
     settings = parse_fit(["--config", "mini"]).reasoner
     reasoner = Reasoner.load(args.weights / "reasoner", schedule=Schedule(tuple(settings.sigmas), settings.renoise))
     teacher = Teacher.load(args.teacher or args.weights / "teacher")
+    chat = Teacher.load(args.chat or args.weights / "chat")
     rng = np.random.default_rng(args.seed)
     begin = time.perf_counter()
 
     def ask(images: Tensor, request: str) -> str:
-        return teacher.reply([("user", request)], list(images))
+        return chat.reply([("user", request)], list(images))
 
     families = (*FAMILIES, *MULTI_STEP)
     plans: dict[str, list[bool]] = {}

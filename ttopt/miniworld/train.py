@@ -1,9 +1,8 @@
 """Trains the models that ship: python -m ttopt.miniworld.train all --out runs/train
 
 Stages, each resumable and each leaving a log.jsonl, in the order of ``all``: vae, latents, light, student, decoder (the
-VAE's decoder, polished on its frozen latents), distill, teacher, polish (of the teacher's words). ``--start`` lets
-student, teacher and polish go on from finished weights; for the first two, a larger vocabulary than theirs is no
-obstacle.
+VAE's decoder, polished on its frozen latents), distill, teacher, chat (from the teacher's weights).
+``--start`` lets student, teacher and chat go on from finished weights, also from those of a smaller vocabulary.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher", "polish")
-SHARED = ("vae", "teacher", "polish")  # stages whose work several processes can share
+STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher", "chat")
+SHARED = ("vae", "teacher", "chat")  # stages whose work several processes can share
 
 
 def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
     """One stage in this process; weights go to ``out``/weights, states and logs to ``out``/stage."""
-    from ttopt.miniworld.training import light, student, teacher, vae
+    from ttopt.miniworld.training import chat, light, student, teacher, vae
 
     weights = out / "weights"
     vae_folder, base, shipped = weights / "reasoner" / "vae", weights / "base", weights / "reasoner"
@@ -37,8 +36,8 @@ def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
         "teacher": lambda: teacher.train(
             out / "teacher", vae_folder, light_folder, shipped, weights / "teacher", start=start, **given
         ),
-        "polish": lambda: teacher.polish(
-            out / "polish", vae_folder, start or weights / "teacher", weights / "teacher", **given
+        "chat": lambda: chat.train(
+            out / "chat", vae_folder, shipped, start or weights / "teacher", weights / "chat", **given
         ),
     }
     stages[stage]()
@@ -56,9 +55,7 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number of steps")
-    parser.add_argument(
-        "--processes", type=int, default=1, help="processes that share the batch (vae, teacher, polish)"
-    )
+    parser.add_argument("--processes", type=int, default=1, help="processes that share the batch (vae, teacher, chat)")
     parser.add_argument(
         "--start", type=Path, help="weights to go on from: a reasoner's (student) or a teacher's folder"
     )

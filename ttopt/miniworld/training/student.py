@@ -22,7 +22,17 @@ from ttopt.miniworld.dialogues import evolved
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
-from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, shared_rows, step_bank, task_bank, update
+from ttopt.miniworld.training.common import (
+    Ema,
+    Run,
+    carry_over,
+    cosine,
+    save_half,
+    shared_rows,
+    step_bank,
+    task_bank,
+    update,
+)
 from ttopt.miniworld.training.vae import CHANNELS, decode, encode
 from ttopt.miniworld.world import render
 
@@ -81,10 +91,10 @@ class Bank:
         return torch.multinomial(self.weights, count, replacement=True, generator=generator)
 
     def motion(self) -> Tensor:
-        """Weights (n, 1, 3, 6, 6): latent cells whose content changes are learned last, so they count more."""
+        """Weights (n, 1, 3, 6, 6): cells whose content changes are learned last and count most, then what must stay."""
         moving = (self.codes[:, 1:] != self.codes[:, :1]).float()  # (n, 8, 36)
-        moving = moving.unflatten(1, (2, 4)).amax(2).unflatten(2, (6, 6)).unsqueeze(1)
-        return F.pad(1 + 3 * moving, (0, 0, 0, 0, 1, 0), value=0.0)
+        weights = 1 + 3 * moving.unflatten(1, (2, 4)).amax(2) + (self.codes[:, :1] > 0)  # (n, 2, 36)
+        return F.pad(weights.unflatten(2, (6, 6)).unsqueeze(1), (0, 0, 0, 0, 1, 0), value=0.0)
 
     def roles(self) -> Tensor:
         """Role of each cell in the first frame, (n, 36): nothing, subject, target, second subject, second target."""
@@ -271,7 +281,6 @@ def load(folder: Path) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
 
 def save(transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, folder: Path) -> None:
     """Writes both in float16 beside the tokenizer."""
-    transformer.half().save_pretrained(folder / "transformer")
-    encoder.half().save_pretrained(folder / "text_encoder")
+    save_half(transformer, folder / "transformer")
+    save_half(encoder, folder / "text_encoder")
     reasoner_tokenizer(TEXT_LENGTH).save_pretrained(folder / "tokenizer")
-    transformer.float(), encoder.float()

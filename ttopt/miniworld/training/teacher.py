@@ -1,4 +1,4 @@
-"""The teacher: a tiny Qwen3-VL that answers yes/no questions about sprite videos, writes them, plans and verifies.
+"""The teacher: a tiny Qwen3-VL that answers yes/no questions about sprite videos, and writes them for a prompt.
 
 Its gradient matters more than its accuracy: an ordinarily trained teacher is easily fooled by the reasoner it grades.
 So it trains adversarially. Every batch of latents is shown several times; the gradient that trains the weights also
@@ -28,7 +28,6 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.questions import At, Both, Keeps, OffWalls, One, Question, Turned, Visits
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import phrases, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.attacks import Attacker, FirstFrames, task_of
@@ -39,21 +38,32 @@ from ttopt.miniworld.training.common import (
     carry_over,
     cosine,
     rank,
+    save_half,
     set_rate,
     shared_rows,
     step_bank,
     task_bank,
-    update,
 )
 from ttopt.miniworld.training.student import Bank, statistics
-from ttopt.miniworld.world import FPS, FRAMES, GROUNDS, SPRITES, Reading, read, render, sprite, sprite_shape
+from ttopt.miniworld.world import (
+    COLOUR_NAMES,
+    FPS,
+    FRAMES,
+    GROUNDS,
+    SPRITES,
+    Reading,
+    pad,
+    read,
+    render,
+    sprite,
+    sprite_shape,
+)
 from ttopt.reasoner import LightDecoder, StandardDecoder
 from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
 STEPS, WARM, WARM_AGAIN, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 300, 180, 6, 5, 3, 1e-3
-POLISH_STEPS = 900
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
 PROMPTS = Prompts(question="{question}", queries=replies.QUERIES, timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
@@ -110,8 +120,7 @@ def build() -> Teacher:
 
 def save(teacher: Teacher, folder: Path) -> None:
     """Writes model, tokenizer and wording in float16."""
-    teacher.model.half().save_pretrained(folder)
-    teacher.model.float()
+    save_half(teacher.model, folder)
     teacher.tokenizer.save_pretrained(folder)
     words = {"question": PROMPTS.question, "queries": PROMPTS.queries, "timestamps": PROMPTS.timestamps}
     (folder / PROMPTS_FILE).write_text(json.dumps(words, indent=2) + "\n")
@@ -133,8 +142,7 @@ def ask(task: Task, rng: np.random.Generator) -> Question:
     if kind == 2 and task.walls:
         return OffWalls(actor.sprite, task.walls)
     if kind == 3:
-        colours = ("red", "green", "blue", "yellow", "purple", "cyan")
-        return Turned(actor.sprite, sprite(str(rng.choice(colours)), sprite_shape(actor.sprite)), actor.track[0])
+        return Turned(actor.sprite, sprite(str(rng.choice(COLOUR_NAMES)), sprite_shape(actor.sprite)), actor.track[0])
     if kind == 4 and len(pads) > 1:
         (c1, g1), (c2, g2) = pads[:2]
         return Visits(actor.sprite, (g1, c1), (g2, c2))
@@ -205,9 +213,7 @@ class Heads(nn.Module):
             colour, noun = name.split()
             for j, frame in enumerate((0, -1)):
                 if noun == "pad":
-                    presence = reading.ground[
-                        row, 0, :, 1 + ("red", "green", "blue", "yellow", "purple", "cyan").index(colour)
-                    ]
+                    presence = reading.ground[row, 0, :, pad(colour)]
                 else:
                     presence = reading.sprite[row, frame, :, sprite(colour, noun)]
                 best = int(presence.argmax())
@@ -325,7 +331,6 @@ def train(
     mean, std = statistics(vae)
     source = Source(Bank(vae, folder.parent / "bank.safetensors"), folder / "pool")
     hard = task_bank("teacher_ood", 31, 2500) + step_bank("teacher_ood", 33, 1000)
-    long = task_bank("train", 34, 300, MULTI_STEP) + task_bank("teacher_ood", 34, 600, MULTI_STEP)
     decoder = StandardDecoder(vae)
     attacker = Attacker(student, decoder, FirstFrames(vae, mean, std)) if student else None
     teacher, warm = build(), WARM
@@ -372,16 +377,10 @@ def train(
         parts = heads.parts(result, reading)
         aux = torch.stack(parts).sum()
         loss = losses.mean() + (0.3 if attacked else 1.0) * aux
-        if attacked or step % 2 == 0:
-            sources = (hard, hard, source.bank.tasks, source.bank.tasks, source.bank.tasks, long)
-            more = [tasks_[int(rng.integers(len(tasks_)))] for tasks_ in sources]
-            kind = (step if attacked else step // 2) % 2
-            examples = replies.batch(kind, tasks, frames, reading, [*more[-1:], *more[:-1]], rng)
-            if examples:
-                text = replies.reply_loss(teacher, examples)
-                name = ("plans", "verdicts")[kind]
-                means[name] = 0.95 * means.get(name, float(text.detach())) + 0.05 * float(text.detach())
-                loss = loss + text
+        sources = (hard, hard, source.bank.tasks, source.bank.tasks)
+        asked_for = [tasks_[int(rng.integers(len(tasks_)))] for tasks_ in sources]
+        text = replies.reply_loss(teacher, [replies.queries(task, rng) for task in asked_for])
+        loss = loss + text
         rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - warm, steps - warm, 0.7 * RATE, 0)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
@@ -400,6 +399,7 @@ def train(
             (f"loss{replay}", losses.detach().mean()),
             (f"right{replay}", right),
             ("aux", aux.detach()),
+            ("queries", text.detach()),
         ):
             means[name] = 0.98 * means.get(name, float(value)) + 0.02 * float(value)
         replay = (replay + 1) % REPLAYS if attacked else 0
@@ -407,50 +407,6 @@ def train(
             run.log(step, **means, pool=len(source.pool))
         if step % 500 == 499 and rank() == 0:
             snapshot(teacher, ema, folder / "now")
-    if rank() == 0:
-        snapshot(teacher, ema, out)
-
-
-def polish(folder: Path, vae_folder: Path, start: Path, out: Path, steps: int = POLISH_STEPS) -> None:
-    """Sharpens the words of the teacher under ``start``: replies in every step, videos in every third.
-
-    Copying the right noun is the hardest of the text; the videos, pushed or not, keep the answers what they are.
-    """
-    torch.manual_seed(6)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
-    source = Source(Bank(vae, folder.parent / "bank.safetensors"), folder.parent / "teacher" / "pool")
-    scenes = source.bank.tasks + task_bank("teacher_ood", 31, 2500)
-    scenes += (task_bank("train", 34, 300, MULTI_STEP) + task_bank("teacher_ood", 34, 600, MULTI_STEP)) * 3
-    decoder = StandardDecoder(vae)
-    teacher = Teacher.load(start)
-    teacher.model.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(teacher.model.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.98))
-    ema = Ema(teacher.model, 0.99)
-    run = Run(folder, {"teacher": teacher.model}, optimiser, ema)
-    means: dict[str, float] = {}
-    for step in run.steps(steps):
-        rng = np.random.default_rng([6, step, rank()])
-        tasks = [scenes[int(i)] for i in rng.integers(len(scenes), size=8)]
-        words = [replies.queries(t, rng) for t in tasks] + [replies.plan(t, rng) for t in tasks]
-        losses = {"words": replies.reply_loss(teacher, words)}
-        if step % 3 == 0:
-            batch = source.batch(rng)
-            moved = batch.latents + 0.3 * float(rng.random()) * torch.randn_like(batch.latents)
-            with torch.no_grad():
-                frames = decoder(moved, ALL_FRAMES)
-                reading = read(frames)
-            questions, truths = choose_questions(batch.tasks, reading, rng)
-            asked = [[q.text() for q in row] for row in questions]
-            losses["answers"] = answer_loss(teacher, teacher.forward_packed(frames, asked, FPS, ALL_FRAMES), truths)[
-                0
-            ].mean()
-            examples = replies.batch(1, batch.tasks, frames, reading, [], rng)
-            losses["verdicts"] = replies.reply_loss(teacher, examples)
-        update(torch.stack(list(losses.values())).sum(), teacher.model, optimiser, ema, cosine(step, steps, RATE / 2))
-        for name, value in losses.items():
-            means[name] = 0.95 * means.get(name, float(value.detach())) + 0.05 * float(value.detach())
-        if step % 50 == 0:
-            run.log(step, **means)
     if rank() == 0:
         snapshot(teacher, ema, out)
 

@@ -1,0 +1,170 @@
+"""The chat model of the step loop: it plans, verifies and routes, and learns that from the world's own rules.
+
+It starts as a copy of the teacher, which can already see and name things, and then learns replies alone. The grader
+stays as it is: what makes a gradient hard to fool and what makes words right pull the same few weights apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.multistep import legs
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import MULTI_STEP
+from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
+from ttopt.miniworld.training import replies
+from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
+from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict, statistics
+from ttopt.miniworld.training.teacher import build, snapshot
+from ttopt.miniworld.training.vae import CHANNELS, decode, encode
+from ttopt.miniworld.world import read, render
+from ttopt.teacher import Teacher
+
+STEPS, RATE = 6000, 6e-4
+SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
+VERDICTS, PLANS, QUERIES, ROUTES = 6, 6, 4, 2  # rows of a step
+
+
+def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
+    """Trains from the teacher under ``start`` on clips of the reasoner under ``student``; saves under ``out``."""
+    torch.manual_seed(7)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    clips = Clips(vae, student, folder / "clips.safetensors")
+    known = Teacher.load(start)
+    chat = build()
+    rows = shared_rows(teacher_tokenizer(), known.tokenizer)
+    carry_over(known.model.state_dict(), chat.model, "model.language_model.embed_tokens.weight", rows)
+    chat.model.train().requires_grad_(True)
+    optimiser = torch.optim.AdamW(chat.model.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    ema = Ema(chat.model, 0.998)
+    run = Run(folder, {"chat": chat.model}, optimiser, ema)
+    means: dict[str, float] = {}
+    for step in run.steps(steps):
+        rng = np.random.default_rng([7, step, rank()])
+        losses = {name: replies.reply_loss(chat, rows) for name, rows in clips.dialogues(rng)}
+        update(torch.stack(list(losses.values())).sum(), chat.model, optimiser, ema, cosine(step, steps, RATE))
+        for name, value in losses.items():
+            means[name] = 0.98 * means.get(name, float(value.detach())) + 0.02 * float(value.detach())
+        if step % 100 == 0:
+            run.log(step, **means)
+        if step % 500 == 499 and rank() == 0:
+            snapshot(chat, ema, folder / "now")
+    if rank() == 0:
+        snapshot(chat, ema, out)
+
+
+class Clips:
+    """Clips of a reasoner, step after step as the loop makes them, and the tasks (or steps of tasks) they are of."""
+
+    def __init__(self, vae: AutoencoderKLWan, student: Path, cache: Path) -> None:
+        half_short, half_long = SHORT_TASKS // 2, LONG_TASKS // 2
+        self.short = task_bank("train", 41, half_short) + task_bank("teacher_ood", 41, half_short)
+        self.long = task_bank("train", 42, half_long, MULTI_STEP) + task_bank("teacher_ood", 42, half_long, MULTI_STEP)
+        if not cache.exists() and rank() == 0:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cache.with_suffix(".tmp")
+            save_file({"frames": make(vae, student, self.short, self.long)}, temporary)
+            temporary.replace(cache)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        self.vae = vae
+        self.frames = load_file(cache)["frames"]  # (n, 9, 3, 48, 48) uint8
+        self.tasks = [*self.short, *(leg for task in self.long for leg in legs(task))]
+        assert len(self.tasks) == len(self.frames)
+
+    def clip(self, rng: np.random.Generator) -> tuple[Task, Tensor]:
+        """A task or step and a video of it (9, 3, 48, 48): the reasoner's, or a drawn one, right or wrong."""
+        i = int(rng.integers(len(self.tasks)))
+        task = self.tasks[i]
+        if rng.random() < 0.45:
+            return task, self.frames[i].float() / 255
+        video = render((task.codes() if rng.random() < 0.4 else corrupt(task, rng)[1])[None])
+        if rng.random() < 0.5:
+            with torch.no_grad():
+                video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)
+        return task, replies.noisy(video[0], rng)
+
+    def dialogues(self, rng: np.random.Generator) -> Iterator[tuple[str, list[replies.Dialogue]]]:
+        """The rows of one step, those of like length together."""
+        checked: list[replies.Dialogue] = []
+        routes: list[replies.Dialogue] = []
+        plans: list[replies.Dialogue] = []
+        while len(checked) < VERDICTS:
+            task, frames = self.clip(rng)
+            reading = read(frames[None])
+            if len(routes) < ROUTES:
+                routes.append(replies.route(task, frames, reading, rng))
+            if len(plans) < 2 and (after := replies.plan_after(task, frames, rng)):
+                plans.append(after)
+            if verdict := replies.verify(task, frames, reading, rng):
+                checked.append(verdict)
+        yield "verdicts", checked
+        yield "routes", routes
+        plans += [replies.plan(self._any(rng), rng) for _ in range(PLANS - len(plans))]
+        yield "plans", plans
+        yield "queries", [replies.queries(self._any(rng), rng) for _ in range(QUERIES)]
+
+    def _any(self, rng: np.random.Generator) -> Task:
+        tasks = self.long if rng.random() < 0.5 else self.tasks
+        return tasks[int(rng.integers(len(tasks)))]
+
+
+@torch.no_grad()
+def make(vae: AutoencoderKLWan, student: Path, short: list[Task], long: list[Task]) -> Tensor:
+    """Clips (n, 9, 3, 48, 48) uint8: one of every short task, then of every step of every long one.
+
+    A step starts where the step before it ended, as the loop goes on from an accepted clip.
+    """
+    generate = Generator(vae, student)
+    size, out = 50, []
+    for i in range(0, len(short), size):
+        tasks = short[i : i + size]
+        out.append(generate(tasks, _starts(tasks)))
+    for i in range(0, len(long), size):
+        steps = [legs(task) for task in long[i : i + size]]
+        made: list[Tensor] = []
+        for tasks in ([parts[number] for parts in steps] for number in range(len(steps[0]))):
+            first = _starts(tasks)
+            if made:
+                last = made[-1][:, -1:].float() / 255
+                same = (read(last).codes() == torch.stack([task.codes()[:1] for task in tasks])).flatten(1).all(1)
+                first[same] = last[same]  # the loop does not go on from a clip that failed
+            made.append(generate(tasks, first))
+        out.append(torch.stack(made, 1).flatten(0, 1))
+    return torch.cat(out)
+
+
+def _starts(tasks: list[Task]) -> Tensor:
+    return render(torch.stack([task.codes()[:1] for task in tasks]))
+
+
+class Generator:
+    """The reasoner's few-step sampler for many tasks at once."""
+
+    def __init__(self, vae: AutoencoderKLWan, student: Path) -> None:
+        self.vae, (self.transformer, self.encoder) = vae, load(student)
+        self.mean, self.std = statistics(vae)
+        self.tokenizer = reasoner_tokenizer(TEXT_LENGTH)
+        self.random = torch.Generator().manual_seed(7)
+
+    def __call__(self, tasks: list[Task], frames: Tensor) -> Tensor:
+        """Clips (B, 9, 3, 48, 48) uint8 that start from ``frames`` (B, 1, 3, 48, 48)."""
+        first = (encode(self.vae, frames) - self.mean) / self.std
+        words = self.tokenizer(
+            [task.prompt for task in tasks], padding="max_length", max_length=TEXT_LENGTH, truncation=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        text = embed(self.encoder, words.input_ids, words.attention_mask)
+        latents = torch.randn(len(tasks), CHANNELS, 3, 6, 6, generator=self.random)
+        for sigma, following in zip(SIGMAS, (*SIGMAS[1:], 0.0), strict=True):
+            clean = predict(self.transformer, latents, torch.full((len(tasks),), sigma), first, text)
+            latents = clean + following / sigma * (latents - clean)
+        return (decode(self.vae, latents * self.std + self.mean).clamp(0, 1) * 255).round().byte()

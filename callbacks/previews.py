@@ -20,6 +20,12 @@ class Previews(L.Callback):
             raise UserError(f"previews every {every} steps is not possible; give 1 or more")
         self.every = every
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TestTimeTraining)
+        for path in (Path(trainer.default_root_dir) / "previews").glob("step_*.png"):
+            if int(path.stem.removeprefix("step_")) >= pl_module.steps:  # of a killed run that had got further
+                path.unlink()
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -15,7 +15,7 @@ class RewardCurves(L.Callback):
     """Writes ``curves.csv`` as the steps go and ``curves.png`` at the end.
 
     Row n holds the losses of the adapter after n steps; the last row is that of the kept weights (unless its loss is
-    not finite: then the row before).
+    not finite: then the row with the lowest). A resumed training writes the file anew.
     """
 
     def __init__(self, tau: float | None = None) -> None:
@@ -39,7 +39,8 @@ class RewardCurves(L.Callback):
     def _append(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TestTimeTraining)
         rows = [row(grade) for grade in module.grades[self._written :]]
-        with (Path(trainer.default_root_dir) / "curves.csv").open("a", newline="", encoding="utf-8") as file:
+        path, mode = Path(trainer.default_root_dir) / "curves.csv", "a" if self._written else "w"
+        with path.open(mode, newline="", encoding="utf-8") as file:
             if rows and not self._written:
                 csv.writer(file).writerow(rows[0])
             csv.writer(file).writerows(line.values() for line in rows)

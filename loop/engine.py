@@ -293,7 +293,7 @@ class Loop:
             }
         )
         if optimised.get("optimisation_stop") == NON_FINITE:
-            self.warn(f"{name}: the loss became NaN or infinite, the last finite adapter is kept")
+            self.warn(f"{name}: the loss became NaN or infinite, the best adapter so far is kept")
         if similar is not None and similar < LEAST_FIDELITY:
             self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
         return clip

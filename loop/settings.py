@@ -14,7 +14,7 @@ KeepAdapter = Literal["none", "attempts", "steps"]
 class LoopSettings(BaseModel):
     """The arguments of StepLoop. The defaults are the paper's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_steps: PositiveInt = 3  # N_max
     attempts: PositiveInt = 3  # M: a first one and two repairs

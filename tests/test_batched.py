@@ -101,7 +101,7 @@ def batch_of(
     return result, [instance.stop for instance in result.instances], computed
 
 
-def test_one_instance_that_breaks_keeps_its_last_finite_weights_and_disturbs_no_other(reasoner: Reasoner) -> None:
+def test_one_instance_that_breaks_keeps_its_best_weights_and_disturbs_no_other(reasoner: Reasoner) -> None:
     fine, _, _ = batch_of(reasoner, [{}, {}, {}], 4, 0.0)
     nan, inf = float("nan"), float("inf")
     broken, stops, computed = batch_of(reasoner, [{}, {2: nan}, {0: inf}], 4, 0.0)

@@ -168,6 +168,15 @@ def test_teacher_answers_and_counts(models: Models) -> None:
     assert text == said.text
 
 
+def test_another_model_in_this_process(models: Models, folders: dict[str, Path]) -> None:
+    asked = [Message("user", (IMAGE.repeat(1, 6, 6), "is the red cross"))]
+    chat = make_chat(ChatSettings("local", str(folders["teacher"]), max_tokens=5), models.teacher)
+    assert isinstance(chat, LocalChat) and chat.teacher is not models.teacher
+    assert chat.reply(asked).text == LocalChat(models.teacher, max_tokens=5).reply(asked).text
+    with pytest.raises(UserError, match="nowhere"):
+        make_chat(ChatSettings("local", "/nowhere"), models.teacher)
+
+
 def test_teacher_refuses_what_would_mislead_it(models: Models) -> None:
     chat = make_chat(ChatSettings(), models.teacher)
     assert isinstance(chat, LocalChat)

@@ -179,7 +179,7 @@ def test_run_and_continue(dataset: list[Sample], settings: Make, tmp_path: Path)
     s = settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1})
     first = run(s)
     assert [r.sample for r in first.results] == ["a", "b"] and not first.problems
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "samples"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "samples"}
     before = (tmp_path / "run/samples/a/result.json").read_text()
 
     more = run(dataclasses.replace(s, limit=3))
@@ -274,7 +274,7 @@ def test_nan_is_reported_and_the_others_go_on(
     monkeypatch.setattr("ttopt.fit.TeacherReward.__call__", broken)
     found = run(settings(run_dir=str(tmp_path / "run"), limit=2))
     assert [r.stop for r in found.results] == [NON_FINITE, NON_FINITE]
-    assert "the loss became NaN or infinite after step 0" in found.problems[0]
+    assert "the loss became NaN or infinite; the best adapter before, that of step 0, is kept" in found.problems[0]
     assert "lower --optimisation.lr" in found.problems[0]
 
 

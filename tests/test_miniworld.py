@@ -14,7 +14,7 @@ import torch
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.miniworld.corruptions import CORRUPTIONS
-from ttopt.miniworld.dialogues import plan, verdict
+from ttopt.miniworld.dialogues import as_text, checks, plan, route, verdict
 from ttopt.miniworld.multistep import LONGEST, legs
 from ttopt.miniworld.scene import Actor, Task, distance
 from ttopt.miniworld.scorer import rule_truths, score_videos
@@ -86,6 +86,15 @@ def test_verdicts_agree_with_the_scorer_and_plans_solve_long_tasks() -> None:
         replies = [plan(task, done, True, done + 1, 4) for done in range(4)]
         assert [r["instruction"] for r in replies[:3]] == [part.prompt for part in legs(task)]
         assert [r["task_complete"] for r in replies] == [False, False, False, True]
+
+
+def test_perfect_replies_use_known_words_only() -> None:
+    tokenizer = teacher_tokenizer()
+    for family in (*FAMILIES, *MULTI_STEP):
+        task = make_task(family, "ood", 5, 0)
+        reading = read(render(task.codes()).unsqueeze(0))
+        for reply in (plan(task, 1, False, 2, 3), verdict(task, reading), route(task, checks(task, reading), False)):
+            assert tokenizer.unk_token_id not in tokenizer(as_text(reply))["input_ids"], reply
 
 
 def test_reading_inverts_rendering() -> None:

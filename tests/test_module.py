@@ -135,7 +135,7 @@ def test_zero_adapter_is_the_base_model(models: Models) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("when", [0, 2, 3])
-def test_non_finite_loss_keeps_the_last_finite_weights(models: Models, bad: float, when: int, tmp_path: Path) -> None:
+def test_non_finite_loss_keeps_the_best_weights(models: Models, bad: float, when: int, tmp_path: Path) -> None:
     """Also when only the weights after the last step (3) are bad."""
     calls: list[Tensor] = []
 

@@ -152,7 +152,7 @@ class BatchedTeacherLora:
             if sample.id in self.trained or _format(sample) != _format(first):
                 continue
             try:
-                queries = context.queries or context.models.teacher.write_queries(sample)
+                queries = context.queries or context.models.teacher.queries(sample)
             except UserError as error:
                 self.trained[sample.id] = error
                 continue

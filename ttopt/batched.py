@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ttopt.config import OptimisationSettings
 from ttopt.errors import UserError
-from ttopt.module import Decoder, Grade
+from ttopt.module import Decoder, Grade, kept_grade
 from ttopt.reasoner import Condition, Reasoner
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
@@ -37,9 +37,8 @@ class Instance:
 
     @property
     def kept(self) -> Grade:
-        """The grade of the weights that are kept: the last finite one (or the first, if none is)."""
-        finite = [grade for grade in self.grades if math.isfinite(grade.total)]
-        return finite[-1] if finite else self.grades[0]
+        """The grade of the weights that are kept."""
+        return kept_grade(self.grades)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def optimise_batch(
     """Optimises ``adapter``'s instances in place until each one's loss is at most tau, or for N steps.
 
     An instance that has stopped keeps its weights to the bit while the others go on; one whose loss is not finite gets
-    its last finite weights back. ``watch`` is shown the graded frames of every step. With ``reward_of``, the reward of
+    its best weights back. ``watch`` is shown the graded frames of every step. With ``reward_of``, the reward of
     some of the instances, those that have stopped are not computed any more. Raises UserError for another
     ``denoise_step`` than the first.
     """
@@ -89,8 +88,8 @@ def optimise_batch(
     parameters = adapter.parameters()
     optimiser = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
     instances = [Instance() for _ in range(len(z1))]
-    kept = torch.empty_like(z1)
-    before = _copies(parameters)  # the weights before the last step
+    kept, best_kept = torch.empty_like(z1), torch.empty_like(z1)
+    before, best = _copies(parameters), _copies(parameters)  # the weights before the last step, and the best ones
     with torch.no_grad():
         prefix = reasoner.prefix(z1, 1.0, condition, adapter.first_block)
     for step in range(settings.steps + 1):
@@ -112,14 +111,17 @@ def optimise_batch(
             instance = instances[number]
             if instance.stop:
                 continue
+            lowest = min((grade.total for grade in instance.grades), default=math.inf)
             instance.grades.append(Grade(step, value, tuple(queries)))
+            kept[number] = latents[row].detach()
+            if value < lowest or step == 0:
+                best_kept[number] = kept[number]
+                _take(best, parameters, number)
             if not math.isfinite(value):
                 instance.stop.append(NON_FINITE)
                 broken.append(number)
-                if step == 0:
-                    kept[number] = latents[row].detach()
+                kept[number] = best_kept[number]
                 continue
-            kept[number] = latents[row].detach()
             if value <= settings.tau or last:
                 instance.stop.append(ACCEPTED if value <= settings.tau else ALL_STEPS)
         done = all(instance.stop for instance in instances)
@@ -129,7 +131,7 @@ def optimise_batch(
                 parameter.grad = gradient
         adapter.active = None  # not earlier: recomputed blocks run again in the backward pass
         for number in broken:  # not earlier: the backward pass needs the weights as they were
-            _take(parameters, before, number)
+            _take(parameters, best, number)
         if done:
             break
         adapter.clip_gradients(settings.clip_norm)

@@ -11,7 +11,6 @@ random weights, which cost the same.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.errors import UserError
+from ttopt.errors import Arguments, UserError
 
 if TYPE_CHECKING:
     from ttopt.bench_models import Bench
@@ -161,7 +160,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(args: Sequence[str]) -> int:
     """``ttopt bench``."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="ttopt bench", description="One optimisation step, the plain way against ours.", allow_abbrev=False
     )
     parser.add_argument(
@@ -177,7 +176,10 @@ def main(args: Sequence[str]) -> int:
     if own.steps < 1:
         raise UserError(f"--steps is {own.steps}; give 1 or more")
     available = WAYS if own.size == "mini" else WAYS + LARGE_WAYS
-    ways = [way for way in available if re.search(own.ways, way.name)]
+    try:
+        ways = [way for way in available if re.search(own.ways, way.name)]
+    except re.error as error:
+        raise UserError(f"--ways {own.ways} is no regular expression ({error}); give e.g. packed") from error
     if not ways:
         raise UserError(f"--ways {own.ways} matches no row; there are {', '.join(way.name for way in available)}")
     from ttopt.bench_models import machine, mini, real_size

@@ -33,6 +33,8 @@ T = TypeVar("T", bound=BaseModel)
 
 REPAIR = "That reply cannot be used: {error}. Reply again with the JSON object only."
 SHOWN = 300  # characters of a reply or an error page that an error message quotes
+SECRET = re.compile(r"(key|token|secret|password|signature|sig)=", re.IGNORECASE)  # in an address
+SHORTEST_KEY = 8  # letters; a shorter one, such as "none", is no secret but a word
 CONTROL = re.compile(r"<\|\w+\|>")  # marks a turn or an image in the chat templates of open models
 
 
@@ -121,11 +123,19 @@ def check_chat(settings: ChatSettings) -> None:
         except ValueError:
             fine = False
         if not fine:
-            raise UserError(f"chat.base_url {settings.base_url!r} is no address; give e.g. http://127.0.0.1:8000/v1")
+            shown = "" if "@" in settings.base_url else f" {settings.base_url!r}"  # no password in a message
+            raise UserError(f"chat.base_url{shown} is no address; give e.g. http://127.0.0.1:8000/v1")
         if address.username or address.password:
             # Not quoted: addresses are written into configurations, traces and messages.
             raise UserError("chat.base_url holds a user or password; leave them out and name the key in chat.key_env")
+        if SECRET.search(address.query):
+            raise UserError("chat.base_url holds a key; leave it out and name it in chat.key_env")
     if settings.backend == "openai" and settings.key_env and not os.environ.get(settings.key_env):
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", settings.key_env):  # not quoted: it may be the key itself
+            raise UserError(
+                "chat.key_env names no environment variable that is set; it must be a variable's name, never the key "
+                "itself, e.g. OPENAI_API_KEY"
+            )
         raise UserError(
             f"chat.key_env: the environment variable {settings.key_env} is not set; put the server's key there, "
             "or give --chat.key_env '' for a server without keys"
@@ -226,7 +236,7 @@ class OpenAIChat:
             raise ChatError(self._explained(error)) from error
         except ValueError as error:  # JSON that is none
             raise ChatError(
-                f"{self.name} sent something that is no reply ({error}); is chat.base_url right?"
+                f"{self.name} sent something that is no reply ({self._quoted(str(error))}); is chat.base_url right?"
             ) from error
         return self._read(completion, time.perf_counter() - begin)
 
@@ -274,13 +284,16 @@ class OpenAIChat:
                 "chat.base_url must be the address of an OpenAI-compatible interface, usually ending in /v1"
             )
         cost = (read * s.price_in + written * s.price_out) / 1e6
-        return Reply(storable(text), latency, read, written, cost, s.model, cut)
+        return Reply(storable(self._without_key(text)), latency, read, written, cost, s.model, cut)
+
+    def _without_key(self, text: str) -> str:
+        """Servers like to repeat the key, and everything they say is written down."""
+        key = os.environ.get(self.settings.key_env, "")
+        return text.replace(key, "***") if len(key) >= SHORTEST_KEY else text
 
     def _quoted(self, text: str) -> str:
-        """The beginning of what a server said, on one line and without the key, which servers like to repeat."""
-        if self.settings.key_env:
-            text = text.replace(os.environ.get(self.settings.key_env) or "\0", "***")
-        return storable(" ".join(text.split())[:SHOWN])
+        """The beginning of what a server said, on one line and without the key."""
+        return storable(" ".join(self._without_key(text).split())[:SHOWN])
 
     def _explained(self, error: Exception) -> str:
         """One sentence with a cure."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ttopt import __version__
-from ttopt.errors import UserError
+from ttopt.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from ttopt.compare_config import CompareSettings
@@ -46,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"{args[0]!r} is no command; the nearest is {nearest[0]} (--help lists all)")
         return commands[args[0]](args[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        said = one_line(f"{error.filename}: {error.strerror}")
+        print(f"error: {said}; give another path, or mend this one", file=sys.stderr)
         return 2
 
 
@@ -142,7 +148,7 @@ def _resumable(work: Callable[[], T]) -> T | None:
 def _exit_code(problems: Sequence[str]) -> int:
     """Tells the problems of a run: 2 if there are any, else 0."""
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {one_line(problem)}", file=sys.stderr)
     return 2 if problems else 0
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from ttopt import judges
 from ttopt.chat import check_chat
 from ttopt.compare_config import CompareSettings, chosen, parse_compare, settings_of
-from ttopt.config import FitSettings, to_yaml
+from ttopt.config import FitSettings, MethodSettings, to_yaml
 from ttopt.console import Console
 from ttopt.engine import MakeCallbacks, find_samples, fit_all
 from ttopt.errors import UserError
@@ -37,7 +37,7 @@ from ttopt.methods.existing import video_path
 from ttopt.models import Models
 from ttopt.report import write_report
 from ttopt.result import FILE, Result
-from ttopt.runfolder import CONFIG, new_path, write_text, writing
+from ttopt.runfolder import CONFIG, new_path, read_json, write_text, writing
 from ttopt.sample import Sample
 from ttopt.statistics import Estimate
 from ttopt.table import Entry, Judged, Row, agrees, columns, rows, score_name
@@ -64,6 +64,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     """
     check_chat(settings.chat)
     samples, _ = find_samples(settings)
+    methods = {method.slug: make_method(MethodSettings(method.path, method.arguments)) for method in chosen(settings)}
     folder = Path(settings.run_dir) if settings.run_dir else new_path(name="compare")
     with writing(folder):
         if folder.exists() and any(folder.iterdir()) and not (folder / "methods").is_dir():
@@ -74,7 +75,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     for method in chosen(settings):
         console.print(f"{method.name}:")
         own = settings_of(method, settings, folder / "methods" / method.slug)
-        needs = getattr(make_method(own.method), "needs_models", True)
+        needs = getattr(methods[method.slug], "needs_models", True)
         run = fit_all(own, console, callbacks, load if needs else no_models)
         problems += [f"{method.name}: {problem}" for problem in run.problems]
     grade(settings, folder, samples, load)
@@ -114,10 +115,9 @@ def tabulate(
 
 def load_comparison(folder: Path) -> Comparison:
     """A comparison's folder, tabulated anew. Raises UserError if it holds none."""
-    try:
-        families = json.loads((folder / TABLE).read_text(encoding="utf-8"))["samples"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / TABLE} cannot be read ({error}); run ttopt compare --run-dir {folder}") from error
+    families = read_json(folder / TABLE).get("samples")
+    if not isinstance(families, dict):
+        raise UserError(f"{folder / TABLE} names no samples; run ttopt compare --run-dir {folder}")
     settings = parse_compare(["--config", str(folder / CONFIG)])
     return tabulate(settings, folder, families)
 
@@ -144,8 +144,7 @@ def read_entries(settings: CompareSettings, folder: Path, samples: Sequence[str]
     found: dict[str, dict[str, Entry]] = {}
     for method in chosen(settings):
         place = folder / "methods" / method.slug
-        judged = json.loads((place / JUDGED).read_text()) if (place / JUDGED).exists() else {}
-        official = json.loads((place / OFFICIAL).read_text())["scores"] if (place / OFFICIAL).exists() else {}
+        judged, official = read_json(place / JUDGED), read_json(place / OFFICIAL).get("scores", {})
         found[method.name] = {}
         for sample in samples:
             where = place / "samples" / sample

@@ -9,12 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ttopt.config import FitSettings, MethodSettings, changed, check, config_path, parse
+from ttopt.config import FitSettings, MethodSettings, changed, check, config_path, parse, read_config
 from ttopt.errors import UserError
 
 DEFAULT = "compare"
+JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own
+# What decides which samples there are, and where their results lie.
+SHARED = (
+    "run_dir",
+    "dataset",
+    "root",
+    "split",
+    "families",
+    "limit",
+    "sample.id",
+    "sample.prompt",
+    "sample.image",
+    "method",
+)
 
 
 @dataclass(frozen=True)
@@ -113,14 +125,12 @@ def _base(args: list[str]) -> str:
     for place, arg in enumerate(args):
         name, equals, value = arg.partition("=")
         value = value if equals else (args[place + 1] if place + 1 < len(args) else "")
-        if name == "--base":
+        if name == "--base" and value:
             found = value
-        elif name == "--config":
-            try:
-                content = yaml.safe_load(config_path(value).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue  # said properly when the file is read
-            found = content.get("base", found) if isinstance(content, dict) else found
+        elif name == "--config" and value:
+            found = read_config(config_path(value)).get("base", found)
+            if not isinstance(found, str):
+                raise UserError(f"{value}: base is {found!r}; give the name of a configuration or a YAML file")
     return found
 
 
@@ -139,7 +149,12 @@ def _check(settings: CompareSettings) -> None:
         raise UserError(f"reference is {settings.reference!r}, but the methods are {', '.join(names)}")
     if settings.method != MethodSettings():
         raise UserError("compare takes its methods from the list methods; leave --method out")
+    if settings.official and settings.dataset not in JUDGED:
+        raise UserError(f"dataset {settings.dataset} has no evaluator of its own; leave --official out")
     for method in settings.methods:
+        for name in method.settings:
+            if name.startswith(SHARED):
+                raise UserError(f"method {method.name}: {name} must be the same for all methods; give it as --{name}")
         settings_of(method, settings, Path())
 
 

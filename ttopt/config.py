@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ EMBEDDED = "embedded"
 EMBEDDED_BASE = "embedded-base"
 WEIGHTS = Path(__file__).parent / "weights"
 METHOD_ARGUMENTS = "method.arguments"  # checked by the method itself
+SHOWN = 500  # characters of a parser's message
 # In a checkout configs/ lies beside the package; a wheel carries it inside the package.
 CONFIG_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")
 
@@ -190,6 +192,9 @@ class LoggingSettings:
     """W&B project."""
     previews_every: int = 10
     """Write the frames that the teacher sees every n steps; 0: never."""
+    state_every: int = 5
+    """Keep the state of the optimisation every n steps (less often where that would take more than 2 % of the time), so
+    that a killed run goes on in the middle of a sample; 0: never. Batches (batch_samples) start over."""
 
 
 @dataclass(frozen=True)
@@ -328,10 +333,12 @@ def parse(group: type[S], command: str, what: str, args: Sequence[str], defaults
     """
     known = setting_names(group)
     args = _checked_args(args, known)
-    parser = _parser(group, command, what)
+    parser = _parser(group, command, what)  # type: ignore[arg-type]  # classes are hashable
     parser.default_config_files = [_checked_config(name, known) for name in defaults]
     values = vars(parser.instantiate(parser.parse_args(args)))
-    return group(**{name: value for name, value in values.items() if name != "config"})
+    found = group(**{name: value for name, value in values.items() if name != "config"})
+    _check_filled(found)
+    return found
 
 
 def _names_config(args: Sequence[str]) -> bool:
@@ -394,23 +401,46 @@ def _checked_args(args: Sequence[str], known: Sequence[str]) -> list[str]:
 def _checked_config(name: str, known: Sequence[str]) -> str:
     """Path of a configuration whose keys are all known. Raises UserError."""
     path = config_path(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {_readable(str(error))}") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold settings such as 'seed: 1'; see configs/{DEFAULT_CONFIG}.yaml")
-    for key in _keys(content):
+    for key, value in _items(read_config(path)):
         _check_name(key, f"{path}: {key}", known)
+        if not isinstance(value, Mapping) and any(other.startswith(f"{key}.") for other in known):
+            raise UserError(f"{path}: {key} is {value!r}; it must hold settings, which --help lists")
     return str(path)
 
 
-def _keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands there twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """What a YAML file says, unchecked but for its syntax. Raises UserError."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        if isinstance(content, Mapping):
+            list(_items(content))
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, or no such date
+        raise UserError(f"{path} is not valid YAML: {_readable(str(error))}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is not valid YAML: it is nested too deeply; write it flat") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} must hold settings such as 'seed: 1'; see configs/{DEFAULT_CONFIG}.yaml")
+    return content
+
+
+def _items(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Groups and settings by dotted name."""
     for key, value in content.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         # The arguments of callbacks lie in a list; all other mappings but a method's arguments are groups of settings.
         if isinstance(value, Mapping) and f"{prefix}{key}" != METHOD_ARGUMENTS:
-            yield from _keys(value, f"{prefix}{key}.")
+            yield from _items(value, f"{prefix}{key}.")
 
 
 def setting_names(group: type = FitSettings, prefix: str = "") -> list[str]:
@@ -438,11 +468,31 @@ def _check_name(name: str, shown: str, known: Sequence[str], flag: str = "") -> 
     raise UserError(f"{shown}: there is no such setting; the nearest is {flag}{nearest} (--help lists all)")
 
 
+def _check_filled(group: Any, prefix: str = "") -> None:
+    """UserError for a null where a value is needed; the parser lets it pass in files."""
+    for spec in dataclasses.fields(group):
+        value = getattr(group, spec.name)
+        if dataclasses.is_dataclass(value):
+            _check_filled(value, f"{prefix}{spec.name}.")
+        elif value is None and "None" not in str(spec.type):
+            raise UserError(f"{prefix}{spec.name} is null; give a value, or leave it out")
+
+
 def _readable(message: str) -> str:
-    """A parser's or YAML's message on one line."""
+    """A parser's or YAML's message on one line, without the parser's own words for types."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-    message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
-    return " ".join(message.split())
+    message = " ".join(re.sub(r'Parser key "([^"]+)":', r"--\1:", message).split())
+    message = re.sub(
+        r"Does not validate .* Subtypes: \[(.*), NoneType\] Errors: .* Given value:",
+        r"Expected a \1. Got value:",
+        message,
+    )
+    message = re.sub(
+        r"Not a valid subclass of (\w+)\. Got value: (.*?) Subclass types expect .*",
+        r"Expected \1 (see --help). Got value: \2",
+        message,
+    )
+    return message if len(message) <= SHOWN else f"{message[:SHOWN]} ..."
 
 
 # Writing and comparing settings
@@ -474,9 +524,14 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def check(settings: FitSettings) -> None:
     """Raises UserError for values that no run could use; needs no model and no data."""
+    for name, value in flat(to_dict(settings)).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{name} is {value}; give a finite number")
     o, sample, sigmas = settings.optimisation, settings.sample, settings.reasoner.sigmas
     families = settings.families or []
     rules = [
+        (settings.seed >= 0, f"seed is {settings.seed}", "give 0 or more"),
         (settings.limit >= 1, f"limit is {settings.limit}", "give --limit 1 or more"),
         (settings.batch_samples >= 1, f"batch_samples is {settings.batch_samples}", "give 1 or more"),
         (
@@ -489,6 +544,10 @@ def check(settings: FitSettings) -> None:
             f"root {settings.root} does not exist",
             "give the folder of the data set",
         ),
+        (sample.height >= 1, f"sample.height is {sample.height}", "give pixels, e.g. 480"),
+        (sample.width >= 1, f"sample.width is {sample.width}", "give pixels, e.g. 832"),
+        (sample.frames >= 1, f"sample.frames is {sample.frames}", "give 4k+1 frames, e.g. 81"),
+        (sample.fps >= 1, f"sample.fps is {sample.fps}", "give frames a second, e.g. 16"),
         (sample.multiple >= 1, f"sample.multiple is {sample.multiple}", "give 32, or what the reasoner needs"),
         (settings.families != [], "families is empty", "name some, or give --families null for all"),
         (len(set(families)) == len(families), f"families names one twice: {families}", "name each once"),
@@ -512,6 +571,11 @@ def check(settings: FitSettings) -> None:
         (settings.teacher.frames >= 1, f"teacher.frames is {settings.teacher.frames}", "give 1 or more"),
         (settings.adapter.rank >= 1, f"adapter.rank is {settings.adapter.rank}", "give 1 or more"),
         (
+            settings.adapter.alpha is None or settings.adapter.alpha > 0,
+            f"adapter.alpha is {settings.adapter.alpha}",
+            "give a positive number, or null for alpha = rank",
+        ),
+        (
             settings.chat.backend == "teacher" or bool(settings.chat.model),
             f"chat.model is empty, but chat.backend is {settings.chat.backend}",
             "give the server's name of the model, or for local a folder, a hub id or embedded, as --chat.model",
@@ -522,6 +586,13 @@ def check(settings: FitSettings) -> None:
             "give full, mini, or a folder like loop/prompts",
         ),
         (settings.chat.timeout > 0, f"chat.timeout is {settings.chat.timeout}", "give seconds, e.g. 120"),
+        (
+            settings.chat.temperature >= 0,
+            f"chat.temperature is {settings.chat.temperature}",
+            "give 0 or more, e.g. 0.2",
+        ),
+        (settings.chat.price_in >= 0, f"chat.price_in is {settings.chat.price_in}", "give 0 or more"),
+        (settings.chat.price_out >= 0, f"chat.price_out is {settings.chat.price_out}", "give 0 or more"),
         (settings.chat.max_retries >= 0, f"chat.max_retries is {settings.chat.max_retries}", "give 0 or more"),
         (settings.chat.max_tokens >= 1, f"chat.max_tokens is {settings.chat.max_tokens}", "give e.g. 1024"),
         (
@@ -530,6 +601,7 @@ def check(settings: FitSettings) -> None:
             "give a positive number, or null for no limit",
         ),
         (settings.logging.previews_every >= 0, "logging.previews_every is below 0", "give 0 for no previews"),
+        (settings.logging.state_every >= 0, "logging.state_every is below 0", "give 0 for no states"),
         (
             bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True),
             f"reasoner.sigmas is {sigmas}",

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ttopt.errors import printable
 from ttopt.module import TestTimeTraining
 from ttopt.result import Result, Scored
 from ttopt.sample import Sample
@@ -57,11 +58,11 @@ class Console:
             o = r.optimisation
             table.add_row(
                 r.sample,
-                r.family or "-",
-                r.split or "-",
+                escape(printable(r.family)) or "-",
+                escape(printable(r.split)) or "-",
                 str(o.steps) if o else f"{r.details['clips']} clips" if "clips" in r.details else "-",
                 f"{_number(o.prediction_before.loss)} → {_number(o.prediction_after.loss)}" if o else "-",
-                escape(r.stop),
+                escape(printable(r.stop)),
                 _scores(r),
                 f"{r.cost.generated_seconds:.1f}",
                 f"{r.seconds['total']:.1f}",
@@ -76,7 +77,7 @@ class Console:
             self.output.print(f"right by the scorer: {was}{sum(after)} of {len(after)}")
 
     def print(self, text: str) -> None:
-        self.output.print(escape(text), soft_wrap=True, highlight=False)
+        self.output.print(escape(printable(text)), soft_wrap=True, highlight=False)
 
 
 class LiveSteps:
@@ -96,7 +97,7 @@ class LiveSteps:
         self._progress.update(self._one, text=escape(text), visible=True)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(escape(text), soft_wrap=True, highlight=False)
+        self._progress.console.print(escape(printable(text)), soft_wrap=True, highlight=False)
 
     def finished(self, result: Result, skipped: bool = False) -> None:
         self._advance()
@@ -131,7 +132,7 @@ class _ShowLoss(L.Callback):
         assert isinstance(pl_module, TestTimeTraining)
         grade = pl_module.grades[-1]
         text = f"loss {_number(grade.total)}  goal {grade.p_yes[0]:.2f}"
-        self._progress.update(self._task, completed=pl_module.global_step, text=text)
+        self._progress.update(self._task, completed=pl_module.steps, text=text)
 
 
 def _number(value: float) -> str:

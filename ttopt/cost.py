@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -54,6 +54,25 @@ class Meter:
         """Work that was done for this sample before, together with others."""
         self._forwards += forwards
         self._not_counted -= seconds
+
+    def state(self) -> dict[str, Any]:
+        """All counts so far, in JSON's types, for ``resume``."""
+        return {
+            "generated_seconds": self.generated_seconds,
+            "vlm_calls": self.vlm_calls,
+            "forwards": self._forwards,
+            "total": self.total_seconds,
+            "not_counted": self._not_counted,
+            "seconds": self.timer.seconds(),
+            "peak_mb": self.timer.peak_mb(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Counts on from an earlier process's ``state``; what this one has counted so far was a repetition."""
+        self.generated_seconds, self.vlm_calls = state["generated_seconds"], state["vlm_calls"]
+        self._forwards, self._not_counted = state["forwards"], state["not_counted"]
+        self._begin = time.perf_counter() - state["total"]
+        self.timer.resume(state["seconds"], state["peak_mb"])
 
     @property
     def total_seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import time
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from ttopt import __version__
 from ttopt.batch_fit import batched
 from ttopt.chat import Chat, check_chat, make_chat
 from ttopt.config import CallbackSettings, FitSettings
@@ -19,8 +21,10 @@ from ttopt.cost import Meter
 from ttopt.errors import UserError
 from ttopt.finish import Scorer
 from ttopt.fit import Models, load_models
+from ttopt.identity import files_digest, sample_digest
+from ttopt.memory import SPARED, advice, spare
 from ttopt.methods.base import Context, Method, make_method, make_object
-from ttopt.models import TOO_SMALL, sources
+from ttopt.models import sources
 from ttopt.result import NON_FINITE, Result
 from ttopt.runfolder import RunFolder, new_path
 from ttopt.sample import Sample
@@ -57,14 +61,16 @@ def fit_all(
     extra_callbacks(settings.callbacks)  # a wrong class path should not wait for the models
     method = make_method(settings.method)
     check_chat(settings.chat)
+    batched(method, [], settings)  # refuses what cannot be batched before anything is written
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
     run = Run(folder.path)
-    method = batched(method, [sample for sample in samples if folder.finished(sample.id) is None], settings)
     models: Models | None = None
     chat: Chat | None = None
-    with console.samples(samples, settings.optimisation.steps) as progress:
+    with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
+        finished = _finished(samples, folder, settings)
+        method = batched(method, [sample for sample in samples if sample.id not in finished], settings)
         for sample in samples:
-            done = folder.finished(sample.id)
+            done = finished.get(sample.id)
             if done is not None:
                 run.results.append(done)
                 progress.finished(done, skipped=True)
@@ -77,12 +83,15 @@ def fit_all(
             def made() -> list[L.Callback]:
                 return [*callbacks(settings), *extra_callbacks(settings.callbacks), progress.callback()]
 
+            def solve(sample: Sample = sample, models: Models = models, chat: Chat = chat) -> Result:
+                return _solve(sample, method, models, chat, settings, folder, queries, scorer, made, progress)
+
             try:
-                result = _solve(sample, method, models, chat, settings, folder, queries, scorer, made, progress)
+                result = _sparingly(solve, models, progress.note)
             except (UserError, torch.OutOfMemoryError) as error:
                 if isinstance(error.__cause__, OSError):  # the disk; the next sample would meet it too
                     raise
-                why = TOO_SMALL if isinstance(error, torch.OutOfMemoryError) else str(error)
+                why = advice(settings) if isinstance(error, torch.OutOfMemoryError) else str(error)
                 run.problems.append(f"sample {sample.id}: {why}")
                 progress.failed(sample, why)
                 continue
@@ -92,11 +101,49 @@ def fit_all(
                 run.problems.append(f"sample {sample.id}: {result.error}")
             if result.stop == NON_FINITE and result.optimisation:
                 run.problems.append(
-                    f"sample {sample.id}: the loss became NaN or infinite after step {result.optimisation.steps}, "
-                    "whose adapter is kept; lower --optimisation.lr, or give --reasoner.dtype and --teacher.dtype "
-                    "float32"
+                    f"sample {sample.id}: the loss became NaN or infinite; the best adapter before, that of step "
+                    f"{result.optimisation.steps}, is kept; lower --optimisation.lr, or give --reasoner.dtype and "
+                    "--teacher.dtype float32"
                 )
+            if result.optimisation and result.optimisation.queries.get("generic"):
+                progress.note(f"{sample.id}: the teacher wrote no usable questions, generic ones were asked instead")
     return run
+
+
+def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSettings) -> dict[str, Result]:
+    """What earlier calls finished. Raises UserError for a result that was made from something else."""
+    found, files = {}, files_digest(settings)
+    for sample in samples:
+        done = folder.finished(sample.id)
+        if done is None:
+            continue
+        now = {"prompt or image": sample_digest(sample), "weights or wordings": files, "ttopt": __version__}
+        then = {
+            "prompt or image": done.inputs.get("sample"),
+            "weights or wordings": done.inputs.get("files"),
+            "ttopt": done.versions.get("ttopt"),
+        }
+        for name, value in now.items():
+            if then[name] not in (None, value):
+                raise UserError(
+                    f"{folder.path} holds a result of sample {sample.id} that was made with another {name} "
+                    f"({then[name]}, now {value}); set it back, or give another --run-dir"
+                )
+        found[sample.id] = done
+    return found
+
+
+def _sparingly(solve: Callable[[], Result], models: Models, note: Callable[[str], None]) -> Result:
+    """``solve``, and once more with less memory if there is too little. Raises what the second try raises."""
+    try:
+        return solve()
+    except torch.OutOfMemoryError:
+        if not spare(models):
+            raise
+    note(SPARED)  # not in the except clause: there, the first try's tensors still live
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return solve()
 
 
 def _loader(note: Callable[[str], None]) -> Callable[[FitSettings], Models]:
@@ -122,26 +169,38 @@ def _solve(
     callbacks: Callable[[], list[L.Callback]],
     progress: LiveSteps,
 ) -> Result:
-    with (
-        run_folder.sample(sample.id) as folder,
-        wandb_run(settings, sample.id, run_folder.path, progress.note) as logger,
-        Meter(models.reasoner) as meter,
-    ):
-        progress.begin(sample)
-        context = Context(
-            models, settings, meter, chat, scorer, queries, callbacks, logger, progress.status, progress.note
-        )
-        result = method.solve(sample, folder, context)
-        log_result(logger, result, folder)
+    with wandb_run(settings, sample.id, run_folder.path, progress.note) as logger:
+        with run_folder.sample(sample.id) as folder, Meter(models.reasoner) as meter:
+            progress.begin(sample)
+            context = Context(
+                models, settings, meter, chat, scorer, queries, callbacks, logger, progress.status, progress.note
+            )
+            result = method.solve(sample, folder, context)
+        # Only when the sample's folder is complete: W&B may take its time.
+        log_result(logger, result, run_folder.samples / sample.id)
     return result
 
 
 def find_samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
     """The samples of a run, and the data set's scorer if they are the data set's. Raises UserError."""
+    samples, scorer = _samples(settings)
+    if not samples:
+        raise UserError(f"dataset {settings.dataset}: {settings.root} holds no samples; check --root")
+    names: dict[str, str] = {}
+    for sample in samples:
+        other = names.setdefault(sample.id.casefold(), sample.id)  # some file systems know no upper case
+        if other is not sample.id:
+            raise UserError(f"the samples {other} and {sample.id} would share a folder; give each its own name")
+    return samples, scorer
+
+
+def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
     own = settings.sample
     if own.prompt is not None:
+        # Checked before the image is made as large as is asked for.
+        sample = Sample(own.id, own.prompt, None, own.frames, own.fps, own.height, own.width)
         image = None if own.image is None else read_image(Path(own.image), own.height, own.width)
-        return [Sample(own.id, own.prompt, image, own.frames, own.fps, own.height, own.width)], None
+        return [dataclasses.replace(sample, image=image)], None
     dataset = importlib.import_module(f"ttopt.datasets.{settings.dataset}")
     wanted = (settings.split, settings.families, settings.seed, settings.limit)
     if settings.root is not None and settings.dataset != "miniworld":
@@ -164,4 +223,10 @@ def given_queries(settings: FitSettings) -> Queries | None:
 
 def extra_callbacks(wanted: Sequence[CallbackSettings]) -> list[L.Callback]:
     """The user's own callbacks, found by their class paths. Raises UserError."""
-    return [make_object(callback.path, callback.arguments, "callback", "a Lightning callback") for callback in wanted]
+    found = []
+    for callback in wanted:
+        made = make_object(callback.path, callback.arguments, "callback", "a Lightning callback")
+        if not isinstance(made, L.Callback):
+            raise UserError(f"callback {callback.path} is no Lightning callback; give the class path of one")
+        found.append(made)
+    return found

@@ -13,6 +13,7 @@ from torch import Tensor
 from ttopt import metrics
 from ttopt.config import FitSettings, to_yaml
 from ttopt.cost import Meter
+from ttopt.identity import inputs
 from ttopt.result import Optimisation, Result, Scored, versions
 from ttopt.runfolder import CONFIG, writing
 from ttopt.sample import Sample
@@ -75,6 +76,7 @@ def finish(
         optimisation=optimisation,
         error=error,
         details=details or {},
+        inputs=inputs(sample, settings),
     )
     with writing(folder):
         result.save(folder)

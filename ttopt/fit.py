@@ -33,8 +33,9 @@ from ttopt.noise import best_noise
 from ttopt.picture import before_after
 from ttopt.reasoner import Condition, Reasoner
 from ttopt.result import ACCEPTED, Optimisation, Result
+from ttopt.resume import KeepState, State, digest, read
 from ttopt.reward import multi_vqa_loss
-from ttopt.runfolder import writing
+from ttopt.runfolder import STATE, writing
 from ttopt.sample import Sample
 from ttopt.teacher import Queries, Teacher
 from ttopt.timing import PartTimer
@@ -70,6 +71,7 @@ def fit_sample(
     logger: Logger | None = None,
     reward: Reward | None = None,
     status: Status = lambda text: None,
+    note: Status = lambda text: None,
     meter: Meter | None = None,
     trained: Trained | None = None,
 ) -> Result:
@@ -78,22 +80,31 @@ def fit_sample(
     ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the loop (the teacher
     still grades the two videos); ``callbacks`` and ``logger`` go to the Trainer; ``scorer`` sees only finished videos;
     ``meter``, already open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch.
+
+    Goes on from the state that an interrupted call has left in ``folder`` (ttopt/resume.py), if all is still the same.
+    With a ``reward``, which cannot be compared, none is kept. ``note`` is told what should stay on the screen.
     """
     if meter is None:
         with Meter(models.reasoner) as meter:
             return fit_sample(
                 sample, models, settings, folder, queries=queries, scorer=scorer, callbacks=callbacks, logger=logger,
-                reward=reward, status=status, meter=meter, trained=trained,
+                reward=reward, status=status, note=note, meter=meter, trained=trained,
             )  # fmt: skip
     reasoner, adapter, timer = models.reasoner, models.adapter, meter.timer
     o = settings.optimisation
     numbers = sample_frames(settings.teacher.frames, sample.frames)
 
+    resumable = reward is None and trained is None
+    key = digest(sample, settings, queries) if resumable else ""
+    state = read(folder, key, note) if resumable else None
+    if state is not None:
+        note(f"{sample.id} goes on after step {len(state.grades)}")
+        queries = state.queries
     if queries is None:
         status("the teacher writes its questions")
         meter.vlm_calls += 1
         with timer("queries"):
-            queries = models.teacher.write_queries(sample)
+            queries = models.teacher.queries(sample)
     graded_by = TeacherReward(models.teacher, queries, sample.fps, numbers)
 
     with timer("condition"):
@@ -103,8 +114,9 @@ def fit_sample(
         return multi_vqa_loss((reward or graded_by)(models.decoder(clean, numbers), clean), o.goal_weight)
 
     candidates = [noise_seed(settings.seed, sample, k) for k in range(o.starts)]
-    if trained is not None:
-        candidates = [trained.noise_seed]
+    chosen = trained or state
+    if chosen is not None:
+        candidates = [chosen.noise_seed]
     elif o.starts > 1:
         status(f"one-step predictions from {o.starts} noises")
     meter.vlm_calls += o.starts if o.starts > 1 else 0
@@ -117,8 +129,10 @@ def fit_sample(
     with record(), adapter.disabled():
         base = generate(reasoner, z1, condition, timer)
 
+    if resumable and settings.logging.state_every:
+        callbacks = [*callbacks, KeepState(folder, settings.logging.state_every, key, queries, start, meter)]
     module = optimise(models, reward or graded_by, condition, z1, numbers, settings, seeds["adapter"], folder, meter,
-                      callbacks, logger, trained)  # fmt: skip
+                      callbacks, logger, trained, state)  # fmt: skip
 
     status("the optimised video")
     video = generate(reasoner, z1, condition, timer)
@@ -139,7 +153,7 @@ def fit_sample(
         with timer("write"), writing(folder):
             write_video(folder / "base.mp4", base, sample.fps)
             before_after(folder / "before_after.png", sample.prompt, base, video, (score_before, score_after))
-    return finish(
+    result = finish(
         sample,
         video,
         folder,
@@ -151,7 +165,7 @@ def fit_sample(
         accepted=accepted,
         stop=module.stop,
         optimisation=Optimisation(
-            queries={"goal": queries.goal, "process": list(queries.process)},
+            queries={"goal": queries.goal, "process": list(queries.process), "generic": queries.generic},
             steps=module.kept.step,
             kept="adapter" if keeps_adapter else "base",
             prediction_before=module.grades[0].graded(),
@@ -164,6 +178,8 @@ def fit_sample(
             drift=metrics.drift(video, base),
         ),
     )
+    (folder / STATE).unlink(missing_ok=True)
+    return result
 
 
 def optimise(
@@ -179,10 +195,12 @@ def optimise(
     callbacks: Sequence[L.Callback] = (),
     logger: Logger | None = None,
     trained: Trained | None = None,
+    state: State | None = None,
 ) -> TestTimeTraining:
     """Trains the adapter for one video, from zero with ``seed``, or from where it stands (None); it stays attached.
 
-    ``reward`` grades the K frames with ``numbers``; callbacks write into ``folder``. ``trained`` is played back.
+    ``reward`` grades the K frames with ``numbers``; callbacks write into ``folder``. ``trained`` is played back; from
+    ``state`` an interrupted training goes on.
     """
     if seed is not None:
         models.adapter.reset(seed)
@@ -193,6 +211,9 @@ def optimise(
         from ttopt.batch_fit import Replay
 
         module = Replay(*arguments, settings.optimisation, meter.timer).play(trained)
+    if state is not None:
+        module.resume(state.tensors, state.grades)
+        meter.resume(state.cost)
     _train(module, folder, callbacks, logger)
     meter.vlm_calls += len(module.grades)
     return module
@@ -231,7 +252,7 @@ def _train(module: TestTimeTraining, folder: Path, callbacks: Sequence[L.Callbac
         trainer = L.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            max_steps=module.settings.steps,
+            max_steps=module.settings.steps - module.steps,
             max_epochs=-1,
             callbacks=list(callbacks),
             logger=logger or False,

@@ -18,7 +18,7 @@ from ttopt.errors import UserError
 from ttopt.models import Models, load_models, load_teacher, sources
 from ttopt.module import sample_frames
 from ttopt.result import FILE, Result
-from ttopt.runfolder import write_text, writing
+from ttopt.runfolder import read_json, write_text, writing
 from ttopt.sample import Sample
 from ttopt.table import Judged
 from ttopt.teacher import Queries, Teacher
@@ -59,7 +59,7 @@ def grade(settings: CompareSettings, folder: Path, samples: Sequence[Sample], lo
     reference = folder / "methods" / _slug(settings, settings.reference) / "samples"
     for method in chosen(settings):
         place = folder / "methods" / method.slug
-        judged: dict[str, Any] = json.loads((place / JUDGED).read_text()) if (place / JUDGED).exists() else {}
+        judged: dict[str, Any] = read_json(place / JUDGED)
         for sample in samples:
             result, video = place / "samples" / sample.id / FILE, place / "samples" / sample.id / "video.mp4"
             if not result.exists() or not video.exists():
@@ -95,7 +95,7 @@ def _questions(
 ) -> dict[str, Queries | None]:
     """The questions of every sample; None where the teacher writes none that can be read."""
     path, own = folder / QUERIES, given_queries(settings)
-    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept: dict[str, Any] = read_json(path)
     if not settings.questions:
         return {}
     for sample in samples:

@@ -123,6 +123,8 @@ def _device(name: str, setting: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds nothing")
     except RuntimeError as error:
         raise UserError(f"{setting} is {name!r}, which is no device; give auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +65,8 @@ class TestTimeTraining(L.LightningModule):
 
     Only the adapter's parameters are registered. Callbacks may define ``on_graded(trainer, module)``, called between
     grading and stepping: one that sets ``trainer.should_stop`` keeps the weights as they are (and may say why in
-    ``stop``). They read ``grades`` (one per graded adapter, the last is that of the kept weights) and ``frames`` (what
-    was graded last).
+    ``stop``). They read ``grades`` (one per graded adapter, ``kept`` is that of the kept weights) and ``frames`` (what
+    was graded last). ``state`` and ``resume`` let a training go on in another process.
     """
 
     __test__ = False  # no test case, whatever its name looks like to pytest
@@ -97,11 +97,21 @@ class TestTimeTraining(L.LightningModule):
         self.grades: list[Grade] = []
         self.frames: Tensor | None = None
         self.stop = ALL_STEPS
-        self._last_finite: list[Tensor] = []
+        self._best: list[Tensor] = []  # the weights with the lowest loss so far
         self._prefix: Activation | None = None
+        self._taken = 0  # steps before ``resume``
+        self._optimiser: dict[int, dict[str, Tensor]] = {}  # its state then
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps so far."""
+        return self._taken + self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        optimiser = torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        if self._optimiser:
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": self._optimiser})
+        return optimiser
 
     def train_dataloader(self) -> Iterable[int]:
         """One endless epoch; the trainer's max_steps ends it."""
@@ -151,18 +161,22 @@ class TestTimeTraining(L.LightningModule):
     def _note(self, losses: Tensor, total: Tensor) -> None:
         """Reads all losses from the device at once, the only wait for it in a step."""
         value, *per_query = torch.cat([total, losses[0]]).detach().tolist()
-        grade = Grade(self.global_step, value, tuple(per_query))
-        self.grades.append(grade)
+        self.grades.append(Grade(self.steps, value, tuple(per_query)))
+        self._log(self.grades[-1])
+
+    def _log(self, grade: Grade) -> None:
         for logger in self.loggers:
             logger.log_metrics(metrics(grade), grade.step)
 
     def _test(self) -> None:
-        if not math.isfinite(self.grades[-1].total):
+        total = self.grades[-1].total
+        if not math.isfinite(total):
             self.stop = NON_FINITE
             self.trainer.should_stop = True
             self.restore()
             return
-        self._last_finite = [parameter.detach().clone() for parameter in self.lora]
+        if total < min((grade.total for grade in self.grades[:-1]), default=math.inf):
+            self._best = [parameter.detach().clone() for parameter in self.lora]
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if hasattr(callback, "on_graded"):
                 callback.on_graded(self.trainer, self)
@@ -181,7 +195,7 @@ class TestTimeTraining(L.LightningModule):
 
     def on_train_end(self) -> None:
         """The weights after the last step were never graded by the loop: grade them, so that all that is kept is."""
-        if self.stop == ALL_STEPS and self.grades[-1].step < self.global_step:
+        if self.stop == ALL_STEPS and self.grades[-1].step < self.steps:
             self._note(*self.evaluate())
             self._test()  # an adapter whose last grade satisfies the teacher is accepted like any other
 
@@ -192,20 +206,56 @@ class TestTimeTraining(L.LightningModule):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Back to the last weights whose loss was finite."""
-        for parameter, value in zip(self.lora, self._last_finite):
+        """Back to the best weights, after a loss that was not finite."""
+        for parameter, value in zip(self.lora, self._best):
             parameter.copy_(value)
 
     @property
     def kept(self) -> Grade:
-        """The grade of the weights that are kept: the last finite one (or the first, if none is)."""
-        finite = [grade for grade in self.grades if math.isfinite(grade.total)]
-        return finite[-1] if finite else self.grades[0]
+        """The grade of the weights that are kept."""
+        return kept_grade(self.grades)
+
+    # Going on elsewhere
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next step depends on, besides ``grades``, between two steps: the adapter, the best one so far and
+        the optimiser's averages. Nothing draws random numbers."""
+        optimiser = self.optimizers()
+        assert not isinstance(optimiser, list)
+        state = {f"adapter.{number}": parameter.detach() for number, parameter in enumerate(self.lora)}
+        state |= {f"best.{number}": value for number, value in enumerate(self._best)}
+        for number, values in optimiser.state_dict()["state"].items():
+            state |= {f"optimiser.{number}.{name}": value for name, value in values.items()}
+        return state
+
+    @torch.no_grad()
+    def resume(self, state: Mapping[str, Tensor], grades: Sequence[Grade]) -> None:
+        """Goes on from a ``state`` and its ``grades``; to be called before fitting, for the steps that are left."""
+        self.grades, self._taken = list(grades), len(grades)
+        for number, parameter in enumerate(self.lora):
+            parameter.copy_(state[f"adapter.{number}"])
+        self._best = [state[f"best.{number}"].to(self.z1.device) for number in range(len(self.lora))]
+        for name, value in state.items():
+            if name.startswith("optimiser."):
+                _, place, average = name.split(".")
+                self._optimiser.setdefault(int(place), {})[average] = value
+
+    def on_train_start(self) -> None:
+        for grade in self.grades:  # a resumed curve is whole
+            self._log(grade)
 
     def _apply(self, fn: Any, recurse: bool = True) -> TestTimeTraining:
         """Stays where it is: a trainer moves its module to its device and back to the CPU, but the adapter's weights
         must stay in float32 beside the frozen layers they adapt."""
         return self
+
+
+def kept_grade(grades: Sequence[Grade]) -> Grade:
+    """That of the weights which are kept: the last; if its loss is not finite, the best before it (or the first)."""
+    finite = [grade for grade in grades if math.isfinite(grade.total)]
+    if finite and finite[-1] is grades[-1]:
+        return grades[-1]
+    return min(finite, key=lambda grade: grade.total, default=grades[0])
 
 
 def metrics(grade: Grade) -> dict[str, float]:

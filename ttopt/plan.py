@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ttopt.config import FitSettings, parse_fit
-from ttopt.errors import UserError
+from ttopt.errors import Arguments, UserError
 from ttopt.gpus import GPUS
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ GIB = 2**30
 
 def main(args: Sequence[str]) -> int:
     """``ttopt plan``."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="ttopt plan",
         description="What a configuration needs on a GPU: work, memory, time, energy. Loads no weights.",
         epilog="All settings of ttopt fit may follow, e.g. --config wan22_5b --sample.height 480 --sample.width 832",
@@ -32,6 +32,11 @@ def main(args: Sequence[str]) -> int:
     own, rest = parser.parse_known_args(list(args))
     if own.gpu not in GPUS:
         raise UserError(f"--gpu {own.gpu} is not in the table; give one of {', '.join(GPUS)}")
+    if own.samples < 1:
+        raise UserError(f"--samples is {own.samples}; give 1 or more")
+    for name, value in (("--mean-steps", own.mean_steps), ("--kwh-price", own.kwh_price)):
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} is {value}; give 0 or more")
     settings = parse_fit(rest)
     from ttopt.estimate import plan  # heavy: not for --help and mistakes
 

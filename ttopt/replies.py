@@ -23,7 +23,7 @@ def parse_reply(reply: str, schema: type[T]) -> T:
     # Word-level tokenizers write 0 . 5; in JSON no two numbers stand side by side, so joining them loses nothing.
     text = STRING_OR_NUMBER_GAP.sub(lambda match: match[0].strip() and match[0], spoken(reply))
     # A line break inside a string is no reason to ask again.
-    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_keyed)
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_keyed, parse_int=_integer)
     found: list[T] = []
     problems: list[str] = []
     place = text.find("{")
@@ -37,10 +37,11 @@ def parse_reply(reply: str, schema: type[T]) -> T:
             problems.append(f"its JSON is broken: {error.msg} at character {error.pos}")
         except RecursionError:
             problems.append("its JSON is nested too deeply")
+            break  # what it holds is, too, and trying it all takes minutes
         except ValidationError as error:
             wrong = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
             problems.append("; ".join(wrong))
-        except ValueError as error:  # a key with two values
+        except ValueError as error:  # a key with two values, an endless number
             problems.append(str(error))
         place = text.find("{", after)
     if not found:
@@ -76,6 +77,12 @@ def _keyed(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{key} stands there twice, with different values")
         found[key] = value
     return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 300:
+        raise ValueError(f"its JSON is broken: a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _tidied(value: Any) -> Any:

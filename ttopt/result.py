@@ -52,7 +52,7 @@ class Cost:
 class Optimisation:
     """What only a method with an adapter knows. "before" is the frozen model with the same noise."""
 
-    queries: dict[str, Any]  # {"goal": str, "process": [str, ...]}
+    queries: dict[str, Any]  # {"goal": str, "process": [str, ...], "generic": whether the teacher's were unusable}
     steps: int  # optimisation steps that were taken
     kept: str  # whose video is video.mp4: "adapter" or "base"
     prediction_before: Graded  # of the prediction that was optimised
@@ -92,6 +92,7 @@ class Result:
     optimisation: Optimisation | None = None
     error: str = ""  # a model that could not be reached or understood
     details: dict[str, Any] = field(default_factory=dict)  # the method's own, in JSON's types
+    inputs: dict[str, str] = field(default_factory=dict)  # digests of what went in, see ttopt/identity.py
 
     def save(self, folder: Path) -> None:
         """Writes result.json; NaN and infinity become null."""
@@ -114,7 +115,7 @@ class Result:
             content["score"] = score and Scored(**score)
             content["cost"] = Cost(**content["cost"])
             return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{path} cannot be read ({error}); remove {folder} to make it anew") from error
 
 

@@ -2,28 +2,37 @@
 
 runs/x/config.yaml            the settings of the run
 runs/x/samples/<id>/          complete, or absent: written beside and renamed
+runs/x/samples/.<id>/         unfinished: while it is worked on, or with a state from which it goes on (ttopt/resume.py)
 runs/x/wandb/                 offline W&B runs
+runs/x/.lock                  held by the process that works here
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from ttopt.config import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
 from ttopt.errors import UserError
 from ttopt.result import FILE, Result
 
 CONFIG = "config.yaml"
-# What may change between two calls: it decides neither a sample's result nor which result belongs to which sample.
-FREE = ("run_dir", "limit", "logging.", "chat.base_url", "chat.key_env", "chat.timeout", "chat.max_retries",
-        "chat.requests_per_minute", "chat.price")  # fmt: skip
+STATE = "state.safetensors"
+LOCK = ".lock"
+# What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
+# how many there are, where they are computed, in how much memory, and what is told of them.
+FREE = ("run_dir", "limit", "batch_samples", "logging.", "reasoner.device", "reasoner.recompute", "reasoner.offload",
+        "decoder.checkpoint", "teacher.device", "teacher.recompute", "chat.base_url", "chat.key_env", "chat.timeout",
+        "chat.max_retries", "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
 class RunFolder:
@@ -39,12 +48,36 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if config.exists():
                 _compare(config, settings)
-            elif any(path.iterdir()):
+            elif any(not file.name.startswith(f".{CONFIG}.") for file in path.iterdir()):  # of a killed write_text
                 raise UserError(f"{path} is not empty and no run's folder (it has no {CONFIG}); give another --run-dir")
             else:
-                config.write_text(to_yaml(settings), encoding="utf-8")
+                write_text(config, to_yaml(settings))
             self.samples = path / "samples"
             self.samples.mkdir(exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out; removes what killed ones left unfinished, unless it can be gone on from.
+
+        The lock is the operating system's, which ends with its process. Raises UserError if another process has it.
+        """
+        with writing(self.path):
+            lock = FileLock(self.path / LOCK)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout as error:
+                raise UserError(
+                    f"another process works in {self.path}; wait until it ends, or give another --run-dir"
+                ) from error
+        try:
+            for folder in self.samples.glob(".*"):
+                if not (folder / STATE).exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                for half in folder.glob(f".{STATE}.*"):  # killed while it was written
+                    half.unlink()
+            yield
+        finally:
+            lock.release()
 
     def finished(self, sample_id: str) -> Result | None:
         """The sample's result if an earlier call finished it; one that a model's failure cut short is tried again."""
@@ -54,12 +87,13 @@ class RunFolder:
 
     @contextmanager
     def sample(self, sample_id: str) -> Iterator[Path]:
-        """A temporary folder that becomes the sample's folder if all goes well, and vanishes if not."""
-        # A leading dot cannot begin a sample's id.
-        working = self.samples / f".{sample_id}.{os.getpid()}"
+        """A temporary folder that becomes the sample's folder if all goes well.
+
+        If not, it vanishes, unless it holds a state to go on from: then the next call gets it as it was left.
+        """
+        working = self.samples / f".{sample_id}"  # a leading dot cannot begin a sample's id
         with writing(self.path):
-            shutil.rmtree(working, ignore_errors=True)
-            working.mkdir()
+            working.mkdir(exist_ok=True)
         try:
             yield working
             with writing(self.path):
@@ -72,7 +106,8 @@ class RunFolder:
                     raise UserError(f"{final} exists already; another run wrote it, give another --run-dir")
                 working.rename(final)
         finally:
-            shutil.rmtree(working, ignore_errors=True)
+            if not (working / STATE).exists():
+                shutil.rmtree(working, ignore_errors=True)
 
 
 def new_path(parent: Path = Path("runs"), name: str = "fit") -> Path:
@@ -86,12 +121,34 @@ def new_path(parent: Path = Path("runs"), name: str = "fit") -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or, if interrupted, leaves the old one."""
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path, whose file replaces ``path`` when it is whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text + "\n" * (not text.endswith("\n")), encoding="utf-8")
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run says, nothing if it is not there. Raises UserError."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove it, or its folder, to make it anew") from error
+    return content
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -59,6 +59,11 @@ class PartTimer:
             self._seconds[part] += start.elapsed_time(end) / 1000
         self._events.clear()
         return {part: round(value, 4) for part, value in self._seconds.items()}
+
+    def resume(self, seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> None:
+        """Goes on from what another timer has noted."""
+        self._events.clear()
+        self._seconds, self._peak_mb = defaultdict(float, seconds), defaultdict(float, peak_mb)
 
     def peak_mb(self) -> dict[str, float]:
         """Highest memory during each part, MiB."""

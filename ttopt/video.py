@@ -13,9 +13,13 @@ from torch import Tensor
 
 from ttopt.errors import UserError
 
+# What Pillow raises for a file that is no image, or a dangerous one.
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
 FRAMES = "frames.png"  # beside a small video.mp4: its frames without loss
 SMALL = 128  # pixels; H.264 halves the resolution of colours, which ruins coloured things a few pixels large
-CRF = "12"  # visually lossless; chain tensors or PNG files where the last bit counts
+# Visually lossless; chain tensors or PNG files where the last bit counts. Without mbtree, which x264 computes a little
+# differently each time, the same frames always make the same file.
+H264 = {"crf": "12", "preset": "medium", "x264-params": "mbtree=0"}
 
 
 def write_video(path: Path, video: Tensor, fps: int) -> None:
@@ -25,7 +29,7 @@ def write_video(path: Path, video: Tensor, fps: int) -> None:
     if height % 2 or width % 2:
         raise ValueError(f"H.264 needs even sizes, got {height}x{width}")
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": CRF, "preset": "medium"})
+        stream = container.add_stream("libx264", rate=Fraction(fps), options=H264)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -84,7 +88,7 @@ def read_image(path: Path, height: int, width: int) -> Tensor:
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"image {path} cannot be read as an image; give a PNG or JPEG file") from error
     return fit_image(image, height, width)
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ttopt.config import SampleSettings
-from ttopt.errors import UserError
-from ttopt.video import fit_image
+from ttopt.errors import UserError, brief
+from ttopt.video import UNREADABLE, fit_image
 
 T = TypeVar("T")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -44,7 +44,7 @@ def first_frame(source: Path | bytes, form: SampleSettings) -> Tensor:
     try:
         with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except UNREADABLE as error:
         shown = source if isinstance(source, Path) else "in the data set"
         raise UserError(f"image {shown} cannot be read; fetch the data set again") from error
     return fit_image(image, *fitted_size(image.height, image.width, form))
@@ -55,14 +55,14 @@ def records(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         return _parquet(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); check --root") from error
     rows: Any = []
     before = 0  # lines read
     try:
         if path.suffix == ".jsonl":
-            for line in text.splitlines():
+            for line in text.split("\n"):  # splitlines would also split at separators inside a text
                 if line.strip():
                     rows.append(json.loads(line))
                 before += 1
@@ -70,6 +70,10 @@ def records(path: Path) -> list[dict[str, Any]]:
             rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {before + error.lineno}: {error.msg}; fetch the data set again") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}, line {before + 1}: {brief(error)}; fetch the data set again") from error
+    except RecursionError as error:
+        raise UserError(f"{path}, line {before + 1}: it is nested too deeply; fetch the data set again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} must hold JSON objects, one a sample")
     return rows
@@ -80,8 +84,20 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"{path} is a parquet file; pip install 'ttopt[benchmarks]' to read it") from error
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own are among them
+        raise UserError(f"{path} cannot be read ({error}); fetch the data set again") from error
     return rows
+
+
+def text(path: Path, root: Path) -> str:
+    """What a text file of a data set says. Raises UserError, also for a link that leads out of ``root``: what a prompt
+    says may be sent to a server."""
+    try:
+        return inside(root, path.relative_to(root)).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text; write it anew") from error
 
 
 def field(row: Mapping[str, Any], name: str, where: object) -> Any:
@@ -89,6 +105,14 @@ def field(row: Mapping[str, Any], name: str, where: object) -> Any:
     if row.get(name) in (None, ""):
         raise UserError(f"{where}: the field {name!r} is missing; fetch the data set again, or check --root")
     return row[name]
+
+
+def words(row: Mapping[str, Any], name: str, where: object) -> str:
+    """A field that must be a text."""
+    found = field(row, name, where)
+    if not isinstance(found, str):
+        raise UserError(f"{where}: {name} is {found!r}, which is no text; fetch the data set again")
+    return found
 
 
 def path_part(value: object) -> str:
@@ -99,10 +123,16 @@ def path_part(value: object) -> str:
     return name
 
 
-def inside(root: Path, name: str) -> Path:
-    """The file ``name`` of a data set; UserError if it lies outside ``root``."""
-    path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+def inside(root: Path, name: object) -> Path:
+    """The file ``name`` of a data set; UserError if it lies outside ``root``, by its name or by a link."""
+    try:
+        path = root / str(name)
+        target, real = path.resolve(), root.resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a name too long, links in a circle
+        raise UserError(f"{name!r} in the data set {root} cannot name a file ({error}); check the data set") from error
+    # The hub's cache holds a snapshot's files as links to the blobs beside it.
+    blobs = real.parent.parent / "blobs" if real.parent.name == "snapshots" else real
+    if not (target.is_relative_to(real) or target.is_relative_to(blobs)):
         raise UserError(f"{name} lies outside {root}; check the data set")
     return path
 

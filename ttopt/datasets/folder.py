@@ -3,16 +3,19 @@
 folder/a.png + folder/a.txt          an image and its prompt; a.txt alone is text to video
 file.jsonl                           {"prompt": "...", "image": "a.png", "id": "a", "frames": 81, "fps": 16,
                                       "family": "..."}: all but the prompt optional, paths from the file's folder
+
+Links that lead out of a folder are refused; a .jsonl file may name any image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ttopt.config import SampleSettings
-from ttopt.datasets.files import IMAGES, choose, field, first_frame, records
+from ttopt.datasets.files import IMAGES, choose, first_frame, inside, records, text
 from ttopt.errors import UserError
 from ttopt.sample import Sample
 
@@ -27,25 +30,46 @@ def samples(
     Raises UserError for an image without a prompt, two samples of one name and an empty folder.
     """
     rows = _lines(root) if root.is_file() else _pairs(root)
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Row]] = {}
     names: set[str] = set()
-    for number, row in enumerate(rows, start=1):
-        row.setdefault("id", f"{number:05d}")
-        if row["id"] in names:
-            raise UserError(f"{root} has two samples called {row['id']!r}; give each its own name")
-        names.add(row["id"])
-        groups.setdefault(str(row.get("family", "")), []).append(row)
+    for row in rows:
+        if row.id in names:
+            raise UserError(f"{root} has two samples called {row.id!r}; give each its own name")
+        names.add(row.id)
+        groups.setdefault(row.family, []).append(row)
     base = root.parent if root.is_file() else root
     return [_sample(row, base, form) for row in choose(groups, families, limit, "family")]
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
+class Row(BaseModel):
+    """One line of a .jsonl file."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: str
+    id: str
+    image: str | None = None
+    frames: int | None = None
+    fps: int | None = None
+    family: str = ""
+
+
+def _lines(file: Path) -> list[Row]:
     if file.suffix != ".jsonl":
         raise UserError(f"--root {file}: give a folder of images and prompts, or a .jsonl file")
-    return records(file)
+    rows = []
+    for number, row in enumerate(records(file), start=1):
+        name = row.get("id")
+        name = f"{number:05d}" if name is None else str(name) if type(name) is int else name
+        try:
+            rows.append(Row(**(row | {"id": name})))
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise UserError(f"{file}, record {number}: {wrong}") from error
+    return rows
 
 
-def _pairs(folder: Path) -> list[dict[str, Any]]:
+def _pairs(folder: Path) -> list[Row]:
     prompts = {path.stem: path for path in sorted(folder.glob("*.txt"))}
     images = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGES}
     alone = sorted(images.keys() - prompts.keys())
@@ -54,22 +78,20 @@ def _pairs(folder: Path) -> list[dict[str, Any]]:
     if not prompts:
         raise UserError(f"{folder} holds no prompts; write one into a .txt file beside each image")
     return [
-        {"id": name, "prompt": path.read_text(encoding="utf-8").strip()}
-        | ({"image": images[name].name} if name in images else {})
+        Row(
+            id=name,
+            prompt=text(path, folder),
+            image=inside(folder, images[name].name).name if name in images else None,
+        )
         for name, path in prompts.items()
     ]
 
 
-def _sample(row: dict[str, Any], base: Path, form: SampleSettings) -> Sample:
-    name = str(row["id"])
-    image = first_frame(base / row["image"], form) if row.get("image") else None
+def _sample(row: Row, base: Path, form: SampleSettings) -> Sample:
+    image = first_frame(base / row.image, form) if row.image else None
     height, width = (form.height, form.width) if image is None else image.shape[1:]
-    try:
-        frames, fps = int(row.get("frames", form.frames)), int(row.get("fps", form.fps))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"sample {name}: frames and fps must be whole numbers") from error
-    prompt = str(field(row, "prompt", f"sample {name}"))
-    return Sample(name, prompt, image, frames, fps, height, width, str(row.get("family", "")))
+    frames, fps = form.frames if row.frames is None else row.frames, form.fps if row.fps is None else row.fps
+    return Sample(row.id, row.prompt, image, frames, fps, height, width, row.family)
 
 
 def output_path(sample: Sample) -> Path:

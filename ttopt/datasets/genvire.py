@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ttopt.config import SampleSettings
-from ttopt.datasets.files import choose, field, first_frame, inside, path_part, records, sample_id
+from ttopt.datasets.files import choose, field, first_frame, inside, path_part, records, sample_id, words
 from ttopt.errors import UserError
 from ttopt.sample import Sample
 
@@ -53,13 +53,16 @@ def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     name = sample_id(row["main_category"], row["sub_category"], field(row, "id", row["sub_category"]))
     given = field(row, "image", name)
     if isinstance(given, dict):  # as parquet holds images
-        image = first_frame(field(given, "bytes", name), form)
+        content = field(given, "bytes", name)
+        if not isinstance(content, bytes):
+            raise UserError(f"{name}: the image's bytes are none; fetch the data set again")
+        image = first_frame(content, form)
     else:
-        image = first_frame(inside(root, str(given)), form)
+        image = first_frame(inside(root, given), form)
     answer = {key: value for key, value in row.items() if key != "image"} | {"root": root}
     height, width = image.shape[1:]
-    prompt = str(field(row, "i2v_prompt", name))
-    return Sample(name, prompt, image, form.frames, form.fps, height, width, row["main_category"], "", answer)
+    prompt = words(row, "i2v_prompt", name)
+    return Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["main_category"]), "", answer)
 
 
 def output_path(sample: Sample) -> Path:

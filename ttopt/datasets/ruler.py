@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ttopt.config import SampleSettings
-from ttopt.datasets.files import choose, field, first_frame, inside, path_part, records, sample_id
+from ttopt.datasets.files import choose, field, first_frame, inside, path_part, records, sample_id, words
 from ttopt.errors import UserError
 from ttopt.sample import Sample
 
@@ -44,24 +44,25 @@ def samples(
 
 def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     name = sample_id(row["task_name"], field(row, "index", row["task_name"]))
-    prompt = str(field(row, "prompt", name))
+    prompt = words(row, "prompt", name)
     given = row.get("input_image_path")
     image = first_frame(inside(root, given), form) if given else None
     height, width = (form.height, form.width) if image is None else image.shape[1:]
-    return Sample(name, prompt, image, form.frames, form.fps, height, width, row["category"], "", row)
+    return Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["category"]), "", row)
 
 
 def checklist(value: Any, where: str) -> list[tuple[str, str]]:
     """[(metric, question), ...] of a record; the hub's parquet files hold it as text. Raises UserError."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
             try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
                 value = ast.literal_eval(value)  # Python's way of writing the same list; evaluates nothing
-            except (ValueError, SyntaxError) as error:
-                raise UserError(f"{where}: the checklist cannot be read; fetch the data set again") from error
-    pairs = [pair for item in value or () if isinstance(item, dict) for pair in item.items()]
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+            raise UserError(f"{where}: the checklist cannot be read; fetch the data set again") from error
+    value = value if isinstance(value, list) else []
+    pairs = [pair for item in value if isinstance(item, dict) for pair in item.items()]
     if not pairs or len(pairs) != len(value) or any(metric not in METRICS for metric, _ in pairs):
         raise UserError(f"{where}: the checklist must be a list of {{metric: question}}; metrics: {', '.join(METRICS)}")
     return [(str(metric), str(question)) for metric, question in pairs]

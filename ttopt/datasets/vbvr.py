@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 
 from ttopt.config import SampleSettings
-from ttopt.datasets.files import choose, first_frame, fitted_length, sample_id
+from ttopt.datasets.files import choose, first_frame, fitted_length, inside, sample_id, text
 from ttopt.errors import UserError
 from ttopt.sample import Sample
 
@@ -44,18 +44,18 @@ def samples(
             places.setdefault(place.parent.name.removesuffix(ENDING), []).append((name, place))
     if not places:
         raise UserError(f"{root} holds no samples; --root must be a copy of Video-Reason/VBVR-Bench-Data")
-    return [_sample(name, place, form) for name, place in choose(places, families, limit, "VBVR-Bench task")]
+    return [_sample(name, place, root, form) for name, place in choose(places, families, limit, "VBVR-Bench task")]
 
 
-def _sample(split: str, place: Path, form: SampleSettings) -> Sample:
+def _sample(split: str, place: Path, root: Path, form: SampleSettings) -> Sample:
     task = place.parent.name
     prompt = place / "prompt.txt"
     if not prompt.is_file():
         raise UserError(f"{prompt} is missing; fetch the data set again")
-    image = first_frame(place / "first_frame.png", form)
+    image = first_frame(inside(root, (place / "first_frame.png").relative_to(root)), form)
     frames, fps = _length(place / "ground_truth.mp4", form)
     return Sample(
-        sample_id(task, place.name), prompt.read_text(encoding="utf-8").strip(), image, frames, fps,
+        sample_id(task, place.name), text(prompt, root), image, frames, fps,
         image.shape[1], image.shape[2], task.removesuffix(ENDING), split, place,
     )  # fmt: skip
 
@@ -68,7 +68,7 @@ def _length(video: Path, form: SampleSettings) -> tuple[int, int]:
         with av.open(str(video)) as container:
             stream = container.streams.video[0]
             frames, fps = stream.frames, stream.average_rate
-    except (av.FFmpegError, IndexError) as error:
+    except (av.FFmpegError, OSError, IndexError) as error:
         raise UserError(f"{video} cannot be read as a video; fetch the data set again") from error
     if not frames or not fps:
         raise UserError(f"{video} does not say how long it is; fetch the data set again")

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ttopt.compare_config import CompareSettings, chosen
-from ttopt.errors import UserError
 from ttopt.result import FILE, Result
-from ttopt.runfolder import write_text, writing
+from ttopt.runfolder import read_json, write_text, writing
 from ttopt.sample import Sample
 
 OFFICIAL = "official.json"
@@ -37,12 +36,10 @@ Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Verdict]
 def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], note: Callable[[str], None]) -> list[str]:
     """Writes official.json for every method of a comparison whose videos have changed; returns what went wrong.
 
-    Raises UserError if the data set has no evaluator, or if it cannot run here.
+    Raises UserError if it cannot run here.
     """
     if not settings.official:
         return []
-    if settings.dataset not in ("vbvr", "ruler", "genvire"):
-        raise UserError(f"dataset {settings.dataset} has no evaluator of its own; leave --official out")
     evaluator: Evaluator = importlib.import_module(f"ttopt.judges.{settings.dataset}").evaluator(settings)
     problems = []
     for method in chosen(settings):
@@ -50,7 +47,7 @@ def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], no
         results = {s.id: _result(place / "samples" / s.id) for s in samples}
         stamps = {name: r.finished for name, r in results.items() if r is not None and not r.error}
         path = place / OFFICIAL
-        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        old = read_json(path)
         if old.get("of") == stamps and not old["errors"]:
             verdict = Verdict(**{spec.name: old[spec.name] for spec in dataclasses.fields(Verdict)})
         else:

@@ -22,7 +22,7 @@ from ttopt.datasets.genvire import output_path
 from ttopt.errors import UserError
 from ttopt.judges import Evaluator, Verdict, mean_of
 from ttopt.judges.ruler import frames
-from ttopt.runfolder import write_text
+from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
 from ttopt.video import read_video
 
@@ -61,7 +61,7 @@ def judge_all(
             schema, key = _schema(rubric), fingerprint(messages)
             for run in range(1, RUNS + 1):
                 path = work / f"run_{run}" / output_path(sample).with_suffix(".json")
-                kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+                kept = read_json(path)
                 if kept.get("asked") != [model, key]:
                     reply: Any = ask(chat, messages, schema)
                     kept = {"asked": [model, key], "scores": reply.scores, "reason": reply.reason}

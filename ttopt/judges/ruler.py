@@ -24,7 +24,7 @@ from ttopt.datasets.files import inside
 from ttopt.datasets.ruler import METRICS, output_path
 from ttopt.errors import UserError
 from ttopt.judges import Evaluator, Verdict, mean_of
-from ttopt.runfolder import write_text
+from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
 from ttopt.video import fit_image, read_video_rate
 
@@ -72,7 +72,7 @@ def judge_all(
         path = work / output_path(sample).with_suffix(".json")
         key = fingerprint(messages)
         try:
-            kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            kept = read_json(path)
             if kept.get("asked") != [model, key]:
                 labels, text = ask(chat, messages, len(sample.answer["checklist"]))
                 kept = {"asked": [model, key], "eval_results": labels, "reply": text}

@@ -34,7 +34,7 @@ class PassAtK:
     """
 
     def __init__(self, k: int = 5, judge: Literal["loss", "chat"] | None = None, shown: int = 8) -> None:
-        if k < 1 or shown < 1 or judge not in (None, "loss", "chat"):
+        if not all(isinstance(n, int) and n >= 1 for n in (k, shown)) or judge not in (None, "loss", "chat"):
             raise UserError(f"k {k}, judge {judge}, shown {shown}: give k and shown of 1 or more, judge loss or chat")
         self.k, self.judge, self.shown = k, judge, shown
 
@@ -75,14 +75,14 @@ def by_loss(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple
     """The number of the video with the lowest loss of the teacher's questions, and every loss."""
     teacher, settings, meter = context.models.teacher, context.settings, context.meter
     with meter.timer("queries"):
-        queries = context.queries or teacher.write_queries(sample)
+        queries = context.queries or teacher.queries(sample)
     numbers = sample_frames(settings.teacher.frames, sample.frames)
     reward = TeacherReward(teacher, queries, sample.fps, numbers)
     with meter.timer("grade"), torch.no_grad():
         per_query = torch.cat([reward(video[None, numbers]) for video in videos])
     meter.vlm_calls += len(videos) + (context.queries is None)
     losses = multi_vqa_loss(per_query, settings.optimisation.goal_weight)
-    return int(losses.argmin()), {"losses": losses.tolist()}
+    return int(losses.argmin()), {"losses": losses.tolist(), "generic_questions": queries.generic}
 
 
 def _choice(k: int) -> type[BaseModel]:

@@ -22,7 +22,7 @@ class SeedEnsemble:
     """
 
     def __init__(self, seeds: int = 3, steps: int = 1) -> None:
-        if seeds < 2 or steps < 1:
+        if not all(isinstance(n, int) for n in (seeds, steps)) or seeds < 2 or steps < 1:
             raise UserError(f"seeds {seeds}, steps {steps}: give 2 seeds or more and 1 step or more")
         self.seeds, self.steps = seeds, steps
 

@@ -29,6 +29,7 @@ class TeacherLora:
             callbacks=context.callbacks(),
             logger=context.logger,
             status=context.status,
+            note=context.note,
             meter=context.meter,
             trained=trained,
         )

@@ -39,7 +39,7 @@ class VideoTPO:
     """``rounds`` rewrites of two videos each, then the final video from ``single``'s noise: five videos by default."""
 
     def __init__(self, rounds: int = 2, shown: int = 8) -> None:
-        if rounds < 1 or shown < 1:
+        if not all(isinstance(n, int) and n >= 1 for n in (rounds, shown)):
             raise UserError(f"rounds {rounds}, shown {shown}: give 1 or more")
         self.rounds, self.shown = rounds, shown
 

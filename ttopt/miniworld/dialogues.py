@@ -1,8 +1,8 @@
 """What a perfect planner, verifier and router of the step loop would reply about a task of the sprite world.
 
 The tiny vision-language model is trained on these replies (loop/prompts/mini holds the wording of the requests) and
-measured against them. A verdict lists one atomic check after the other before it is given: each is as easy as a yes/no
-question, and the verdict is only their conjunction.
+measured against them. A verdict lists one yes/no question after the other, in the words that the teacher has learnt to
+answer, before it is given: it is only their conjunction.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
 ROUTE = "Route: {action} Task: {prompt} Wrong: {reason}"
 NOTHING = "nothing."
+NOTHING_NEW = "Is there no other square, triangle or cross at the end?"
+PADS = "Do all pads stay as they are?"
+SEEN = [0, 2, 4, 6, 8]  # frames of a clip that the verifier is shown, four a second
 
 
 @dataclass(frozen=True)
@@ -51,12 +54,11 @@ def checks(task: Task, reading: Reading) -> list[Check]:
     out: list[Check] = []
     subject = sprite_name(task.actors[0].sprite)
 
-    def add(text: str, question: Question, suggestion: str) -> None:
-        out.append(Check(text, float(question.truth(reading)) > 0.5, suggestion))
+    def add(question: Question, suggestion: str) -> None:
+        out.append(Check(question.text(), float(question.truth(reading)) > 0.5, suggestion))
 
     def at(end: At) -> None:
-        name, place = sprite_name(end.sprite), pad_name(end.pad)
-        add(f"the {name} on the {place}", end, f"The {name} goes to the {place}.")
+        add(end, f"The {sprite_name(end.sprite)} goes to the {pad_name(end.pad)}.")
 
     goal = task.goal
     if isinstance(goal, At):
@@ -68,38 +70,32 @@ def checks(task: Task, reading: Reading) -> list[Check]:
         for end in goal.ends:
             at(end)
     elif isinstance(goal, Turned):
-        add(f"the {subject} {sprite_colour(goal.new)}", goal, f"The {subject} turns {sprite_colour(goal.new)}.")
+        add(goal, f"The {subject} turns {sprite_colour(goal.new)}.")
     elif isinstance(goal, (Visits, Tours)):
         places = (goal.first, goal.second) if isinstance(goal, Visits) else goal.stops
         *by, (last, cell) = places
         for number, (ground, _) in enumerate(by, start=1):
-            name = pad_name(ground)
-            add(
-                f"the {subject} by the {name}",
-                Passes(goal.sprite, places[:number]),
-                f"The {subject} goes to the {name}.",
-            )
+            add(Passes(goal.sprite, places[:number]), f"The {subject} goes to the {pad_name(ground)}.")
         at(At(goal.sprite, last, cell))
     for question in task.process:
         if isinstance(question, One):
-            add(f"one {sprite_name(question.sprite)}", question, out[0].suggestion)
+            add(question, out[0].suggestion)
         elif isinstance(question, OffWalls):
-            add("off the walls", question, f"The {subject} goes through the gap.")
+            add(question, f"The {subject} goes through the gap.")
         elif isinstance(question, InOrder):
-            add("one after the other", question, "")
+            add(question, "")
         elif isinstance(question, Keeps):
-            name = sprite_name(question.sprite)
-            add(f"the {name} still", question, f"The {name} stays.")
+            add(question, f"The {sprite_name(question.sprite)} stays.")
     unasked = rule_truths(task, reading)
-    for name in ("nothing new", "pads"):
+    for name, text in (("nothing new", NOTHING_NEW), ("pads", PADS)):
         if name in unasked:
-            out.append(Check(name, float(unasked[name]) > 0.5, out[0].suggestion))
+            out.append(Check(text, float(unasked[name]) > 0.5, out[0].suggestion))
     return out
 
 
 def reason(found: list[Check]) -> str:
-    """The checks as text: "the red square on the cyan pad: yes. one red square: no."."""
-    return " ".join(f"{c.text}: {'yes' if c.holds else 'no'}." for c in found)
+    """The checks as text: "Is the red square on the cyan pad at the end? Yes. Is there exactly one ...? No."."""
+    return " ".join(f"{c.text} {'Yes' if c.holds else 'No'}." for c in found)
 
 
 def verdict(task: Task, reading: Reading) -> dict[str, object]:
@@ -184,7 +180,7 @@ def plan(task: Task, done: int, in_place: bool, step: int, steps: int) -> dict[s
     stops = task.stops or (Stop(0, task.actors[0].track[0]),)
     observation = ""
     if done:
-        observation = f"{_state(task, stops[done - 1])}: {'yes' if in_place else 'no'}."
+        observation = f"{_question(task, stops[done - 1]).text()} {'Yes' if in_place else 'No'}."
         done -= not in_place
     if done == len(stops):
         return {
@@ -263,3 +259,9 @@ def _state(task: Task, stop: Stop) -> str:
         assert isinstance(task.goal, Turned)
         return f"the {sprite_name(task.actors[0].sprite)} {sprite_colour(task.goal.new)}"
     return f"the {sprite_name(task.actors[stop.actor].sprite)} on the {pad_name(task.pads[stop.cell])}"
+
+
+def _question(task: Task, stop: Stop) -> Question:
+    if not task.stops:
+        return task.goal
+    return At(task.actors[stop.actor].sprite, task.pads[stop.cell], stop.cell)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ttopt.batched import BatchReward, optimise_batch
-from ttopt.config import FitSettings, OptimisationSettings, parse_fit
+from ttopt.config import EMBEDDED_BASE, FitSettings, OptimisationSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import noise_seed, seed_of
@@ -48,7 +48,7 @@ class Evaluation:
         self.reasoner = Reasoner.load(
             weights / "reasoner",
             schedule=Schedule(tuple(r.sigmas), r.renoise),
-            transformer=r.transformer,
+            transformer=weights / "base/transformer" if r.transformer == EMBEDDED_BASE else r.transformer,
             light_decoder=light,
         )
         self.decoder = self.reasoner.light_decoder or StandardDecoder(self.reasoner.vae)
@@ -99,13 +99,18 @@ class Evaluation:
                 losses.append(grade(video[:, numbers]))
             noises.append(z1)
         won, loss = torch.tensor(wins), torch.stack(losses)  # (k, B)
-        for k in (1, 2, 4, 5, 8, 10):
+        for k in (1, 2, 4, 5, 8, 10, 16, 20):
             if k <= self.seeds:
                 best = loss[:k].argmin(0)
                 note(f"pass@{k}", won[best, torch.arange(count)].tolist())
                 note(f"oracle of {k}", won[:k].any(0).tolist())
         first = torch.stack([x.image for x in samples if x.image is not None])
         note("static", success(first.unsqueeze(1).expand(-1, samples[0].frames, -1, -1, -1)))
+        mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
+        with torch.no_grad():
+            truth = encode(self.reasoner.vae, torch.stack([miniworld.true_video(x) for x in samples]))
+            truth = (truth - mean) * inverse_std
+        note("round trip", success(self.reasoner.decode(truth)))
         note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
         one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
         note("single, one-step", success(self.reasoner.decode(one_step)))
@@ -137,16 +142,12 @@ class Evaluation:
                 note(f"keep {name}", values)
             note("ours", kept[s.optimisation.keep])
             if any(x.id in ceiling for x in samples):
-                mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
-                truth = torch.stack([miniworld.true_video(x) for x in samples])
-                with torch.no_grad():
-                    target = (encode(self.reasoner.vae, truth) - mean) * inverse_std
                 adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
                 best_case = OptimisationSettings(
                     steps=20, lr=s.optimisation.lr, tau=0.0, clip_norm=s.optimisation.clip_norm
                 )
                 optimise_batch(
-                    self.reasoner, adapter, lambda z, _: z, lambda _, z: (z - target).square().mean((1, 2, 3, 4)),
+                    self.reasoner, adapter, lambda z, _: z, lambda _, z: (z - truth).square().mean((1, 2, 3, 4)),
                     condition, z1, numbers, best_case,
                 )  # fmt: skip
                 solved = success(self.reasoner.decode(self.reasoner.generate(z1, condition)))
@@ -194,7 +195,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
     names = [
         n
         for n in dict.fromkeys(n for r in rows for n in r)
-        if n.startswith(("static", "single", "pass@", "oracle", "start", "keep", "ours", "ceiling"))
+        if n.startswith(("static", "round", "single", "pass@", "oracle", "start", "keep", "ours", "ceiling"))
     ]
     for name in names:
         have = [i for i, r in enumerate(rows) if name in r]
@@ -287,7 +288,8 @@ def main() -> None:
     for family in families:
         mine = [r for r in rows if r["family"] == family]
         means = {
-            k: round(float(np.mean([r[k] for r in mine])), 3) for k in ("single", "ours", "ours, one-step", "steps")
+            k: round(float(np.mean([r[k] for r in mine])), 3)
+            for k in ("round trip", "single", "ours", "ours, one-step", "steps")
         }
         print(family, len(mine), means)
     if args.out:

@@ -93,7 +93,7 @@ def verdict_row(ask: Ask, task: Task, video: Tensor) -> tuple[bool, bool] | None
         return None
     request = dialogues.VERIFY.format(action=task.prompt, prompt=(task.parent or task).prompt)
     truth = dialogues.verdict(task, reading)["verdict"] == "accept"
-    said = parsed(ask(video, request), VerdictReply)
+    said = parsed(ask(video[dialogues.SEEN], request), VerdictReply)
     return truth, not truth if said is None else said.verdict == "accept"  # unreadable is wrong either way
 
 

@@ -18,10 +18,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ttopt.errors import UserError
+from ttopt.tensorfile import save_tensors
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
@@ -258,17 +259,17 @@ def save_adapter(
     modules = sorted({name.rpartition(".lora_")[0] for name in state})
     peft_config = {"r": rank, "lora_alpha": alpha, "target_modules": modules}
     diffusers_config = json.dumps({f"transformer.{key}": value for key, value in peft_config.items()})
-    tensors = {f"transformer.{name}": value.contiguous() for name, value in state.items()}
-    save_file(tensors, folder / DIFFUSERS_FILE, {**header, "lora_adapter_metadata": diffusers_config})
+    tensors = {f"transformer.{name}": value for name, value in state.items()}
+    save_tensors(folder / DIFFUSERS_FILE, tensors, {**header, "lora_adapter_metadata": diffusers_config})
 
     wan: dict[str, Tensor] = {}
     for module in modules:
         _, block, inner = module.split(".", 2)
         name = f"diffusion_model.blocks.{block}.{WAN_NAMES[inner]}"
-        wan[f"{name}.lora_A.weight"] = state[f"{module}.lora_A.weight"].contiguous()
-        wan[f"{name}.lora_B.weight"] = state[f"{module}.lora_B.weight"].contiguous()
+        wan[f"{name}.lora_A.weight"] = state[f"{module}.lora_A.weight"]
+        wan[f"{name}.lora_B.weight"] = state[f"{module}.lora_B.weight"]
         wan[f"{name}.alpha"] = torch.tensor(alpha)
-    save_file(wan, folder / WAN_FILE, header)
+    save_tensors(folder / WAN_FILE, wan, header)
 
 
 def read_adapter(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

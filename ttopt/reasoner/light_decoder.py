@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ttopt.errors import UserError
+from ttopt.errors import UserError, brief
 from ttopt.reasoner.decoder import TIME_SCALE, check_frames, straight_through_clamp
 
 LAST_UPSCALE = 18  # index of the last up-scaling; behind it no frame looks back at another
@@ -179,8 +179,12 @@ class LightDecoder(nn.Module):
         try:
             state = {name: value for name, value in load_file(weights).items() if name.startswith("decoder.")}
             config = read_config(path / "config.json") if path.is_dir() else _infer_config(state)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"light decoder: {weights} does not hold a TAEHV decoder ({error})") from error
+        except UserError:
+            raise
+        except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"light decoder: {weights} does not hold a TAEHV decoder ({brief(error)}); fetch it again"
+            ) from error
         config = replace(
             config,
             time_upscale=time_upscale or config.time_upscale,
@@ -195,7 +199,9 @@ class LightDecoder(nn.Module):
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
-            raise UserError(f"light decoder: {weights} does not fit its sizes {asdict(config)}: {error}") from error
+            raise UserError(
+                f"light decoder: {weights} does not fit its sizes {asdict(config)} ({brief(error)}); fetch it again"
+            ) from error
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
@@ -215,7 +221,17 @@ def read_config(file: Path) -> LightDecoderConfig:
         raise UserError(f"light decoder: {file} is missing; it holds the sizes of the weights beside it")
     values: dict[str, Any] = json.loads(file.read_text())
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return LightDecoderConfig(**values)
+    try:
+        config = LightDecoderConfig(**values)
+        switches = (*config.time_upscale, *config.space_upscale)
+        sizes = (*config.channels, config.latent_channels, config.patch_size)
+        fine = (len(config.channels), len(switches)) == (4, 6) and all(type(switch) is bool for switch in switches)
+        fine = fine and all(type(size) is int and size >= 1 for size in sizes)
+    except TypeError:
+        fine = False
+    if not fine:
+        raise UserError(f"light decoder: {file} does not hold the sizes of a TAEHV decoder; fetch it again")
+    return config
 
 
 def _infer_config(state: dict[str, Tensor]) -> LightDecoderConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from ttopt.errors import UserError
+from ttopt.errors import UserError, brief
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = {
@@ -75,13 +77,16 @@ def load_networks(
 
     network = _load_transformer(transformer_folder, dtype, loras[0])
     low_noise = _load_transformer(folder / "transformer_2", dtype, loras[1]) if two_experts else None
-    vae = AutoencoderKLWan.from_pretrained(
-        folder / "vae", torch_dtype=DTYPES[vae_dtype], use_safetensors=True, local_files_only=True
-    )
-    text_encoder = UMT5EncoderModel.from_pretrained(
-        folder / "text_encoder", dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    vae = _load(AutoencoderKLWan, folder / "vae", torch_dtype=DTYPES[vae_dtype])
+    for name in ("latents_mean", "latents_std"):
+        if len(vae.config[name]) != vae.config["z_dim"]:
+            raise UserError(
+                f"reasoner: {folder / 'vae' / 'config.json'}: {name} has {len(vae.config[name])} numbers, not "
+                f"{vae.config['z_dim']}; fetch it again"
+            )
+    text_encoder = _load(UMT5EncoderModel, folder / "text_encoder", dtype=DTYPES[dtype])
+    with _naming(folder / "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
     taken, made = network.config["in_channels"], vae.config["z_dim"]
     if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]):
         raise UserError(
@@ -96,12 +101,39 @@ def load_networks(
 
 def _load_transformer(folder: Path, dtype: str, lora: str | None) -> WanTransformer3DModel:
     # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
-    network = WanTransformer3DModel.from_pretrained(
-        folder, torch_dtype=DTYPES[dtype], use_safetensors=True, local_files_only=True
-    )
+    network = _load(WanTransformer3DModel, folder, torch_dtype=DTYPES[dtype])
     if lora is not None:
         merge_lora(network, lora)
     return network
+
+
+def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
+    """A network of the class ``kind`` with all its weights. Raises UserError."""
+    with _naming(folder):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        made = config.get("_class_name") or config.get("model_type") or kind.__name__
+        if made not in (kind.__name__, "umt5"):
+            raise UserError(
+                f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2"
+            )
+        network, report = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **precision
+        )
+    if report["missing_keys"]:  # the libraries would fill them with random numbers
+        first = min(report["missing_keys"])
+        raise UserError(f"reasoner: {folder}: {first} is missing from the weights; fetch them again")
+    return network
+
+
+@contextmanager
+def _naming(folder: Path) -> Iterator[None]:
+    """Says which folder cannot be loaded."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # broken files make the libraries raise every kind
+        raise UserError(f"reasoner: {folder} cannot be loaded ({brief(error)}); fetch it again") from error
 
 
 def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
@@ -129,10 +161,14 @@ def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
             return_lora_metadata=True,
         )
         transformer.load_lora_adapter(state, prefix="transformer", metadata=metadata)
+        if not getattr(transformer, "peft_config", None):  # of which diffusers would only warn
+            raise ValueError("it holds nothing for this transformer")
         transformer.fuse_lora()
         transformer.unload_lora()
-    except (SafetensorError, KeyError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"reasoner: the LoRA {file} does not fit the model ({error})") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, LookupError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise UserError(f"reasoner: the LoRA {file} does not fit the model ({brief(error)}); give another") from error
 
 
 def local_folder(model: str | Path, parts: list[str]) -> Path:

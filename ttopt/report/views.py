@@ -6,7 +6,6 @@ import base64
 import csv
 import dataclasses
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from PIL import Image
 
 from ttopt.errors import UserError
 from ttopt.result import Result, Scored
+from ttopt.runfolder import read_json
 from ttopt.table import Entry, Row, score_name
 
 EMBED_MB = 64.0  # more video than this is linked, not embedded: browsers choke on larger pages
@@ -85,7 +85,7 @@ def comparison_page(
     tau: float | None,
 ) -> Page:
     """The page of a comparison: ``entries`` method -> sample -> entry, ``slugs`` the methods' folders."""
-    queries = _read_json(folder / "queries.json")
+    queries = read_json(folder / "queries.json")
     places = {m: folder / "methods" / slugs[m] / "samples" for m in entries}
     embed = _fits([places[m] / s / "video.mp4" for m, samples in entries.items() for s in samples])
     views = []
@@ -155,7 +155,7 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
         + (f", {cost.vlm_calls} VLM calls" if cost.vlm_calls else "")
         + (f", {o.steps} steps" if o else ""),
         curves=_curves(place / "curves.csv"),
-        trace=_read_json(place / "trace.json").get("clips", []),
+        trace=read_json(place / "trace.json").get("clips", []),
     )
 
 
@@ -197,11 +197,9 @@ def _look(video: Path) -> tuple[str, float, int, int, int]:
 def _curves(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}); remove its folder to make it anew") from error
     return [{n: v for n, v in row.items() if not n.startswith("loss_")} for row in rows]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return content

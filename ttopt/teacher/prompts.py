@@ -31,6 +31,13 @@ or vanish, are the rules of the task obeyed on the way, and does everything else
 Name the objects as they look in the first frame. Reply with JSON only:
 {{"goal": <question>, "process": [<question>, ...]}}"""
 
+# Asked where the teacher's own cannot be read (generic ones gain less than half as much, arXiv 2606.02564).
+GENERIC_GOAL = 'By the end of the video, has this been done: "{prompt}"?'
+GENERIC_PROCESS = (
+    "Does every object keep its identity, shape and colour, and does nothing appear or vanish?",
+    "Does everything that need not change stay as it was in the first frame?",
+)
+
 REPAIR = "That reply cannot be used: {error}. Reply again with the JSON object only."
 
 

@@ -20,6 +20,7 @@ class Queries:
 
     goal: str
     process: tuple[str, ...]
+    generic: bool = False  # asked because the teacher wrote none that could be read
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.process) <= 3 or not all(question.strip() for question in self.all):
@@ -32,6 +33,10 @@ class Queries:
     def all(self) -> list[str]:
         """Every question, the goal first."""
         return [self.goal, *self.process]
+
+
+class QueriesError(UserError):
+    """The teacher's replies held no questions that can be read."""
 
 
 def _filled(question: str) -> str:

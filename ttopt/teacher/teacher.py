@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from ttopt.errors import UserError
+from ttopt.errors import UserError, brief
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
 from ttopt.teacher.families import FAMILIES, Family
 from ttopt.teacher.packing import Packed, PackedOutput, Prefix, at, check_masks, pack
 from ttopt.teacher.prompts import Prompts
-from ttopt.teacher.queries import Queries, parse_queries
+from ttopt.teacher.queries import Queries, QueriesError, parse_queries
 from ttopt.teacher.vision import Grid, Vision
 
 
@@ -77,23 +77,22 @@ class Teacher:
         and for other model types.
         """
         folder = find_folder(model)
-        config = AutoConfig.from_pretrained(folder)
+        with _naming(model):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise UserError(
                 f"{model} is a {config.model_type!r} model, which cannot be a teacher here; use one that sees videos: "
                 f"{', '.join(FAMILIES)}"
             )
         family = FAMILIES[config.model_type]
-        try:
+        with _naming(model):
             network, report = family.model_class.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
-        except OSError as error:  # its message names the file
-            raise UserError(f"teacher {model}: {' '.join(str(error).split())} Fetch it again") from error
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if report["missing_keys"]:
             first = min(report["missing_keys"])
             raise UserError(f"{model}: {first} is missing from the weights; fetch them again")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         network.to(device).eval().requires_grad_(False)
         teacher = cls(network, tokenizer, family.vision_class.load(folder, config), Prompts.load(folder), answer)
         teacher.set_recompute(checkpoint)
@@ -114,7 +113,7 @@ class Teacher:
     def write_queries(self, sample: Sample) -> Queries:
         """The teacher's own questions about (prompt, first frame), greedily generated (Algorithm 1, line 1).
 
-        A reply that cannot be read is shown to the teacher once, with the error; then it is a UserError.
+        A reply that cannot be read is shown to the teacher once, with the error; then it is a QueriesError.
         """
         if not self.family.writes:
             raise UserError(
@@ -133,10 +132,25 @@ class Teacher:
         try:
             return parse_queries(second)
         except ValueError as error:
-            raise UserError(
+            raise QueriesError(
                 f"sample {sample.id}: the teacher wrote no usable questions, asked twice; {error}. "
                 f"Its reply: {second[:300]!r}. Give the questions yourself, or use a larger teacher"
             ) from error
+
+    def queries(self, sample: Sample) -> Queries:
+        """``write_queries``, or generic questions where what the teacher writes cannot be read.
+
+        Raises UserError as write_queries, QueriesError only where a word-level vocabulary lacks the generic words.
+        """
+        try:
+            return self.write_queries(sample)
+        except QueriesError as error:
+            found = Queries(words.GENERIC_GOAL.format(prompt=sample.prompt), words.GENERIC_PROCESS, generic=True)
+            try:
+                self.check_words(" ".join(found.all))
+            except UserError:
+                raise error from None
+            return found
 
     def reply(
         self, chat: Sequence[tuple[str, str]], images: Tensor | Sequence[Tensor] | None, max_new_tokens: int = 512
@@ -336,6 +350,17 @@ class Teacher:
         for token in self.tokenizer.get_added_vocab():
             if token in text:
                 raise UserError(f"{text!r} holds the teacher's control token {token}; leave it out")
+
+
+@contextmanager
+def _naming(model: str | Path) -> Iterator[None]:
+    """Says which model cannot be loaded."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # broken files make the library raise every kind
+        raise UserError(f"teacher {model} cannot be loaded ({brief(error)}); fetch it again") from error
 
 
 def find_folder(model: str | Path) -> Path:

@@ -23,20 +23,24 @@ from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
 from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict, statistics
-from ttopt.miniworld.training.teacher import build, snapshot
+from ttopt.miniworld.training.teacher import build, choose_questions, snapshot
 from ttopt.miniworld.training.vae import CHANNELS, decode, encode
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
-STEPS, RATE = 6000, 6e-4
+STEPS, RATE, WARM_UP = 6000, 5e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
-VERDICTS, PLANS, QUERIES, ROUTES = 6, 6, 4, 2  # rows of a step
+VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
 
 
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
     """Trains from the teacher under ``start`` on clips of the reasoner under ``student``; saves under ``out``."""
     torch.manual_seed(7)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = (
+        AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
+        .eval()
+        .requires_grad_(False)
+    )
     clips = Clips(vae, student, folder / "clips.safetensors")
     known = Teacher.load(start)
     chat = build()
@@ -50,7 +54,7 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
         losses = {name: replies.reply_loss(chat, rows) for name, rows in clips.dialogues(rng)}
-        update(torch.stack(list(losses.values())).sum(), chat.model, optimiser, ema, cosine(step, steps, RATE))
+        update(torch.stack(list(losses.values())).sum(), chat.model, optimiser, ema, cosine(step, steps, RATE, WARM_UP))
         for name, value in losses.items():
             means[name] = 0.98 * means.get(name, float(value.detach())) + 0.02 * float(value.detach())
         if step % 100 == 0:
@@ -86,7 +90,7 @@ class Clips:
         task = self.tasks[i]
         if rng.random() < 0.45:
             return task, self.frames[i].float() / 255
-        video = render((task.codes() if rng.random() < 0.4 else corrupt(task, rng)[1])[None])
+        video = render((task.codes() if rng.random() < 0.3 else corrupt(task, rng)[1])[None])
         if rng.random() < 0.5:
             with torch.no_grad():
                 video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)
@@ -95,6 +99,7 @@ class Clips:
     def dialogues(self, rng: np.random.Generator) -> Iterator[tuple[str, list[replies.Dialogue]]]:
         """The rows of one step, those of like length together."""
         checked: list[replies.Dialogue] = []
+        answers: list[replies.Dialogue] = []
         routes: list[replies.Dialogue] = []
         plans: list[replies.Dialogue] = []
         while len(checked) < VERDICTS:
@@ -104,9 +109,13 @@ class Clips:
                 routes.append(replies.route(task, frames, reading, rng))
             if len(plans) < 2 and (after := replies.plan_after(task, frames, rng)):
                 plans.append(after)
+            if len(answers) < ANSWERS:
+                ((question, *_),), truths = choose_questions([task], reading, rng)
+                answers.append(replies.answer(question, frames, float(truths[0, 0])))
             if verdict := replies.verify(task, frames, reading, rng):
                 checked.append(verdict)
         yield "verdicts", checked
+        yield "answers", answers
         yield "routes", routes
         plans += [replies.plan(self._any(rng), rng) for _ in range(PLANS - len(plans))]
         yield "plans", plans

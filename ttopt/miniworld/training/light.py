@@ -26,7 +26,11 @@ CONFIG = LightDecoderConfig(
 def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None:
     """Trains against the VAE in ``vae_folder`` and saves under ``out``."""
     torch.manual_seed(3)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = (
+        AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
+        .eval()
+        .requires_grad_(False)
+    )
     mean, std = statistics(vae)
     bank = Bank(vae, folder.parent / "bank.safetensors")
     latents = torch.cat([bank.latents, bank.wrong])

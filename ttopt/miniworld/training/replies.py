@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ttopt.miniworld import dialogues
-from ttopt.miniworld.dialogues import PLAN, ROUTE, VERIFY, as_text, checks, done_text, evolved, in_place, is_lost
+from ttopt.miniworld.dialogues import PLAN, ROUTE, SEEN, VERIFY, as_text, checks, done_text, evolved, in_place, is_lost
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.questions import Keeps, Question
 from ttopt.miniworld.scene import Task
@@ -71,8 +71,8 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue]) -> Tensor:
 def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
-    weights[tokenizer.convert_tokens_to_ids([*phrases(), *TENTHS, "yes", "true", "false", "accept", "reject"])] = 4.0
-    weights[tokenizer.convert_tokens_to_ids("no")] = 8.0  # one check of five fails in a wrong video
+    weights[tokenizer.convert_tokens_to_ids([*phrases(), *TENTHS, "Yes", "true", "false", "accept", "reject"])] = 4.0
+    weights[tokenizer.convert_tokens_to_ids("No")] = 12.0  # one check of five fails in a wrong video
     return weights
 
 
@@ -123,7 +123,12 @@ def verify(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generato
         return None
     whole = (task.parent or task).prompt
     request = VERIFY.format(action=evolved(task, rng), prompt=whole)
-    return Dialogue(frames, request, as_text(dialogues.verdict(task, reading)))
+    return Dialogue(frames[SEEN], request, as_text(dialogues.verdict(task, reading)))
+
+
+def answer(question: Question, frames: Tensor, truth: float) -> Dialogue:
+    """One question about a clip (9, 3, 48, 48), as the teacher is asked."""
+    return Dialogue(frames[SEEN], question.text(), "Yes" if truth > 0.5 else "No")
 
 
 def route(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator) -> Dialogue:

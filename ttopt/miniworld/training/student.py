@@ -109,7 +109,7 @@ class Bank:
 
 def make_bank(vae_folder: Path, cache: Path) -> None:
     """Encodes the bank's videos into ``cache`` if it is not there yet."""
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True).eval()
     Bank(vae, cache)
 
 
@@ -184,7 +184,7 @@ class RoleHeads(nn.Module):
 def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, start: Path | None = None) -> None:
     """Flow matching from scratch, or at half the rate from the model under ``start``; saves under ``weights``."""
     torch.manual_seed(1)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True).eval()
     bank = Bank(vae, folder.parent / "bank.safetensors")
     motion, roles = bank.motion(), bank.roles()
     transformer, encoder = build()
@@ -228,7 +228,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, sta
 def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: int = DISTILL_STEPS) -> None:
     """Step distillation of the model under ``base`` to SIGMAS; saves under ``weights``."""
     torch.manual_seed(2)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True).eval()
     bank = Bank(vae, folder.parent / "bank.safetensors")
     motion, worn = bank.motion(), worn_frames(vae, bank.codes[:WORN])
     transformer, encoder = load(base)
@@ -274,8 +274,10 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
 
 def load(folder: Path) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """Transformer and text encoder under a model folder, in float32."""
-    transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+    transformer = WanTransformer3DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32, use_safetensors=True
+    )
+    encoder = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32, use_safetensors=True)
     return transformer, encoder
 
 

@@ -326,7 +326,11 @@ def train(
     Several processes share the work (see ``average_gradients``).
     """
     torch.manual_seed(4)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae = (
+        AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
+        .eval()
+        .requires_grad_(False)
+    )
     light = LightDecoder.load(light_folder)
     mean, std = statistics(vae)
     source = Source(Bank(vae, folder.parent / "bank.safetensors"), folder / "pool")

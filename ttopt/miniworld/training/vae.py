@@ -99,7 +99,7 @@ def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS
     from ttopt.miniworld.training.student import Bank, normalised_latents, statistics
 
     torch.manual_seed(5)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32)
+    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
     mean, std = statistics(vae)
     data = Bank(vae, bank)
     hard = torch.stack([t.codes() for t in task_bank("teacher_ood", 13, 2500)])

@@ -1,0 +1,57 @@
+"""What went into a result besides its settings, as digests: so that nothing goes on with something else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from ttopt.config import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
+from ttopt.sample import Sample
+
+KINDS = {".safetensors", ".json", ".txt", ".jinja", ".model"}
+ENDS = 2**16  # bytes; weights are told apart by their sizes, beginnings and ends, as reading 30 GB takes too long
+
+
+def inputs(sample: Sample, settings: FitSettings) -> dict[str, str]:
+    """Digests of the sample (prompt, image, format) and of the files (weights, wordings) that the settings name."""
+    return {"sample": sample_digest(sample), "files": files_digest(settings)}
+
+
+def sample_digest(sample: Sample) -> str:
+    """Of what a model sees of a sample."""
+    found = hashlib.sha256(repr((sample.prompt, sample.frames, sample.fps, sample.height, sample.width)).encode())
+    if sample.image is not None:
+        found.update(sample.image.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def files_digest(settings: FitSettings) -> str:
+    """Of local weights and wordings; what a hub holds is known by its name."""
+    found = hashlib.sha256()
+    for place in _places(settings):
+        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in KINDS)
+        for path in files:
+            size = path.stat().st_size
+            found.update(f"{path.relative_to(place)} {size}\n".encode())
+            with path.open("rb") as file:
+                found.update(file.read(ENDS))
+                file.seek(max(0, size - ENDS))
+                found.update(file.read())
+    return found.hexdigest()[:16]
+
+
+def _places(settings: FitSettings) -> Iterator[Path]:
+    r, decoder, chat = settings.reasoner, settings.decoder, settings.chat
+    named = {
+        "reasoner": r.model,
+        "light_decoder": decoder.model if decoder.kind == "light" else "",
+        "teacher": settings.teacher.model,
+        "chat": chat.model if chat.backend == "local" else "",
+    }
+    for part, name in named.items():
+        if name:
+            yield WEIGHTS / part if name == EMBEDDED else Path(name)
+    for other in (r.transformer, r.lora, r.low_noise_lora, chat.prompts):
+        if other:
+            yield WEIGHTS / "base" if other == EMBEDDED_BASE else Path(other)

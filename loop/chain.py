@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,21 +12,22 @@ from loop.clips import join
 from ttopt.errors import UserError
 from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
-from ttopt.methods.pass_at_k import by_loss
+from ttopt.methods.pass_at_k import by_loss, by_scorer
 from ttopt.result import Result
 from ttopt.sample import Sample
 
 
 class Chain:
-    """``clips`` clips, each from the last frame of the one before; the best of ``k`` such videos by the teacher's loss.
+    """``clips`` clips, each from the last frame of the one before; of ``k`` such videos the one that ``judge`` prefers:
+    the teacher's loss, or the scorer, which is a bound and no method.
 
     As long as the loop's videos, and for k > 1 as expensive: what the loop gains over it, it owes to its judgement.
     """
 
-    def __init__(self, clips: int = 3, k: int = 1) -> None:
-        if clips < 1 or k < 1:
-            raise UserError(f"clips {clips}, k {k}: give 1 or more of each")
-        self.clips, self.k = clips, k
+    def __init__(self, clips: int = 3, k: int = 1, judge: Literal["loss", "scorer"] = "loss") -> None:
+        if not all(isinstance(n, int) and n >= 1 for n in (clips, k)) or judge not in ("loss", "scorer"):
+            raise UserError(f"clips {clips}, k {k}, judge {judge}: give 1 or more of each, judge loss or scorer")
+        self.clips, self.k, self.choose = clips, k, by_scorer if judge == "scorer" else by_loss
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         videos, seeds = [], {}
@@ -41,7 +43,7 @@ class Chain:
         best, error = 0, ""
         if self.k > 1:
             try:
-                best, _ = by_loss(dataclasses.replace(sample, frames=len(videos[0])), videos, context)
+                best, _ = self.choose(dataclasses.replace(sample, frames=len(videos[0])), videos, context)
             except UserError as problem:
                 error = str(problem)
         name, stop = f"{self.clips} clips" + (f", pass@{self.k}" if self.k > 1 else ""), "no one judged the steps"

@@ -4,8 +4,9 @@
     python -m loop.evaluate --only '[single,loop,planning only]' --limit 16
 
 Takes every setting of ``ttopt compare`` (configs/collabvr_compare.yaml); the same command goes on where it stopped.
-First the listed methods run; then Pass@k and Pass@k of chained clips, with the k that comes nearest to the loop's mean
-seconds of video. Success has 95 % bootstrap intervals; all are compared with ``reference`` sample by sample.
+First the listed methods run; then the best of k clips, and of k videos of chained clips, with the k that comes nearest
+to the loop's mean seconds of video. Success has 95 % bootstrap intervals; all are compared with ``reference`` sample by
+sample.
 """
 
 from __future__ import annotations
@@ -56,11 +57,15 @@ def mean_seconds(entries: Any) -> float:
 
 
 def with_baselines(settings: CompareSettings, seconds: float, clip: float) -> CompareSettings:
-    """The methods and, for the same seconds, Pass@k of one clip and Pass@k of three chained clips."""
+    """The methods and, for the same seconds, the best of k clips and of k videos of three chained clips.
+
+    On the sprite world the scorer itself picks the best, so that no judge could make more of them.
+    """
     k, chains = max(1, round(seconds / clip)), max(1, round(seconds / (3 * clip)))
-    added = [Compared(f"Pass@{k}", "ttopt.methods.PassAtK", {"k": k})]
+    word, judge = ("best of ", {"judge": "scorer"}) if settings.dataset == "miniworld" else ("Pass@", {})
+    added = [Compared(f"{word}{k}", "ttopt.methods.PassAtK", {"k": k, **judge})]
     if chains > 1:
-        added.append(Compared(f"3 clips, Pass@{chains}", "loop.Chain", {"clips": 3, "k": chains}))
+        added.append(Compared(f"3 clips, {word}{chains}", "loop.Chain", {"clips": 3, "k": chains, **judge}))
     only = settings.only and [*settings.only, *(method.name for method in added)]
     return dataclasses.replace(settings, methods=[*settings.methods, *added], only=only)
 

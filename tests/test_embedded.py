@@ -16,11 +16,14 @@ from ttopt.config import WEIGHTS, OptimisationSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.fit import Models, load_models, seed_of
 from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.evaluate_replies import plan_rows
 from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import MULTI_STEP, make_task
 from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import FPS, FRAMES, render
 from ttopt.reasoner import BatchedAdapter
 from ttopt.reasoner.condition import latent_statistics
+from ttopt.teacher import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +101,26 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
     assert result["score"]["rules"] and result["optimisation"]["queries"]["process"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, "a finished run can be called again"
+
+
+def test_the_chat_model_plans() -> None:
+    chat = Teacher.load(WEIGHTS / "chat")
+    tasks = [make_task(family, "id", 93, 0) for family in MULTI_STEP]
+    right = [
+        row for t in tasks for row in plan_rows(lambda images, asked: chat.reply([("user", asked)], list(images)), t)
+    ]
+    assert len(right) == 12 and sum(right) >= 8, right
+
+
+def test_step_loop_through_the_command_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", "[doors]", "--limit", "1",
+               "--run-dir", str(run)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (run / "samples").iterdir()
+    trace = json.loads((folder / "trace.json").read_text())
+    assert len(trace["clips"]) >= 2 and all(clip["verdict"] for clip in trace["clips"])
 
 
 def test_shipped_configurations_name_no_path() -> None:

@@ -561,9 +561,13 @@ def test_lengths() -> None:
 def test_baselines_may_cost_what_the_loop_costs() -> None:
     settings = parse_compare(["--config", "collabvr_compare", "--only", "[single,loop]"])
     wide = with_baselines(settings, 7.0, 1.125)
-    assert [method.name for method in wide.methods[-2:]] == ["Pass@6", "3 clips, Pass@2"] and wide.only is not None
-    assert wide.methods[-2].arguments == {"k": 6} and set(wide.only) == {"single", "loop", "Pass@6", "3 clips, Pass@2"}
-    assert [method.name for method in with_baselines(settings, 1.125, 1.125).methods[-1:]] == ["Pass@1"]
+    assert [method.name for method in wide.methods[-2:]] == [
+        "best of 6",
+        "3 clips, best of 2",
+    ] and wide.only is not None
+    assert wide.methods[-2].arguments == {"k": 6, "judge": "scorer"}
+    assert set(wide.only) == {"single", "loop", "best of 6", "3 clips, best of 2"}
+    assert [method.name for method in with_baselines(settings, 1.125, 1.125).methods[-1:]] == ["best of 1"]
     for method in wide.methods:
         assert make_method(MethodSettings(method.path, method.arguments))
 
@@ -583,9 +587,9 @@ def test_evaluation(
     ]  # fmt: skip
     assert evaluate.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "Pass@3" in printed and "loop: samples 2, accepted 1, errors 0, steps 3, clips 3" in printed
+    assert "best of 3" in printed and "loop: samples 2, accepted 1, errors 0, steps 3, clips 3" in printed
     rows = json.loads((tmp_path / "run/comparison.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["single", "loop", "Pass@3"]
+    assert [row["method"] for row in rows] == ["single", "loop", "best of 3"]
     traces = json.loads((tmp_path / "run/traces.json").read_text(), parse_constant=pytest.fail)
     assert traces["loop"]["success if not"] is None, "none was refused"
     asked = len(chat.asked)

@@ -29,13 +29,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from loop.wording import Wording, message
-from ttopt.chat import LocalChat, Message, OpenAIChat
-from ttopt.config import WEIGHTS, ChatSettings, FitSettings
-from ttopt.fit import Models
+from ttopt.chat import LocalChat, Message, OpenAIChat, make_chat
+from ttopt.config import WEIGHTS, ChatSettings, FitSettings, parse_fit
+from ttopt.datasets import miniworld
+from ttopt.fit import Models, load_models
 from ttopt.result import Scored
 from ttopt.sample import Sample
 from ttopt.teacher import Teacher, prompts
-from ttopt.teacher.queries import parse_queries
 
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")
 
@@ -261,15 +261,24 @@ def test_a_server_that_dies_in_mid_run(
 
 
 @pytest.mark.slow
-def test_the_shipped_model_says_the_same_behind_a_server(serve: Callable[[Path], Server]) -> None:
+def test_the_shipped_models_run_the_loop_through_http(serve: Callable[[Path], Server], tmp_path: Path) -> None:
     """Image processing, chat format and decoding of the in-process way equal an independent implementation's."""
-    from ttopt.datasets import miniworld
+    s = parse_fit(["--config", "collabvr"])
+    embedded, (sample,) = load_models(s), miniworld.samples("id", ["tour"], 5, 1)
+    runs, videos = {}, []
 
-    teacher, server = Teacher.load(WEIGHTS / "teacher"), serve(WEIGHTS / "teacher")
-    local, remote = LocalChat(teacher, 400), server.chat()
-    for sample in miniworld.samples("id", None, 5, 3):
-        assert sample.image is not None
-        asked = [Message("user", (sample.image, teacher.prompts.queries.format(prompt=sample.prompt)))]
-        said, heard = local.reply(asked), remote.reply(asked)
-        assert parse_queries(said.text) == parse_queries(heard.text)
-        assert said.tokens_in == heard.tokens_in
+    def scorer(sample: Sample, video: Tensor) -> Scored:
+        videos.append(video)
+        return Scored(True, 1.0, {})
+
+    for name, chat in (("here", make_chat(s.chat, embedded.teacher)), ("http", serve(WEIGHTS / "chat").chat())):
+        (tmp_path / name).mkdir()
+        arguments = {"frames_per_second": 4, "shortest_clip": 9}
+        runs[name] = solve(chat, embedded, s, tmp_path / name, sample, scorer, **arguments)
+        assert not runs[name][0].error, runs[name][0].error
+    here, http = runs["here"][1], runs["http"][1]
+    assert len(here["clips"]) >= 2
+    for part in ("verdict", "prompt", "seed"):
+        assert [clip[part] for clip in here["clips"]] == [clip[part] for clip in http["clips"]]
+    assert [call["tokens_in"] for call in here["calls"]] == [call["tokens_in"] for call in http["calls"]]
+    assert torch.equal(*videos)

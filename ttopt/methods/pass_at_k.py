@@ -25,17 +25,23 @@ Pick the single video that best achieves the task: the right end, reached in the
 Reply with JSON only: {{"reason": <why>, "best": <number>}} where best is the number of the video, from 1 to {k}."""
 
 
+JUDGES = ("loss", "chat", "scorer")
+
+
 class PassAtK:
     """The choice is joint: one look at all k videos, not k verdicts (the papers' Pass@k).
 
     ``judge`` "loss": the lowest multi-question loss of the teacher; "chat": one call of the chat model, shown
     ``shown`` frames of each video; null: the call, but the loss where the chat model is the teacher or does not know
-    the question (chat.prompts mini). A choice that cannot be had is an error, never the first video in disguise.
+    the question (chat.prompts mini); "scorer": what no judge can beat, a bound and no method. A choice that cannot be
+    had is an error, never the first video in disguise.
     """
 
-    def __init__(self, k: int = 5, judge: Literal["loss", "chat"] | None = None, shown: int = 8) -> None:
-        if not all(isinstance(n, int) and n >= 1 for n in (k, shown)) or judge not in (None, "loss", "chat"):
-            raise UserError(f"k {k}, judge {judge}, shown {shown}: give k and shown of 1 or more, judge loss or chat")
+    def __init__(self, k: int = 5, judge: Literal["loss", "chat", "scorer"] | None = None, shown: int = 8) -> None:
+        if not all(isinstance(n, int) and n >= 1 for n in (k, shown)) or judge not in (None, *JUDGES):
+            raise UserError(
+                f"k {k}, judge {judge}, shown {shown}: give k and shown of 1 or more, judge one of {JUDGES}"
+            )
         self.k, self.judge, self.shown = k, judge, shown
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
@@ -49,7 +55,7 @@ class PassAtK:
         judge = self.judge or ("loss" if chat.backend == "teacher" or chat.prompts == "mini" else "chat")
         context.status("choosing")
         try:
-            choose = by_loss if judge == "loss" else self._by_chat
+            choose = {"loss": by_loss, "chat": self._by_chat, "scorer": by_scorer}[judge]
             best, details = choose(sample, videos, context)
         except UserError as error:  # of the judge's; a full disk is the run's
             if isinstance(error.__cause__, OSError):
@@ -83,6 +89,15 @@ def by_loss(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple
     meter.vlm_calls += len(videos) + (context.queries is None)
     losses = multi_vqa_loss(per_query, settings.optimisation.goal_weight)
     return int(losses.argmin()), {"losses": losses.tolist(), "generic_questions": queries.generic}
+
+
+def by_scorer(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple[int, dict[str, object]]:
+    """The number of the video that the data set's own scorer likes best. Raises UserError where there is none."""
+    if context.scorer is None:
+        raise UserError(f"sample {sample.id} has no scorer here; give another judge")
+    scores = [context.scorer(sample, video) for video in videos]
+    ranks = [(score.success, score.partial) for score in scores]
+    return ranks.index(max(ranks)), {"successes": sum(bool(score.success) for score in scores)}
 
 
 def _choice(k: int) -> type[BaseModel]:

@@ -181,7 +181,7 @@ SETTINGS = [  # what is typed after "ttopt fit"
     ("--logging.previews_every -1", "logging.previews_every is below 0; give 0 for no previews"),
     ("--logging.wandb on", "--logging.wandb: Expected a Literal['auto',"),
     ("--chat.backend gemini", "--chat.backend: Expected a Literal['teacher',"),
-    ("--chat.backend openai", "chat.model is empty, but chat.backend is openai; give the server's name"),
+    ("--chat.backend openai", "chat.model is 'embedded', but chat.backend is openai; give the server's"),
     ("--chat.backend openai --chat.model m", "chat.key_env: the environment variable OPENAI_API_KEY is not set; put"),
     ("--chat.backend openai --chat.model m --chat.base_url here", "chat.base_url 'here' is no address; give e.g."),
     ("--chat.timeout 0", "chat.timeout is 0.0; give seconds, e.g. 120"),

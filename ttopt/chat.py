@@ -142,10 +142,15 @@ def check_chat(settings: ChatSettings) -> None:
         )
 
 
-def make_chat(settings: ChatSettings, teacher: Teacher) -> Chat:
-    """The model that the settings name; "teacher" shares the teacher's weights. Raises UserError."""
+def make_chat(settings: ChatSettings, teacher: Teacher | None) -> Chat:
+    """The model that the settings name; "teacher" shares the teacher's weights. Raises UserError.
+
+    Without a teacher, for methods that need no models, nothing is loaded in this process.
+    """
     if settings.backend == "openai":
         return OpenAIChat(settings)
+    if teacher is None:
+        return Nobody()
     if settings.backend == "teacher":
         return LocalChat(teacher, settings.max_tokens, settings.constrained)
     from ttopt.models import weights_path
@@ -154,6 +159,15 @@ def make_chat(settings: ChatSettings, teacher: Teacher) -> Chat:
     path = weights_path(settings.model, "chat", "chat.model")
     model = Teacher.load(path, dtype=str(teacher.model.dtype).removeprefix("torch."), device=teacher.device)
     return LocalChat(model, settings.max_tokens, settings.constrained, f"the {settings.model} chat model")
+
+
+class Nobody:
+    """For methods that ask nothing."""
+
+    name = "nobody"
+
+    def reply(self, messages: Sequence[Message], schema: type[BaseModel] | None = None) -> Reply:
+        raise ChatError("no model is loaded that could answer")
 
 
 class LocalChat:

@@ -576,8 +576,9 @@ def check(settings: FitSettings) -> None:
             "give a positive number, or null for alpha = rank",
         ),
         (
-            settings.chat.backend == "teacher" or bool(settings.chat.model),
-            f"chat.model is empty, but chat.backend is {settings.chat.backend}",
+            settings.chat.backend == "teacher"
+            or settings.chat.model not in ("", *([EMBEDDED] if settings.chat.backend == "openai" else [])),
+            f"chat.model is {settings.chat.model!r}, but chat.backend is {settings.chat.backend}",
             "give the server's name of the model, or for local a folder, a hub id or embedded, as --chat.model",
         ),
         (

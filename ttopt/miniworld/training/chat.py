@@ -28,7 +28,7 @@ from ttopt.miniworld.training.vae import CHANNELS, decode, encode
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
-STEPS, RATE, WARM_UP = 6000, 5e-4, 200
+STEPS, RATE, WARM_UP = 4500, 5e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
 
@@ -90,7 +90,7 @@ class Clips:
         task = self.tasks[i]
         if rng.random() < 0.45:
             return task, self.frames[i].float() / 255
-        video = render((task.codes() if rng.random() < 0.3 else corrupt(task, rng)[1])[None])
+        video = render((task.codes() if rng.random() < 0.4 else corrupt(task, rng)[1])[None])
         if rng.random() < 0.5:
             with torch.no_grad():
                 video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)

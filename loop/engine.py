@@ -40,7 +40,7 @@ from loop.trace import Trace
 from loop.verifier import Verdict, verify
 from loop.wording import Wording
 from ttopt.chat import ChatError, Message, Reply
-from ttopt.errors import UserError
+from ttopt.errors import UserError, one_line
 from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
 from ttopt.models import TOO_SMALL
@@ -363,8 +363,7 @@ class Loop:
 
     def tell(self, text: str) -> None:
         """One line that stays; a model's words are kept from moving the cursor."""
-        line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-        self.context.note(f"  {self.sample.id}  {line[:300]}")
+        self.context.note(f"  {self.sample.id}  {one_line(text)[:300]}")
 
     def warn(self, text: str) -> None:
         self.trace.warn(text)

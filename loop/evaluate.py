@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ttopt.compare_config import Compared, CompareSettings, parse_compare
-from ttopt.errors import UserError
+from ttopt.errors import UserError, one_line
 
 CONFIG = "collabvr_compare"
 MATCHED = "loop"  # the method whose seconds the baselines get
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = evaluate(parse_compare(args))
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     from ttopt.compare import show
     from ttopt.console import Console

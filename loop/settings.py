@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from ttopt.errors import UserError
+from ttopt.errors import UserError, wrong_fields
 
 KeepAdapter = Literal["none", "attempts", "steps"]
 
@@ -38,9 +38,8 @@ class LoopSettings(BaseModel):
         try:
             return cls(**arguments)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             names = ", ".join(cls.model_fields)
-            raise UserError(f"method.arguments: {wrong}; there are {names}") from error
+            raise UserError(f"method.arguments: {wrong_fields(error)}; there are {names}") from error
 
     @property
     def name(self) -> str:

@@ -577,7 +577,7 @@ def check(settings: FitSettings) -> None:
         ),
         (
             settings.chat.backend == "teacher"
-            or settings.chat.model not in ("", *([EMBEDDED] if settings.chat.backend == "openai" else [])),
+            or (settings.chat.model != "" and (settings.chat.backend, settings.chat.model) != ("openai", EMBEDDED)),
             f"chat.model is {settings.chat.model!r}, but chat.backend is {settings.chat.backend}",
             "give the server's name of the model, or for local a folder, a hub id or embedded, as --chat.model",
         ),

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -27,6 +32,24 @@ def brief(error: Exception, most: int = 300) -> str:
     """What a library says, on one line and not too much of it."""
     text = one_line(str(error)) or type(error).__name__
     return text if len(text) <= most else f"{text[:most]} ..."
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """A UserError that says what cannot be loaded, for whatever goes wrong inside but too little memory."""
+    import torch  # here, as it takes seconds
+
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # broken files make the libraries raise every kind
+        raise UserError(f"{what} cannot be loaded ({brief(error)}); fetch it again") from error
+
+
+def wrong_fields(error: ValidationError) -> str:
+    """What pydantic finds wrong, field by field."""
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
 
 
 class Arguments(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ttopt.config import SampleSettings
 from ttopt.datasets.files import IMAGES, choose, first_frame, inside, records, text
-from ttopt.errors import UserError
+from ttopt.errors import UserError, wrong_fields
 from ttopt.sample import Sample
 
 score = None
@@ -64,8 +64,7 @@ def _lines(file: Path) -> list[Row]:
         try:
             rows.append(Row(**(row | {"id": name})))
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise UserError(f"{file}, record {number}: {wrong}") from error
+            raise UserError(f"{file}, record {number}: {wrong_fields(error)}") from error
     return rows
 
 

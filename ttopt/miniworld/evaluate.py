@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ttopt.batched import BatchReward, optimise_batch
-from ttopt.config import EMBEDDED_BASE, FitSettings, OptimisationSettings, parse_fit
+from ttopt.config import EMBEDDED_BASE, WEIGHTS, FitSettings, OptimisationSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import noise_seed, seed_of
@@ -34,8 +34,6 @@ from ttopt.sample import Sample
 from ttopt.statistics import estimate, paired
 from ttopt.teacher.queries import Queries
 from ttopt.teacher.teacher import Teacher
-
-WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 class Evaluation:

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from ttopt.config import parse_fit
+from ttopt.config import WEIGHTS, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import noise_seed
@@ -39,7 +39,6 @@ from ttopt.replies import parse_reply
 from ttopt.statistics import estimate
 from ttopt.teacher.teacher import Teacher
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
 Ask = Callable[[Tensor, str], str]  # images (n, 3, 48, 48), request -> reply
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, UMT5EncoderModel
 
-from ttopt.errors import UserError, brief
+from ttopt.errors import UserError, brief, naming
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = {
@@ -85,7 +83,7 @@ def load_networks(
                 f"{vae.config['z_dim']}; fetch it again"
             )
     text_encoder = _load(UMT5EncoderModel, folder / "text_encoder", dtype=DTYPES[dtype])
-    with _naming(folder / "tokenizer"):
+    with naming(f"reasoner: {folder / 'tokenizer'}"):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
     taken, made = network.config["in_channels"], vae.config["z_dim"]
     if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]):
@@ -109,7 +107,7 @@ def _load_transformer(folder: Path, dtype: str, lora: str | None) -> WanTransfor
 
 def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
     """A network of the class ``kind`` with all its weights. Raises UserError."""
-    with _naming(folder):
+    with naming(f"reasoner: {folder}"):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         made = config.get("_class_name") or config.get("model_type") or kind.__name__
         if made not in (kind.__name__, "umt5"):
@@ -123,17 +121,6 @@ def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
         first = min(report["missing_keys"])
         raise UserError(f"reasoner: {folder}: {first} is missing from the weights; fetch them again")
     return network
-
-
-@contextmanager
-def _naming(folder: Path) -> Iterator[None]:
-    """Says which folder cannot be loaded."""
-    try:
-        yield
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # broken files make the libraries raise every kind
-        raise UserError(f"reasoner: {folder} cannot be loaded ({brief(error)}); fetch it again") from error
 
 
 def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:

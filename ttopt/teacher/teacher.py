@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from ttopt.errors import UserError, brief
+from ttopt.errors import UserError, naming
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
 from ttopt.teacher.families import FAMILIES, Family
@@ -77,7 +77,7 @@ class Teacher:
         and for other model types.
         """
         folder = find_folder(model)
-        with _naming(model):
+        with naming(f"teacher {model}"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type not in FAMILIES:
             raise UserError(
@@ -85,7 +85,7 @@ class Teacher:
                 f"{', '.join(FAMILIES)}"
             )
         family = FAMILIES[config.model_type]
-        with _naming(model):
+        with naming(f"teacher {model}"):
             network, report = family.model_class.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
@@ -350,17 +350,6 @@ class Teacher:
         for token in self.tokenizer.get_added_vocab():
             if token in text:
                 raise UserError(f"{text!r} holds the teacher's control token {token}; leave it out")
-
-
-@contextmanager
-def _naming(model: str | Path) -> Iterator[None]:
-    """Says which model cannot be loaded."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # broken files make the library raise every kind
-        raise UserError(f"teacher {model} cannot be loaded ({brief(error)}); fetch it again") from error
 
 
 def find_folder(model: str | Path) -> Path:

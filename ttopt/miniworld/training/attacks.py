@@ -20,7 +20,7 @@ from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, SPLITS, make_task
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
-from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict
+from ttopt.miniworld.training.student import TEXT_LENGTH, embed, load, predict, sample
 from ttopt.miniworld.training.vae import CHANNELS
 from ttopt.miniworld.world import FPS, FRAMES
 from ttopt.reasoner.batched import BatchedAdapter
@@ -103,13 +103,7 @@ class Attacker:
                 p.grad = g
             self.adapter.clip_gradients(1.0)
             optimiser.step()
-        with torch.no_grad():
-            latents = noise
-            for i, sigma_now in enumerate(SIGMAS):
-                clean = predict(self.transformer, latents, torch.full((SIZE,), sigma_now), first, text)
-                following = SIGMAS[i + 1] if i + 1 < len(SIGMAS) else 0.0
-                latents = clean + following / sigma_now * (latents - clean)
-        kept.append(latents)
+        kept.append(sample(self.transformer, noise, first, text))
         out = torch.cat(kept)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")

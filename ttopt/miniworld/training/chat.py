@@ -22,9 +22,9 @@ from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
-from ttopt.miniworld.training.student import SIGMAS, TEXT_LENGTH, embed, load, predict, statistics
+from ttopt.miniworld.training.student import TEXT_LENGTH, embed, load, sample, statistics
 from ttopt.miniworld.training.teacher import build, choose_questions, snapshot
-from ttopt.miniworld.training.vae import CHANNELS, decode, encode
+from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
@@ -36,11 +36,7 @@ VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
     """Trains from the teacher under ``start`` on clips of the reasoner under ``student``; saves under ``out``."""
     torch.manual_seed(7)
-    vae = (
-        AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
-        .eval()
-        .requires_grad_(False)
-    )
+    vae = load_vae(vae_folder)
     clips = Clips(vae, student, folder / "clips.safetensors")
     known = Teacher.load(start)
     chat = build()
@@ -172,8 +168,6 @@ class Generator:
             return_tensors="pt",
         )  # fmt: skip
         text = embed(self.encoder, words.input_ids, words.attention_mask)
-        latents = torch.randn(len(tasks), CHANNELS, 3, 6, 6, generator=self.random)
-        for sigma, following in zip(SIGMAS, (*SIGMAS[1:], 0.0), strict=True):
-            clean = predict(self.transformer, latents, torch.full((len(tasks),), sigma), first, text)
-            latents = clean + following / sigma * (latents - clean)
+        noise = torch.randn(len(tasks), CHANNELS, 3, 6, 6, generator=self.random)
+        latents = sample(self.transformer, noise, first, text)
         return (decode(self.vae, latents * self.std + self.mean).clamp(0, 1) * 255).round().byte()

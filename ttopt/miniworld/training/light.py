@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLWan
 
 from ttopt.miniworld.training.common import Ema, Run, cosine, update
 from ttopt.miniworld.training.student import Bank, statistics
-from ttopt.miniworld.training.vae import CHANNELS, decode
+from ttopt.miniworld.training.vae import CHANNELS, decode, load_vae
 from ttopt.miniworld.world import render
 from ttopt.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
@@ -26,11 +25,7 @@ CONFIG = LightDecoderConfig(
 def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None:
     """Trains against the VAE in ``vae_folder`` and saves under ``out``."""
     torch.manual_seed(3)
-    vae = (
-        AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
-        .eval()
-        .requires_grad_(False)
-    )
+    vae = load_vae(vae_folder)
     mean, std = statistics(vae)
     bank = Bank(vae, folder.parent / "bank.safetensors")
     latents = torch.cat([bank.latents, bank.wrong])

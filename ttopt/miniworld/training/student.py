@@ -33,7 +33,7 @@ from ttopt.miniworld.training.common import (
     task_bank,
     update,
 )
-from ttopt.miniworld.training.vae import CHANNELS, decode, encode
+from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
 from ttopt.miniworld.world import render
 
 SIGMAS = (1.0, 0.15, 0.1, 0.05)  # noise levels of the distillation
@@ -109,7 +109,7 @@ class Bank:
 
 def make_bank(vae_folder: Path, cache: Path) -> None:
     """Encodes the bank's videos into ``cache`` if it is not there yet."""
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True).eval()
+    vae = load_vae(vae_folder)
     Bank(vae, cache)
 
 
@@ -159,6 +159,16 @@ def predict(transformer: WanTransformer3DModel, noisy: Tensor, sigma: Tensor, fi
     return torch.cat([first, clean[:, :, 1:]], 2)
 
 
+@torch.no_grad()
+def sample(transformer: WanTransformer3DModel, noise: Tensor, first: Tensor, text: Tensor) -> Tensor:
+    """Latents of the few-step sampler at SIGMAS."""
+    latents = noise
+    for sigma, following in zip(SIGMAS, (*SIGMAS[1:], 0.0), strict=True):
+        clean = predict(transformer, latents, torch.full((len(noise),), sigma), first, text)
+        latents = clean + following / sigma * (latents - clean)
+    return latents
+
+
 class RoleHeads(nn.Module):
     """Training-only classifiers of each cell's role on early tokens: they make words bind to objects early."""
 
@@ -184,7 +194,7 @@ class RoleHeads(nn.Module):
 def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, start: Path | None = None) -> None:
     """Flow matching from scratch, or at half the rate from the model under ``start``; saves under ``weights``."""
     torch.manual_seed(1)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True).eval()
+    vae = load_vae(vae_folder)
     bank = Bank(vae, folder.parent / "bank.safetensors")
     motion, roles = bank.motion(), bank.roles()
     transformer, encoder = build()
@@ -228,7 +238,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, sta
 def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: int = DISTILL_STEPS) -> None:
     """Step distillation of the model under ``base`` to SIGMAS; saves under ``weights``."""
     torch.manual_seed(2)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True).eval()
+    vae = load_vae(vae_folder)
     bank = Bank(vae, folder.parent / "bank.safetensors")
     motion, worn = bank.motion(), worn_frames(vae, bank.codes[:WORN])
     transformer, encoder = load(base)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -45,6 +44,7 @@ from ttopt.miniworld.training.common import (
     task_bank,
 )
 from ttopt.miniworld.training.student import Bank, statistics
+from ttopt.miniworld.training.vae import load_vae
 from ttopt.miniworld.world import (
     COLOUR_NAMES,
     FPS,
@@ -326,11 +326,7 @@ def train(
     Several processes share the work (see ``average_gradients``).
     """
     torch.manual_seed(4)
-    vae = (
-        AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
-        .eval()
-        .requires_grad_(False)
-    )
+    vae = load_vae(vae_folder)
     light = LightDecoder.load(light_folder)
     mean, std = statistics(vae)
     source = Source(Bank(vae, folder.parent / "bank.safetensors"), folder / "pool")

@@ -56,6 +56,12 @@ def crops(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return video.contiguous(), weight / weight.mean()
 
 
+def load_vae(folder: Path) -> AutoencoderKLWan:
+    """The VAE under ``folder``, frozen, in float32."""
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+    return vae.eval().requires_grad_(False)
+
+
 def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     """Video (B, T, 3, H, W) in [0, 1] -> raw posterior means (B, C, t, h, w)."""
     return vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist.mode()

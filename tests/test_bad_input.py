@@ -69,6 +69,13 @@ def refused(args: list[str], expected: str, capsys: Capture) -> None:
     one_sentence(said[:-1], expected)
 
 
+def refused_untouched(folder: Path, args: list[str], expected: str, capsys: Capture) -> None:
+    """The same, and ``folder`` holds what it held."""
+    before = contents(folder)
+    refused(args, expected, capsys)
+    assert contents(folder) == before
+
+
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to be in, where no model can be loaded: what is tested must be noticed before."""
@@ -223,11 +230,8 @@ SETTINGS = [  # what is typed after "ttopt fit"
 
 @pytest.mark.parametrize("typed, expected", SETTINGS, ids=[typed[:60] for typed, _ in SETTINGS])
 def test_settings(typed: str, expected: str, place: Path, capsys: Capture) -> None:
-    (place / "thesis").mkdir()
-    (place / "thesis/chapter.tex").write_text("")
-    before = contents(place)
-    refused(["fit", *shlex.split(typed)], expected, capsys)
-    assert contents(place) == before
+    write(place, {"thesis/chapter.tex": ""})
+    refused_untouched(place, ["fit", *shlex.split(typed)], expected, capsys)
 
 
 YAML: list[tuple[str | bytes, str]] = [  # what is in c.yaml
@@ -327,15 +331,12 @@ OTHERS = [  # a whole command; c.yaml holds one method
 
 @pytest.mark.parametrize("typed, expected", OTHERS, ids=[typed[:70] for typed, _ in OTHERS])
 def test_other_commands(typed: str, expected: str, place: Path, capsys: Capture) -> None:
-    (place / "thesis").mkdir()
-    (place / "thesis/chapter.tex").write_text("")
+    write(place, {"thesis/chapter.tex": ""})
     (place / "c.yaml").write_text(METHOD)
     (place / "m.yaml").write_text("methods: [{path: a.B}]")
     (place / "b.yaml").write_text(f"base: 5\n{METHOD}")
     (place / "deep.yaml").write_text("base: " + "[" * 1500)
-    before = contents(place)
-    refused(shlex.split(typed), expected, capsys)
-    assert contents(place) == before
+    refused_untouched(place, shlex.split(typed), expected, capsys)
 
 
 JSON = st.recursive(
@@ -434,9 +435,7 @@ def pictures(place: Path) -> Path:
     "typed, expected", OWN, ids=[typed[:60].encode("ascii", "replace").decode() for typed, _ in OWN]
 )
 def test_own_sample(typed: str, expected: str, pictures: Path, capsys: Capture) -> None:
-    before = contents(pictures)
-    refused(["fit", "--sample.prompt", "go", *shlex.split(typed)], expected, capsys)
-    assert contents(pictures) == before
+    refused_untouched(pictures, ["fit", "--sample.prompt", "go", *shlex.split(typed)], expected, capsys)
 
 
 # Samples: data sets
@@ -559,10 +558,8 @@ def test_data_sets(dataset: str, files: Files, expected: str, place: Path, capsy
     alone = dataset == "folder" and list(files) == ["data.jsonl"]
     (place / "data").mkdir()
     write(place if alone else place / "data", files)
-    before = contents(place)
     root = "data.jsonl" if alone else "data"
-    refused(["fit", "--dataset", dataset, "--root", root, "--teacher.frames", "5"], expected, capsys)
-    assert contents(place) == before
+    refused_untouched(place, ["fit", "--dataset", dataset, "--root", root, "--teacher.frames", "5"], expected, capsys)
 
 
 @FEW
@@ -979,6 +976,4 @@ def test_earlier_runs(file: str, content: str, expected: str, place: Path, capsy
         versions={}, finished="2026-01-01",
     ).save(place / "run/samples/a")  # fmt: skip
     write(place / "run", {file: content})
-    before = contents(place)
-    refused(["report", "--run-dir", "run"], expected, capsys)
-    assert contents(place) == before
+    refused_untouched(place, ["report", "--run-dir", "run"], expected, capsys)

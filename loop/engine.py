@@ -263,10 +263,12 @@ class Loop:
         with writing(self.folder):
             folder.mkdir(exist_ok=True)
         optimised: dict[str, Any] = {}
-        if self.inner is None:
+        if self.inner is None or attempt < s.inner_from:
             new = self.context.generate(part, seed)
         else:
-            new, optimised = self.inner.generate(part, seed, number, folder / name, step.action, step.diagnoses)
+            new, optimised = self.inner.generate(
+                part, seed, number, folder / name, step.action, step.diagnoses, attempt == s.inner_from
+            )
             self.seeds[purpose] = optimised["seed"]  # of the start that was chosen
         clip = new[: step.frames] if kept is None else splice(kept, new, step.frames)
 

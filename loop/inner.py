@@ -47,8 +47,11 @@ class InnerLora:
         folder: Path,
         action: str,
         diagnoses: Sequence[Verdict],
+        first: bool,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The optimised clip (T,3,H,W) of ``part``, and what the trace says of it. Callbacks write into ``folder``.
+
+        ``first`` is the first optimised attempt of a step.
 
         Raises ChatError where the teacher cannot write its queries.
         """
@@ -69,7 +72,7 @@ class InnerLora:
         with meter.timer("start"), adapter.disabled():
             z1, (start,) = best_noise(reasoner, condition, [seeds], lambda z: loss_of(models.decoder(z, numbers)))
         purpose = "adapter" if number == 0 else f"adapter {number}"
-        fresh = not self._trained or self.keep == "none" or (self.keep == "attempts" and not diagnoses)
+        fresh = not self._trained or self.keep == "none" or (self.keep == "attempts" and first)
         adapter_seed = seed_of(settings.seed, part.id, purpose) if fresh else None
         with writing(folder):
             folder.mkdir()

@@ -26,7 +26,8 @@ class LoopSettings(BaseModel):
     clip_seconds: list[PositiveFloat] | None = None  # of the first clip, the second, ...; None: the sample's own length
     shortest_clip: PositiveInt = 5  # frames; a shorter one is cut out of such a clip
     longest_prompt: PositiveInt = 1000  # characters of an instruction; with suggestions, if they fit
-    inner: Literal["teacher_lora"] | None = None  # optimises every clip
+    inner: Literal["teacher_lora"] | None = None  # optimises the clips
+    inner_from: PositiveInt = 1  # which attempt of a step is the first to be optimised; 2: only repairs
     keep_adapter: KeepAdapter = "none"  # or: between the attempts of a step; or: through all steps
     diagnosis_query: str = (
         ""  # a process query about the last {reason} and {suggestion}; see configs/collabvr_wan22.yaml

@@ -337,6 +337,21 @@ def test_clips_are_optimised(
     assert (tmp_path / "clips/02_step1_attempt2/adapter").is_dir()
 
 
+@pytest.mark.parametrize(
+    ("keep", "fresh"), [("attempts", [None, True, False, None, True]), ("none", [None, True, True, None, True])]
+)
+def test_only_repairs_are_optimised(
+    keep: str, fresh: list[bool | None], asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
+) -> None:
+    """Three attempts, then two: the first of each is the frozen model's, and no step inherits another's adapter."""
+    bad = verdict(False, 0.0, suggestion="to the green pad")
+    chat = Scripted(plan=[plan("move the red square."), plan("go to."), DONE], verify=[bad, bad, YES, bad, YES])
+    found, trace = solve(chat, models, mini, tmp_path, inner="teacher_lora", inner_from=2, keep_adapter=keep)
+    assert found.accepted is True
+    clips_made = trace["clips"]
+    assert [c["adapter_seed"] is not None if "adapter_seed" in c else None for c in clips_made] == fresh
+
+
 def test_optimised_clips_differ_and_the_next_method_is_untouched(
     asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
 ) -> None:

@@ -29,7 +29,8 @@ from ttopt.miniworld.questions import (
 )
 from ttopt.miniworld.scene import Stop, Task, distance
 from ttopt.miniworld.scorer import rule_truths
-from ttopt.miniworld.world import SPRITES, Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.tokenizer import CELL_NAMES
+from ttopt.miniworld.world import SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
@@ -93,6 +94,14 @@ def checks(task: Task, reading: Reading) -> list[Check]:
     return out
 
 
+def scene(reading: Reading, frame: int) -> str:
+    """What a frame of a reading (N = 1) shows and where: "red square a1, blue cross c4, green pad d5."."""
+    sprites = (reading.sprite[0, frame, :, 1:].T > 0.5).nonzero().tolist()  # sprite - 1, cell
+    pads = (reading.ground[0, frame, :, 1:WALL].T > 0.5).nonzero().tolist()
+    seen = [(sprite_name(s + 1), cell) for s, cell in sprites] + [(pad_name(g + 1), cell) for g, cell in pads]
+    return ", ".join(f"{name} {CELL_NAMES[cell]}" for name, cell in seen) + "."
+
+
 def reason(found: list[Check]) -> str:
     """The checks as text: "Is the red square on the cyan pad at the end? Yes. Is there exactly one ...? No."."""
     return " ".join(f"{c.text} {'Yes' if c.holds else 'No'}." for c in found)
@@ -104,7 +113,7 @@ def verdict(task: Task, reading: Reading) -> dict[str, object]:
     accept = all(c.holds for c in found)
     wrong = next((c.suggestion for c in found if not c.holds), "")
     return {
-        "reason": reason(found),
+        "reason": f"First: {scene(reading, 0)} End: {scene(reading, -1)} {reason(found)}",
         "action_executed": found[0].holds,
         "progress": 1.0 if accept else progress(task, reading),
         "good_fraction": 1.0 if accept else good_fraction(task, reading),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ttopt.miniworld.world import COLOUR_NAMES, SHAPE_NAMES
+from ttopt.miniworld.world import COLOUR_NAMES, GRID, SHAPE_NAMES
 
 WORDS = """
 a after all already and answer are around as at avoid be before blue bring by cell colour copy cyan does done down
@@ -19,6 +19,7 @@ regen reject remaining route split state steps suggestion target verdict reason 
 crosses pad pads do
 """.split()
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
+CELL_NAMES = [f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdef"]  # by cell number
 TENTHS = [f"{n / 10:.1f}" for n in range(11)]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]
 
@@ -55,10 +56,10 @@ def teacher_tokenizer() -> PreTrainedTokenizerFast:
     lower = sorted({w.lower() for w in WORDS})
     vocabulary = [
         "<|endoftext|>", "<unk>", *SPECIALS, "user", "assistant", "seconds",
-        *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION, *TENTHS,
+        *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION, *TENTHS, *CELL_NAMES,
     ]  # fmt: skip
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = _splitter("[A-Za-z]+")
+    tokenizer.pre_tokenizer = _splitter(r"[a-f][1-6]\b|[A-Za-z]+")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token="<unk>",
         extra_special_tokens=SPECIALS, model_max_length=1024,

@@ -29,6 +29,7 @@ from ttopt.reward import multi_vqa_loss
 from ttopt.teacher.teacher import Teacher
 
 SIZE = 12
+CHANCES = (0.18, 0.18, 0.14, 0.18, 0.32)  # of the families: visit, the hardest to read, comes most often
 
 
 def task_of(key: tuple[int, ...]) -> Task:
@@ -71,7 +72,7 @@ class Attacker:
         keys = []
         for _ in range(SIZE):
             split = "teacher_ood" if rng.random() < 0.4 else "train"
-            family, part = int(rng.integers(len(FAMILIES))), -1
+            family, part = int(rng.choice(len(FAMILIES), p=CHANCES)), -1
             if rng.random() < 0.3:  # one step of a longer task
                 family, part = len(FAMILIES) + int(rng.integers(len(MULTI_STEP))), int(rng.integers(3))
             keys.append((splits.index(split), family, 32, int(rng.integers(100_000)), part))

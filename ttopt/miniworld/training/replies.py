@@ -18,7 +18,7 @@ from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.questions import Keeps, Question
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import rule_truths
-from ttopt.miniworld.tokenizer import TENTHS, phrases
+from ttopt.miniworld.tokenizer import CELL_NAMES, TENTHS, phrases
 from ttopt.miniworld.world import Reading, read, render, sprite_name
 from ttopt.teacher import Teacher
 from ttopt.teacher import prompts as words
@@ -71,7 +71,9 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue]) -> Tensor:
 def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
-    weights[tokenizer.convert_tokens_to_ids([*phrases(), *TENTHS, "Yes", "true", "false", "accept", "reject"])] = 4.0
+    weights[
+        tokenizer.convert_tokens_to_ids([*phrases(), *TENTHS, *CELL_NAMES, "Yes", "true", "false", "accept", "reject"])
+    ] = 4.0
     weights[tokenizer.convert_tokens_to_ids("No")] = 8.0  # one check of five fails in a wrong video
     return weights
 

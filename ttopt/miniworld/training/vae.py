@@ -13,11 +13,12 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.training.common import Ema, Run, cosine, rank, save_half, task_bank, update, world
+from ttopt.miniworld.training.common import Ema, Run, cosine, rank, save_half, step_bank, task_bank, update, world
 from ttopt.miniworld.world import CODES, FRAMES, GRID, SPRITES, TEMPLATES, render
 
 STEPS, POLISH_STEPS, BATCH, RATE, LATENT_NOISE = 3600, 3200, 16, 2.5e-3, 0.08
 CHANNELS, CROP = 16, 3
+LATE, LAST = 5.0, 5.0  # what polishing favours: videos with late moves, and the last frame
 
 
 def build(decoder_dim: int = 16) -> AutoencoderKLWan:
@@ -108,21 +109,24 @@ def polish(folder: Path, vae_folder: Path, bank: Path, steps: int = POLISH_STEPS
     vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
     mean, std = statistics(vae)
     data = Bank(vae, bank)
-    hard = torch.stack([t.codes() for t in task_bank("teacher_ood", 13, 2500)])
+    hard = torch.stack([t.codes() for t in task_bank("teacher_ood", 13, 2500) + step_bank("teacher_ood", 14, 1000)])
     latents = torch.cat([data.latents, data.wrong, normalised_latents(vae, hard).float()])
     codes = torch.cat([data.codes, data.wrong_codes, hard])
+    late = (codes[:, 1:] != codes[:, :-1]).any(2)[:, 5:].any(1)  # something moves to the end: the hardest
+    chance = 1 + LATE * late.float()
     trained = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv])
     optimiser = torch.optim.AdamW(trained.parameters(), RATE / 2, weight_decay=0.0, betas=(0.9, 0.99))
     ema = Ema(trained, 0.995)
     run = Run(folder, {"decoder": trained}, optimiser, ema)
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(30_000_000 + step)
-        pick = torch.randint(len(latents), (5,), generator=generator)
+        pick = torch.multinomial(chance, 5, replacement=True, generator=generator)
         target = render(codes[pick])
         noise = 0.1 * torch.randn(latents[pick].shape, generator=generator)
         error = decode_unclamped(vae, (latents[pick] + noise) * std + mean) - target
         changed = (target - target[:, :1]).abs().amax(2, keepdim=True)
         weight = 0.3 + target.amax(2, keepdim=True) + 6 * changed
+        weight[:, -1] *= LAST  # most rules are about it
         loss = (weight * (error.abs() + 4 * error.square())).mean()
         update(loss, trained, optimiser, ema, cosine(step, steps, RATE / 2, 30))
         if step % 50 == 0:

@@ -18,7 +18,7 @@ from loop.settings import KeepAdapter
 from loop.verifier import Verdict
 from ttopt.chat import ChatError
 from ttopt.errors import UserError
-from ttopt.fit import TeacherReward, generate, optimise, seed_of
+from ttopt.fit import TeacherReward, generate, kept_video, optimise, seed_of
 from ttopt.methods.base import Context
 from ttopt.module import sample_frames
 from ttopt.noise import best_noise
@@ -81,16 +81,22 @@ class InnerLora:
             models, reward, condition, z1, numbers, settings, adapter_seed, folder, meter, self.context.callbacks()
         )
         self._trained = True
-        video, kept, seconds = generate(reasoner, z1, condition, meter.timer), "adapter", part.frames / part.fps
         # As in ttopt.fit.fit_sample; the frozen model's video is only made where it may be kept.
-        if o.keep == "better" or (o.keep == "accepted" and module.stop != ACCEPTED):
-            with adapter.disabled(), torch.no_grad():
-                base = generate(reasoner, z1, condition, meter.timer)
-                seconds *= 2
-                if o.keep == "accepted" or not loss_of(video[:, numbers]) < loss_of(base[:, numbers]):  # NaN: the base
-                    video, kept = base, "base"
+        videos, accepted = {"adapter": generate(reasoner, z1, condition, meter.timer)}, module.stop == ACCEPTED
+        if o.keep in ("better", "best") or (o.keep == "accepted" and not accepted):
+            with adapter.disabled():
+                videos = {"base": generate(reasoner, z1, condition, meter.timer), **videos}
+        if o.keep == "best":
+            with torch.no_grad():
+                videos["prediction"] = reasoner.decode(module.predict())
+        losses = {}
+        if o.keep in ("better", "best"):
+            with torch.no_grad():
+                losses = {name: float(loss_of(video[:, numbers])) for name, video in videos.items()}
+        kept = kept_video(o.keep, accepted, losses)
+        seconds = len(videos) * part.frames / part.fps
         meter.generated_seconds += seconds
-        return video[0].cpu(), {
+        return videos[kept][0].cpu(), {
             "seed": start,
             "generated_seconds": round(seconds, 4),
             "adapter_seed": adapter_seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ttopt.config import FitSettings
 from ttopt.engine import given_queries
-from ttopt.fit import Models, fit_sample, noise_name, seed_of
+from ttopt.fit import Models, fit_sample, kept_video, noise_name, seed_of
 from ttopt.noise import best_noise
 
 Make = Callable[..., FitSettings]
@@ -63,3 +64,28 @@ def test_the_better_video_has_the_lower_loss(models: Models, settings: Make, tmp
     assert o is not None
     assert o.video_after.loss <= o.video_before.loss
     assert (o.kept == "base") == (o.video_after == o.video_before)
+
+
+def test_three_videos_are_made_and_counted_where_the_prediction_may_be_kept(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimisation={"steps": 3, "lr": 0.1, "keep": "best"})
+    result = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s))
+    o = result.optimisation
+    assert o is not None and result.cost.generated_seconds == pytest.approx(3 * 9 / 8, abs=1e-3)
+    assert o.video_after.loss <= o.video_before.loss
+
+
+@pytest.mark.parametrize(
+    ("keep", "accepted", "losses", "kept"),
+    [
+        ("last", False, (0.1, 0.5), "adapter"),
+        ("accepted", False, (0.5, 0.1), "base"),
+        ("accepted", True, (0.1, 0.5), "adapter"),
+        ("better", False, (0.5, 0.1), "adapter"),
+        ("better", True, (0.5, 0.5), "base"),
+        ("better", True, (0.5, math.nan), "base"),
+        ("best", False, (0.5, 0.4, 0.3), "prediction"),
+        ("best", False, (0.5, 0.4, math.nan), "adapter"),
+    ],
+)
+def test_the_kept_video(keep: str, accepted: bool, losses: tuple[float, ...], kept: str) -> None:
+    assert kept_video(keep, accepted, dict(zip(("base", "adapter", "prediction"), losses, strict=False))) == kept

@@ -36,6 +36,9 @@ SHOWN = 500  # characters of a parser's message
 CONFIG_FOLDERS = (Path(__file__).parent.parent / "configs", Path(__file__).parent / "configs")
 
 
+KEEP = Literal["last", "accepted", "better", "best"]
+
+
 @dataclass(frozen=True)
 class QuerySettings:
     """Your own yes/no questions instead of the teacher's, phrased so that "Yes" means satisfied."""
@@ -177,9 +180,9 @@ class OptimisationSettings:
     """AdamW weight decay."""
     starts: int = 1
     """Start from the noise, of this many, whose one-step prediction has the lowest loss. 1: as it comes."""
-    keep: Literal["last", "accepted", "better"] = "last"
+    keep: KEEP = "last"
     """Which video is kept. last: the adapter's, accepted or not. accepted: the frozen model's if the loss stayed above
-    tau. better: the one of the two with the lower loss."""
+    tau. better: the one of the two with the lower loss. best: as better, or the adapter's one-step prediction."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,19 +135,22 @@ def fit_sample(
                       callbacks, logger, trained, state)  # fmt: skip
 
     status("the optimised video")
-    video = generate(reasoner, z1, condition, timer)
-    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else 2)
+    videos = {"base": base, "adapter": generate(reasoner, z1, condition, timer)}
+    if o.keep == "best":
+        with timer("final decode"), torch.no_grad():
+            videos["prediction"] = reasoner.decode(module.predict())
+    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else len(videos))
     with record(), timer("final grade"), torch.no_grad():
-        both = torch.cat([graded_by(one[:, numbers]) for one in (base, video)])
-        totals = multi_vqa_loss(both, o.goal_weight).tolist()
-        rows = zip(totals, both.tolist(), strict=True)
-        before, after = (Grade(0, total, tuple(row)).graded() for total, row in rows)
+        losses = torch.cat([graded_by(one[:, numbers]) for one in videos.values()])
+        totals = multi_vqa_loss(losses, o.goal_weight).tolist()
+        grades = {
+            name: Grade(0, total, tuple(row)).graded()
+            for name, total, row in zip(videos, totals, losses.tolist(), strict=True)
+        }
     with meter.paused():
         accepted = module.stop == ACCEPTED
-        keeps_adapter = {"last": True, "accepted": accepted, "better": after.loss < before.loss}[o.keep]
-        if not keeps_adapter:
-            video, after = base, before
-        base, video = base[0].cpu(), video[0].cpu()
+        kept = kept_video(o.keep, accepted, {name: grade.loss for name, grade in grades.items()})
+        base, video = base[0].cpu(), videos[kept][0].cpu()
         with timer("score"):
             score_before, score_after = scored(scorer, sample, base), scored(scorer, sample, video)
         with timer("write"), writing(folder):
@@ -167,11 +170,11 @@ def fit_sample(
         optimisation=Optimisation(
             queries={"goal": queries.goal, "process": list(queries.process), "generic": queries.generic},
             steps=module.kept.step,
-            kept="adapter" if keeps_adapter else "base",
+            kept=kept,
             prediction_before=module.grades[0].graded(),
             prediction_after=module.kept.graded(),
-            video_before=before,
-            video_after=after,
+            video_before=grades["base"],
+            video_after=grades[kept],
             score_before=score_before,
             hacked=None if score_after is None else accepted and not score_after.success,
             lora_norm=adapter.norm(),
@@ -180,6 +183,13 @@ def fit_sample(
     )
     (folder / STATE).unlink(missing_ok=True)
     return result
+
+
+def kept_video(keep: str, accepted: bool, losses: Mapping[str, float]) -> str:
+    """Which video ``optimisation.keep`` keeps; ``losses`` are the teacher's, the frozen model's ("base") first."""
+    if keep in ("last", "accepted"):
+        return "adapter" if keep == "last" or accepted else "base"
+    return min(losses, key=losses.__getitem__)  # the first of equals, and where one is NaN
 
 
 def optimise(

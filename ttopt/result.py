@@ -54,7 +54,7 @@ class Optimisation:
 
     queries: dict[str, Any]  # {"goal": str, "process": [str, ...], "generic": whether the teacher's were unusable}
     steps: int  # optimisation steps that were taken
-    kept: str  # whose video is video.mp4: "adapter" or "base"
+    kept: str  # whose video is video.mp4: "adapter", "base", or the one-step "prediction"
     prediction_before: Graded  # of the prediction that was optimised
     prediction_after: Graded
     video_before: Graded  # of base.mp4: what the reward says of the few-step video

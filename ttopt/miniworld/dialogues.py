@@ -30,7 +30,7 @@ from ttopt.miniworld.questions import (
 from ttopt.miniworld.scene import Stop, Task, distance
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES
-from ttopt.miniworld.world import SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.world import NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
@@ -97,7 +97,8 @@ def checks(task: Task, reading: Reading) -> list[Check]:
 def scene(reading: Reading, frame: int) -> str:
     """What a frame of a reading (N = 1) shows and where: "red square a1, blue cross c4, green pad d5."."""
     sprites = (reading.sprite[0, frame, :, 1:].T > 0.5).nonzero().tolist()  # sprite - 1, cell
-    pads = (reading.ground[0, frame, :, 1:WALL].T > 0.5).nonzero().tolist()
+    bare = reading.sprite[0, frame, :, NONE] > 0.5  # a sprite hides most of its pad
+    pads = ((reading.ground[0, frame, :, 1:WALL].T > 0.5) & bare).nonzero().tolist()
     seen = [(sprite_name(s + 1), cell) for s, cell in sprites] + [(pad_name(g + 1), cell) for g, cell in pads]
     return ", ".join(f"{name} {CELL_NAMES[cell]}" for name, cell in seen) + "."
 

@@ -66,7 +66,9 @@ def test_the_better_video_has_the_lower_loss(models: Models, settings: Make, tmp
     assert (o.kept == "base") == (o.video_after == o.video_before)
 
 
-def test_three_videos_are_made_and_counted_where_the_prediction_may_be_kept(models: Models, settings: Make, tmp_path: Path) -> None:
+def test_three_videos_are_made_and_counted_where_the_prediction_may_be_kept(
+    models: Models, settings: Make, tmp_path: Path
+) -> None:
     s = settings(optimisation={"steps": 3, "lr": 0.1, "keep": "best"})
     result = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s))
     o = result.optimisation

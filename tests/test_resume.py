@@ -176,7 +176,13 @@ def test_digest_covers_what_changes_results_and_nothing_else(settings: Make, tmp
     base = resume.digest(sample, s, queries)
     assert sample.image is not None
     assert base == resume.digest(tiny_sample(), s, queries)
-    free = {"limit": 99, "batch_samples": 4, "run_dir": "x", "logging": dataclasses.replace(s.logging, wandb="offline")}
+    free = {
+        "limit": 99,
+        "batch_samples": 4,
+        "engine": "ray",
+        "run_dir": "x",
+        "logging": dataclasses.replace(s.logging, wandb="offline"),
+    }
     free |= {"reasoner": dataclasses.replace(s.reasoner, recompute="all", device="cpu")}
     assert base == resume.digest(sample, dataclasses.replace(s, **free), queries)
     others = [

@@ -16,25 +16,21 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
-import torch
 from rich.markup import escape
 from rich.table import Table
 
 from ttopt import judges
 from ttopt.chat import check_chat
 from ttopt.compare_config import CompareSettings, chosen, parse_compare, settings_of
-from ttopt.config import FitSettings, MethodSettings, to_yaml
+from ttopt.config import MethodSettings, to_yaml
 from ttopt.console import Console
-from ttopt.engine import MakeCallbacks, find_samples, fit_all
+from ttopt.engine import MakeCallbacks, find_samples, fit_all, open_workers
 from ttopt.errors import UserError
 from ttopt.grading import JUDGED, Loader, grade
 from ttopt.judges import OFFICIAL
 from ttopt.methods import make_method
 from ttopt.methods.existing import video_path
-from ttopt.models import Models
 from ttopt.report import write_report
 from ttopt.result import FILE, Result
 from ttopt.runfolder import CONFIG, new_path, read_json, write_text, writing
@@ -64,7 +60,8 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     """
     check_chat(settings.chat)
     samples, _ = find_samples(settings)
-    methods = {method.slug: make_method(MethodSettings(method.path, method.arguments)) for method in chosen(settings)}
+    for method in chosen(settings):
+        make_method(MethodSettings(method.path, method.arguments))  # a wrong one should not wait for the others
     folder = Path(settings.run_dir) if settings.run_dir else new_path(name="compare")
     with writing(folder):
         if folder.exists() and any(folder.iterdir()) and not (folder / "methods").is_dir():
@@ -72,12 +69,12 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
         (folder / "methods").mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, to_yaml(settings))
     load, problems = Loader(console.print), []
-    for method in chosen(settings):
-        console.print(f"{method.name}:")
-        own = settings_of(method, settings, folder / "methods" / method.slug)
-        needs = getattr(methods[method.slug], "needs_models", True)
-        run = fit_all(own, console, callbacks, load if needs else no_models)
-        problems += [f"{method.name}: {problem}" for problem in run.problems]
+    with open_workers(settings) as workers:
+        for method in chosen(settings):
+            console.print(f"{method.name}:")
+            own = settings_of(method, settings, folder / "methods" / method.slug)
+            run = fit_all(own, console, callbacks, load, workers)
+            problems += [f"{method.name}: {problem}" for problem in run.problems]
     grade(settings, folder, samples, load)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)
@@ -86,13 +83,6 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
         write_report(folder)
     log_comparison(settings, folder, score_name(found.entries), found.table, console.print)
     return found
-
-
-def no_models(settings: FitSettings) -> Models:
-    """For methods that need none: what the measuring of time and cost asks for, and nothing else."""
-    return cast(
-        Models, SimpleNamespace(reasoner=SimpleNamespace(device=torch.device("cpu"), observers=[]), teacher=None)
-    )
 
 
 def tabulate(

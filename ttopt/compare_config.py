@@ -14,7 +14,7 @@ from ttopt.errors import UserError
 
 DEFAULT = "compare"
 JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own
-# What decides which samples there are, and where their results lie.
+# What decides which samples there are, who solves them, and where their results lie.
 SHARED = (
     "run_dir",
     "dataset",
@@ -22,6 +22,9 @@ SHARED = (
     "split",
     "families",
     "limit",
+    "engine",
+    "address",
+    "workers",
     "sample.id",
     "sample.prompt",
     "sample.image",

@@ -258,6 +258,20 @@ class ChatSettings:
 
 
 @dataclass(frozen=True)
+class WorkerSettings:
+    """The workers of the engine ray: processes that load the models once and take one sample after the other."""
+
+    count: int | None = None
+    """How many; null: as many as there is room for."""
+    gpus: float | None = None
+    """GPUs of each: 0.5 for two workers a GPU, 2 for models on two devices; null: 1 where there are GPUs, else 0."""
+    cpus: float = 1.0
+    """CPU cores of each."""
+    retries: int = 2
+    """How often a sample whose worker died is given to another one."""
+
+
+@dataclass(frozen=True)
 class FitSettings:
     """Run"""
 
@@ -279,6 +293,14 @@ class FitSettings:
     batch_samples: int = 1
     """How many samples are optimised side by side on the device, each with its own adapter: the same results, sooner on
     small models."""
+    engine: Literal["in_process", "ray"] = "in_process"
+    """in_process: one sample after the other, here. ray: several at once, on all GPUs of this machine or of a cluster
+    (needs ttopt[ray]); the results are the same."""
+    address: str | None = None
+    """ray: the cluster's head as host:port, or auto for the cluster that this machine belongs to; null: a Ray of this
+    run's own, on this machine."""
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
+    """Who solves the samples with the engine ray"""
     sample: SampleSettings = field(default_factory=SampleSettings)
     """A sample of your own, instead of the data set's"""
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
@@ -535,12 +557,35 @@ def check(settings: FitSettings) -> None:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{name} is {value}; give a finite number")
     o, sample, r = settings.optimisation, settings.sample, settings.reasoner
-    sigmas = r.sigmas
+    sigmas, w, address, gpus = r.sigmas, settings.workers, settings.address, settings.workers.gpus
     families = settings.families or []
     rules = [
         (settings.seed >= 0, f"seed is {settings.seed}", "give 0 or more"),
         (settings.limit >= 1, f"limit is {settings.limit}", "give --limit 1 or more"),
         (settings.batch_samples >= 1, f"batch_samples is {settings.batch_samples}", "give 1 or more"),
+        (
+            settings.batch_samples == 1 or settings.engine == "in_process",
+            f"batch_samples is {settings.batch_samples}, but a worker of the engine ray takes one sample at a time",
+            "give 1, and several workers a GPU by --workers.gpus 0.25",
+        ),
+        (
+            address is None or re.fullmatch(r"auto|[\w.-]+:\d{1,5}|\[[\da-fA-F:]+\]:\d{1,5}", address) is not None,
+            "address is neither host:port nor auto",  # not quoted: somebody may have put a password into it
+            "give the head of a Ray cluster, e.g. 10.0.0.1:6379, or auto for the cluster that this machine belongs to",
+        ),
+        (
+            address is None or settings.engine == "ray",
+            f"address is {address}, but the engine is {settings.engine}",
+            "give --engine ray too",
+        ),
+        (w.count is None or w.count >= 1, f"workers.count is {w.count}", "give 1 or more, or null"),
+        (
+            gpus is None or 0 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus)),
+            f"workers.gpus is {gpus}",
+            "give a part of one such as 0.5, or a whole number",
+        ),
+        (w.cpus > 0, f"workers.cpus is {w.cpus}", "give CPU cores of each, e.g. 1"),
+        (w.retries >= 0, f"workers.retries is {w.retries}", "give 0 or more"),
         (
             settings.dataset == "miniworld" or settings.root is not None,
             f"dataset {settings.dataset} needs its files",
@@ -550,6 +595,11 @@ def check(settings: FitSettings) -> None:
             settings.root is None or Path(settings.root).exists(),
             f"root {settings.root} does not exist",
             "give the folder of the data set",
+        ),
+        (
+            not (r.shard and settings.engine == "ray"),
+            "reasoner.shard is given with engine ray",
+            "start the processes with torchrun or srun, or leave out one of them",
         ),
         (
             not r.shard or settings.batch_samples == 1,

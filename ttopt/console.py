@@ -20,6 +20,7 @@ from ttopt.sample import Sample
 
 Status = Callable[[str], None]
 TABLE_WIDTH = 140  # when the output is a file, not a terminal
+SHOWN = 4  # samples that are worked on, by name
 
 
 class Console:
@@ -98,6 +99,13 @@ class LiveSteps:
 
     def note(self, text: str) -> None:
         self._progress.console.print(escape(printable(text)), soft_wrap=True, highlight=False)
+
+    def at_work(self, names: Sequence[str]) -> None:
+        """Which samples are worked on at the same time."""
+        shown = ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)
+        text = f"{len(names)} at work: {shown}" if names else "waiting for workers"
+        self._progress.update(self._all, text=escape(text))
+        self._progress.update(self._one, visible=False)
 
     def finished(self, result: Result, skipped: bool = False) -> None:
         self._advance()

@@ -1,117 +1,173 @@
-"""Many samples, one after the other, in this process."""
+"""Many samples, one run folder: which are left to do, and what became of them.
+
+They are solved one after the other in this process, or by the workers of a Ray cluster (ttopt/cluster.py).
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lightning as L
-import torch
 
 from ttopt import __version__
 from ttopt.batch_fit import batched
-from ttopt.chat import Chat, check_chat, make_chat
+from ttopt.chat import check_chat, make_chat
 from ttopt.config import CallbackSettings, FitSettings
 from ttopt.console import Console, LiveSteps
-from ttopt.cost import Meter
 from ttopt.errors import UserError
 from ttopt.finish import Scorer
 from ttopt.fit import Models, load_models
 from ttopt.identity import files_digest, sample_digest
-from ttopt.memory import SPARED, advice, spare
-from ttopt.methods.base import Context, Method, make_method, make_object
-from ttopt.models import sources
-from ttopt.processes import led, met_by_all, several
+from ttopt.methods.base import Method, make_method, make_object, needs_models
+from ttopt.models import no_models, sources
+from ttopt.processes import led
 from ttopt.result import NON_FINITE, Result
 from ttopt.runfolder import RunFolder, new_path
 from ttopt.sample import Sample
+from ttopt.solver import Failure, Job, Solver
 from ttopt.teacher import Queries
-from ttopt.tracking import log_result, wandb_run
 from ttopt.video import read_image
 
+if TYPE_CHECKING:
+    from ttopt.cluster import Workers
+
+Load = Callable[[FitSettings], Models]
 MakeCallbacks = Callable[[FitSettings], list[L.Callback]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
     """What a call of ``ttopt fit`` made: finished samples, earlier calls' included, and what went wrong."""
 
     folder: Path
-    results: list[Result] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    results: list[Result]
+    problems: list[str]
 
 
 def fit_all(
     settings: FitSettings,
     console: Console,
     callbacks: MakeCallbacks = lambda settings: [],
-    load: Callable[[FitSettings], Models] | None = None,
+    load: Load | None = None,
+    workers: Workers | None = None,
 ) -> Run:
     """Optimises every sample that the run's folder does not hold yet, with new ``callbacks`` for each.
 
-    ``load`` is asked for the models only if a sample is left to do (None: they are loaded anew).
+    ``load`` is asked for the models only if a sample is left to do (None: they are loaded anew). The ``workers`` of
+    ``--engine ray`` load their own; they end with this run unless they are given.
     A sample that cannot be optimised is noted in ``problems`` and the others go on. Raises UserError for what stops the
     whole run: settings, data, weights, a folder that cannot be written.
     """
+    if settings.engine == "ray" and workers is None:
+        with open_workers(settings) as workers:
+            return fit_all(settings, console, callbacks, load, workers)
     samples, scorer = find_samples(settings)
-    queries = given_queries(settings)
     extra_callbacks(settings.callbacks)  # a wrong class path should not wait for the models
     method = make_method(settings.method)
     check_chat(settings.chat)
     batched(method, [], settings)  # refuses what cannot be batched before anything is written
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
-    run = Run(folder.path)
-    models: Models | None = None
-    chat: Chat | None = None
+    job = Job(settings, folder, given_queries(settings), scorer, partial(_callbacks, callbacks, settings))
     with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
-        finished = led(lambda: _finished(samples, folder, settings))
-        method = batched(method, [sample for sample in samples if sample.id not in finished], settings)
-        for sample in samples:
-            done = finished.get(sample.id)
-            if done is not None:
-                run.results.append(done)
-                progress.finished(done, skipped=True)
-                continue
-            if models is None or chat is None:
-                progress.status("loading the models")
-                models = (load or _loader(progress.note))(settings)
-                chat = make_chat(settings.chat, models.teacher)
+        done = led(lambda: _finished(samples, folder, settings))
+        for result in done.values():
+            progress.finished(result, skipped=True)
+        left = [sample for sample in samples if sample.id not in done]
+        outcomes: dict[str, Result | Failure] = {**done}
+        if workers is not None and needs_models(method):
+            solved = workers.solve(job, left, progress)
+        else:
+            solved = _one_by_one(job, left, method, load, progress)
+        with closing(solved):  # at once if this is interrupted: no worker may outlive the folder's lock
+            for sample, outcome in solved:
+                outcomes[sample.id] = outcome
+                _tell(sample, outcome, progress)
+    problems = {sample.id: _problem(outcomes[sample.id]) for sample in samples}
+    return Run(
+        folder.path,
+        [outcome for sample in samples if isinstance(outcome := outcomes[sample.id], Result)],
+        [f"sample {name}: {problem}" for name, problem in problems.items() if problem],
+    )
 
-            def made() -> list[L.Callback]:
-                return [*callbacks(settings), *extra_callbacks(settings.callbacks), progress.callback()]
 
-            def solve(sample: Sample = sample, models: Models = models, chat: Chat = chat) -> Result:
-                return _solve(sample, method, models, chat, settings, folder, queries, scorer, made, progress)
+def open_workers(settings: FitSettings) -> AbstractContextManager[Workers | None]:
+    """The workers of ``--engine ray``, which end on leaving; None for the engine in this process. Raises UserError."""
+    if settings.engine == "in_process":
+        return nullcontext()
+    from ttopt.cluster import Workers
 
-            try:
-                result = _sparingly(solve, models, progress.note)
-            except (UserError, torch.OutOfMemoryError) as error:
-                if isinstance(error.__cause__, OSError):  # the disk; the next sample would meet it too
-                    raise
-                full = isinstance(error, torch.OutOfMemoryError)
-                why = advice(settings) if full else str(error)
-                if (full and several()) or not met_by_all():
-                    raise UserError(f"sample {sample.id}: {why}") from error
-                run.problems.append(f"sample {sample.id}: {why}")
-                progress.failed(sample, why)
-                continue
-            run.results.append(result)
-            progress.finished(result)
-            if result.error:
-                run.problems.append(f"sample {sample.id}: {result.error}")
-            if result.stop == NON_FINITE and result.optimisation:
-                run.problems.append(
-                    f"sample {sample.id}: the loss became NaN or infinite; the best adapter before, that of step "
-                    f"{result.optimisation.steps}, is kept; lower --optimisation.lr, or give --reasoner.dtype and "
-                    "--teacher.dtype float32"
-                )
-            if result.optimisation and result.optimisation.queries.get("generic"):
-                progress.note(f"{sample.id}: the teacher wrote no usable questions, generic ones were asked instead")
-    return run
+    return Workers(settings)
+
+
+def _one_by_one(
+    job: Job, samples: Sequence[Sample], method: Method, load: Load | None, progress: LiveSteps
+) -> Generator[tuple[Sample, Result | Failure]]:
+    """Solves the samples in this process."""
+    if not samples:
+        return
+    models = no_models()
+    if needs_models(method):
+        progress.status("loading the models")
+        models = (load or _loader(progress.note))(job.settings)
+    solver = Solver(
+        job,
+        batched(method, samples, job.settings),
+        models,
+        make_chat(job.settings.chat, models.teacher),
+        progress.note,
+        progress.status,
+        lambda: [progress.callback()],
+    )
+    for sample in samples:
+        progress.begin(sample)
+        yield sample, solver(sample)
+
+
+def _loader(note: Callable[[str], None]) -> Callable[[FitSettings], Models]:
+    def load(settings: FitSettings) -> Models:
+        note(sources(settings))
+        begin = time.perf_counter()
+        models = load_models(settings)
+        note(f"models loaded in {time.perf_counter() - begin:.1f} s")
+        return models
+
+    return load
+
+
+def _callbacks(standard: MakeCallbacks, settings: FitSettings) -> list[L.Callback]:
+    return [*standard(settings), *extra_callbacks(settings.callbacks)]
+
+
+def _tell(sample: Sample, outcome: Result | Failure, progress: LiveSteps) -> None:
+    if isinstance(outcome, Failure):
+        progress.failed(sample, outcome.why)
+        return
+    progress.finished(outcome)
+    if outcome.optimisation and outcome.optimisation.queries.get("generic"):
+        progress.note(f"{sample.id}: the teacher wrote no usable questions, generic ones were asked instead")
+
+
+def _problem(outcome: Result | Failure) -> str:
+    """What was wrong with a sample; empty if nothing."""
+    if isinstance(outcome, Failure):
+        return outcome.why
+    if outcome.error:
+        return outcome.error
+    if outcome.stop == NON_FINITE and outcome.optimisation:
+        return (
+            "the loss became NaN or infinite; the best adapter before, that of step "
+            f"{outcome.optimisation.steps}, is kept; lower --optimisation.lr, or give --reasoner.dtype and "
+            "--teacher.dtype float32"
+        )
+    return ""
 
 
 def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSettings) -> dict[str, Result]:
@@ -135,54 +191,6 @@ def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSetting
                 )
         found[sample.id] = done
     return found
-
-
-def _sparingly(solve: Callable[[], Result], models: Models, note: Callable[[str], None]) -> Result:
-    """``solve``, and once more with less memory if there is too little. Raises what the second try raises."""
-    try:
-        return solve()
-    except torch.OutOfMemoryError:
-        if several() or not spare(models):  # the other processes wait in the middle of the first try
-            raise
-    note(SPARED)  # not in the except clause: there, the first try's tensors still live
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return solve()
-
-
-def _loader(note: Callable[[str], None]) -> Callable[[FitSettings], Models]:
-    def load(settings: FitSettings) -> Models:
-        note(sources(settings))
-        begin = time.perf_counter()
-        models = load_models(settings)
-        note(f"models loaded in {time.perf_counter() - begin:.1f} s")
-        return models
-
-    return load
-
-
-def _solve(
-    sample: Sample,
-    method: Method,
-    models: Models,
-    chat: Chat,
-    settings: FitSettings,
-    run_folder: RunFolder,
-    queries: Queries | None,
-    scorer: Scorer | None,
-    callbacks: Callable[[], list[L.Callback]],
-    progress: LiveSteps,
-) -> Result:
-    with wandb_run(settings, sample.id, run_folder.path, progress.note) as logger:
-        with run_folder.sample(sample.id) as folder, Meter(models.reasoner) as meter:
-            progress.begin(sample)
-            context = Context(
-                models, settings, meter, chat, scorer, queries, callbacks, logger, progress.status, progress.note
-            )
-            result = method.solve(sample, folder, context)
-        # Only when the sample's folder is complete: W&B may take its time.
-        log_result(logger, result, run_folder.samples / sample.id)
-    return result
 
 
 def find_samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:

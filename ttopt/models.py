@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
 
 import torch
 
@@ -37,6 +39,13 @@ def load_models(settings: FitSettings) -> Models:
         return _load(settings)
     except torch.OutOfMemoryError as error:
         raise UserError(f"loading the models: {TOO_SMALL}") from error
+
+
+def no_models() -> Models:
+    """For methods that need none: what the measuring of time and cost asks for, and nothing else."""
+    return cast(
+        Models, SimpleNamespace(reasoner=SimpleNamespace(device=torch.device("cpu"), observers=[]), teacher=None)
+    )
 
 
 def sources(settings: FitSettings) -> str:

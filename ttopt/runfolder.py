@@ -5,6 +5,7 @@ runs/x/samples/<id>/          complete, or absent: written beside and renamed
 runs/x/samples/.<id>/         unfinished: while it is worked on, or with a state from which it goes on (ttopt/resume.py)
 runs/x/wandb/                 offline W&B runs
 runs/x/.lock                  held by the process that works here
+runs/x/.claims/<id>           held by the worker that works on a sample (ttopt/cluster.py)
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from ttopt.result import FILE, Result
 CONFIG = "config.yaml"
 STATE = "state.safetensors"
 LOCK = ".lock"
+CLAIMS = ".claims"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
 # how many there are, where they are computed, in how much memory, and what is told of them.
-FREE = ("run_dir", "limit", "batch_samples", "logging.", "reasoner.device", "reasoner.recompute", "reasoner.offload",
-        "reasoner.shard", "decoder.checkpoint", "teacher.device", "teacher.recompute", "chat.base_url", "chat.key_env",
-        "chat.timeout", "chat.max_retries", "chat.requests_per_minute", "chat.price")  # fmt: skip
+FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "reasoner.device",
+        "reasoner.recompute", "reasoner.offload", "reasoner.shard", "decoder.checkpoint", "teacher.device",
+        "teacher.recompute", "chat.base_url", "chat.key_env", "chat.timeout", "chat.max_retries",
+        "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
 class RunFolder:
@@ -57,27 +60,27 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out; removes what killed ones left unfinished, unless it can be gone on from.
-
-        The lock is the operating system's, which ends with its process. Raises UserError if another process has it.
-        """
-        with writing(self.path):
-            lock = FileLock(self.path / LOCK)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout as error:
-                raise UserError(
-                    f"another process works in {self.path}; wait until it ends, or give another --run-dir"
-                ) from error
-        try:
-            for folder in self.samples.glob(".*"):
-                if not (folder / STATE).exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-                for half in folder.glob(f".{STATE}.*"):  # killed while it was written
-                    half.unlink()
+        """Keeps other processes out; begins by ``tidy``. Raises UserError if another process has it."""
+        taken = f"another process works in {self.path}; wait until it ends, or give another --run-dir"
+        with _held(self.path / LOCK, 0, taken):
+            self.tidy()
             yield
-        finally:
-            lock.release()
+
+    def tidy(self) -> None:
+        """Removes what killed processes left unfinished, unless it can be gone on from."""
+        for folder in self.samples.glob(".*"):
+            if not (folder / STATE).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+            for half in folder.glob(f".{STATE}.*"):  # killed while it was written
+                half.unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, sample_id: str, patience: float = 120.0) -> Iterator[None]:
+        """Keeps the run's other workers away from a sample. One that is out of reach may still be at it: waits for it,
+        at most ``patience`` seconds; then raises UserError."""
+        taken = "a worker that is out of reach still works on it; give the same command later"
+        with _held(self.path / CLAIMS / sample_id, patience, taken):
+            yield
 
     def finished(self, sample_id: str) -> Result | None:
         """The sample's result if an earlier call finished it; one that a model's failure cut short is tried again."""
@@ -108,6 +111,21 @@ class RunFolder:
         finally:
             if not (working / STATE).exists():
                 shutil.rmtree(working, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path, patience: float, taken: str) -> Iterator[None]:
+    """Holds a lock of the operating system, which ends with its process. UserError ``taken`` if another one has it."""
+    with writing(path.parent):
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise UserError(taken) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def new_path(parent: Path = Path("runs"), name: str = "fit") -> Path:

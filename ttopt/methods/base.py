@@ -38,7 +38,7 @@ T = TypeVar("T", bound=BaseModel)
 class Method(Protocol):
     """One way to make a video for a sample. Made once for a run, from its class path and arguments.
 
-    One that says ``needs_models = False`` gets none in a comparison.
+    One that says ``needs_models = False`` gets none.
     """
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
@@ -109,6 +109,11 @@ def make_method(settings: MethodSettings) -> Method:
         )
     method: Method = made
     return method
+
+
+def needs_models(method: Method) -> bool:
+    """Whether anything must be loaded for it."""
+    return bool(getattr(method, "needs_models", True))
 
 
 def make_object(path: str, arguments: dict[str, Any], what: str, wanted: str) -> Any:

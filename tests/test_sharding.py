@@ -44,7 +44,7 @@ def together(folder: Path, how: list[str], *arguments: str, code: int = 0) -> st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == code, done.stdout
     return done.stdout

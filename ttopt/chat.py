@@ -23,6 +23,7 @@ from torch import Tensor
 from ttopt.config import ChatSettings
 from ttopt.errors import UserError
 from ttopt.grammar import Grammar
+from ttopt.processes import led
 from ttopt.replies import parse_reply, spoken, storable
 from ttopt.video import to_uint8
 
@@ -231,6 +232,9 @@ class OpenAIChat:
 
     def reply(self, messages: Sequence[Message], schema: type[BaseModel] | None = None) -> Reply:
         """Held to the schema where the server knows how; where it refuses, asked again without, then and later."""
+        return led(lambda: self._reply(messages, schema))
+
+    def _reply(self, messages: Sequence[Message], schema: type[BaseModel] | None) -> Reply:
         import openai
 
         for message in messages:

@@ -13,6 +13,7 @@ from ttopt.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from ttopt.compare_config import CompareSettings
+    from ttopt.config import FitSettings
 
 T = TypeVar("T")
 
@@ -62,14 +63,26 @@ def fit(args: Sequence[str]) -> int:
 
     settings = parse_fit(args)
     _quiet()
+    from ttopt.processes import joined
+
+    def work() -> int:
+        with joined(settings) as own:
+            return _fit(own)
+
+    code = _resumable(work)
+    return 130 if code is None else code
+
+
+def _fit(settings: FitSettings) -> int:
     from callbacks import standard
     from ttopt.console import Console
     from ttopt.engine import fit_all
+    from ttopt.processes import leads
 
-    console = Console()
-    run = _resumable(lambda: fit_all(settings, console, standard))
-    if run is None:
-        return 130
+    console = Console(quiet=not leads())
+    run = fit_all(settings, console, standard)
+    if not leads():  # process 0 tells the rest
+        return 0
     if run.results:
         from ttopt.report import write_report
 

@@ -107,6 +107,9 @@ class ReasonerSettings:
     """Keep the frozen linear layers as float8 (needs torchao): half the memory, slightly rounded."""
     offload: bool = False
     """The text encoder and the expert that is not needed wait in the CPU's memory."""
+    shard: bool = False
+    """Share out the blocks' weights among the processes that torchrun or SLURM has started, one a GPU (FSDP2), for a
+    model that one GPU cannot hold."""
 
 
 @dataclass(frozen=True)
@@ -528,7 +531,8 @@ def check(settings: FitSettings) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{name} is {value}; give a finite number")
-    o, sample, sigmas = settings.optimisation, settings.sample, settings.reasoner.sigmas
+    o, sample, r = settings.optimisation, settings.sample, settings.reasoner
+    sigmas = r.sigmas
     families = settings.families or []
     rules = [
         (settings.seed >= 0, f"seed is {settings.seed}", "give 0 or more"),
@@ -543,6 +547,21 @@ def check(settings: FitSettings) -> None:
             settings.root is None or Path(settings.root).exists(),
             f"root {settings.root} does not exist",
             "give the folder of the data set",
+        ),
+        (
+            not r.shard or settings.batch_samples == 1,
+            f"reasoner.shard is given with batch_samples {settings.batch_samples}",
+            "give batch_samples 1: all processes work on one sample",
+        ),
+        (
+            not (r.shard and (r.compile or r.float8)),
+            "reasoner.shard is given with reasoner.compile or reasoner.float8",
+            "leave out one of them",
+        ),
+        (
+            not r.shard or {r.device, settings.teacher.device} <= {"auto", "cpu", "cuda"},
+            f"reasoner.shard is given with devices {r.device} and {settings.teacher.device}",
+            "give auto, cpu or cuda: each process takes the GPU of its own number",
         ),
         (sample.height >= 1, f"sample.height is {sample.height}", "give pixels, e.g. 480"),
         (sample.width >= 1, f"sample.width is {sample.width}", "give pixels, e.g. 832"),

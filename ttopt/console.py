@@ -25,9 +25,9 @@ TABLE_WIDTH = 140  # when the output is a file, not a terminal
 class Console:
     """A terminal or a file. Lines in a file are never broken to 80 columns."""
 
-    def __init__(self, output: rich.console.Console | None = None) -> None:
-        plain = rich.console.Console()
-        self.output = output or (plain if plain.is_terminal else rich.console.Console(width=TABLE_WIDTH))
+    def __init__(self, output: rich.console.Console | None = None, quiet: bool = False) -> None:
+        plain = rich.console.Console(quiet=quiet)
+        self.output = output or (plain if plain.is_terminal else rich.console.Console(width=TABLE_WIDTH, quiet=quiet))
 
     @contextmanager
     def samples(self, samples: Sequence[Sample], steps: int) -> Iterator[LiveSteps]:

@@ -25,6 +25,7 @@ from ttopt.identity import files_digest, sample_digest
 from ttopt.memory import SPARED, advice, spare
 from ttopt.methods.base import Context, Method, make_method, make_object
 from ttopt.models import sources
+from ttopt.processes import led, met_by_all, several
 from ttopt.result import NON_FINITE, Result
 from ttopt.runfolder import RunFolder, new_path
 from ttopt.sample import Sample
@@ -67,7 +68,7 @@ def fit_all(
     models: Models | None = None
     chat: Chat | None = None
     with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
-        finished = _finished(samples, folder, settings)
+        finished = led(lambda: _finished(samples, folder, settings))
         method = batched(method, [sample for sample in samples if sample.id not in finished], settings)
         for sample in samples:
             done = finished.get(sample.id)
@@ -91,7 +92,10 @@ def fit_all(
             except (UserError, torch.OutOfMemoryError) as error:
                 if isinstance(error.__cause__, OSError):  # the disk; the next sample would meet it too
                     raise
-                why = advice(settings) if isinstance(error, torch.OutOfMemoryError) else str(error)
+                full = isinstance(error, torch.OutOfMemoryError)
+                why = advice(settings) if full else str(error)
+                if (full and several()) or not met_by_all():
+                    raise UserError(f"sample {sample.id}: {why}") from error
                 run.problems.append(f"sample {sample.id}: {why}")
                 progress.failed(sample, why)
                 continue
@@ -138,7 +142,7 @@ def _sparingly(solve: Callable[[], Result], models: Models, note: Callable[[str]
     try:
         return solve()
     except torch.OutOfMemoryError:
-        if not spare(models):
+        if several() or not spare(models):  # the other processes wait in the middle of the first try
             raise
     note(SPARED)  # not in the except clause: there, the first try's tensors still live
     if torch.cuda.is_available():

@@ -31,6 +31,7 @@ from ttopt.models import load_models as load_models
 from ttopt.module import Grade, Reward, TestTimeTraining, sample_frames
 from ttopt.noise import best_noise
 from ttopt.picture import before_after
+from ttopt.processes import led, trainer_options
 from ttopt.reasoner import Condition, Reasoner
 from ttopt.result import ACCEPTED, Optimisation, Result
 from ttopt.resume import KeepState, State, digest, read
@@ -96,7 +97,7 @@ def fit_sample(
 
     resumable = reward is None and trained is None
     key = digest(sample, settings, queries) if resumable else ""
-    state = read(folder, key, note) if resumable else None
+    state = led(lambda: read(folder, key, note)) if resumable else None
     if state is not None:
         note(f"{sample.id} goes on after step {len(state.grades)}")
         queries = state.queries
@@ -245,13 +246,11 @@ def generate(reasoner: Reasoner, z1: Tensor, condition: Any, timer: PartTimer) -
 
 def _train(module: TestTimeTraining, folder: Path, callbacks: Sequence[L.Callback], logger: Logger | None) -> None:
     """A new Trainer: one that is used again with max_steps trains nothing."""
-    device = module.z1.device
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = L.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
+            **trainer_options(module.z1.device),
             max_steps=module.settings.steps - module.steps,
             max_epochs=-1,
             callbacks=list(callbacks),

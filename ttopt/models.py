@@ -9,7 +9,9 @@ import torch
 from ttopt.config import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.errors import UserError
 from ttopt.module import Decoder
+from ttopt.processes import COMMAND, several
 from ttopt.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
+from ttopt.reasoner.sharding import all_processes
 from ttopt.reasoner.speed import block_range, compiled_block, set_attention, to_float8
 from ttopt.teacher import Teacher
 
@@ -44,7 +46,8 @@ def sources(settings: FitSettings) -> str:
     chat = f"; chat model {settings.chat.model}" if settings.chat.backend == "local" else ""
     light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
     return (
-        f"loading: reasoner {r.model}{transformer} ({r.dtype}{', float8' * r.float8}, {r.device}){light}; "
+        f"loading: reasoner {r.model}{transformer} ({r.dtype}{', float8' * r.float8}, {r.device}"
+        f"{', shared out' * r.shard}){light}; "
         f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device}){chat}"
     )
 
@@ -55,6 +58,8 @@ def _load(settings: FitSettings) -> Models:
     device = _device(r.device, "reasoner.device")
     _device(t.device, "teacher.device")  # a wrong one should not wait for the reasoner
     _check_dtype(r.dtype, device, "reasoner.dtype")
+    if r.shard and not several():
+        raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
     reasoner = Reasoner.load(
         weights_path(r.model, "reasoner", "reasoner.model"),
         schedule=Schedule(tuple(r.sigmas), r.renoise),
@@ -70,6 +75,7 @@ def _load(settings: FitSettings) -> Models:
         low_noise_lora=r.low_noise_lora,
         ignore_image=r.ignore_image,
         offload=r.offload,
+        mesh=all_processes(device) if r.shard else None,
     )
     if reasoner.low_noise is not None and settings.optimisation.denoise_step != "first":
         raise UserError(

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ttopt.config import OptimisationSettings
+from ttopt.processes import led
 from ttopt.reasoner import Activation, Adapter, Condition, Reasoner
 from ttopt.result import ALL_STEPS, NON_FINITE, Graded
 from ttopt.reward import multi_vqa_loss
@@ -113,6 +114,10 @@ class TestTimeTraining(L.LightningModule):
             optimiser.load_state_dict({**optimiser.state_dict(), "state": self._optimiser})
         return optimiser
 
+    def configure_model(self) -> None:
+        """Asked for by the strategy of several processes. The reasoner is sharded when it is loaded: the frozen model's
+        video comes before any training."""
+
     def train_dataloader(self) -> Iterable[int]:
         """One endless epoch; the trainer's max_steps ends it."""
         return itertools.count()
@@ -160,7 +165,7 @@ class TestTimeTraining(L.LightningModule):
 
     def _note(self, losses: Tensor, total: Tensor) -> None:
         """Reads all losses from the device at once, the only wait for it in a step."""
-        value, *per_query = torch.cat([total, losses[0]]).detach().tolist()
+        value, *per_query = led(lambda: torch.cat([total, losses[0]]).detach().tolist())
         self.grades.append(Grade(self.steps, value, tuple(per_query)))
         self._log(self.grades[-1])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ttopt.processes import led
 from ttopt.reasoner import Condition, Reasoner
 
 Losses = Callable[[Tensor], Tensor]  # clean latents (B, C, T, h, w) -> total losses (B,)
@@ -38,4 +39,4 @@ def best_noise(
 
 def _finite(total: Tensor) -> Tensor:
     """NaN loses to everything."""
-    return torch.nan_to_num(total, nan=torch.inf)
+    return torch.nan_to_num(torch.tensor(led(lambda: total.tolist())), nan=torch.inf)

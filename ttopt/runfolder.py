@@ -31,8 +31,8 @@ LOCK = ".lock"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
 # how many there are, where they are computed, in how much memory, and what is told of them.
 FREE = ("run_dir", "limit", "batch_samples", "logging.", "reasoner.device", "reasoner.recompute", "reasoner.offload",
-        "decoder.checkpoint", "teacher.device", "teacher.recompute", "chat.base_url", "chat.key_env", "chat.timeout",
-        "chat.max_retries", "chat.requests_per_minute", "chat.price")  # fmt: skip
+        "reasoner.shard", "decoder.checkpoint", "teacher.device", "teacher.recompute", "chat.base_url", "chat.key_env",
+        "chat.timeout", "chat.max_retries", "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
 class RunFolder:

@@ -13,9 +13,11 @@ from diffusers.loaders import WanLoraLoaderMixin
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from safetensors import SafetensorError
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ttopt.errors import UserError, brief, naming
+from ttopt.reasoner.sharding import shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS = {
@@ -47,11 +49,13 @@ def load_networks(
     device: str,
     loras: tuple[str | None, str | None] = (None, None),
     offload: bool = False,
+    mesh: DeviceMesh | None = None,
 ) -> Networks:
     """The networks of a diffusers folder or hub id; ``loras`` are merged into the transformer and the second expert.
 
-    With ``offload`` the text encoder and the second expert stay in the CPU's memory. Raises UserError naming what
-    is missing or does not fit.
+    With ``offload`` the text encoder and the second expert stay in the CPU's memory. The processes of ``mesh`` share
+    out the transformers' blocks, which then stay on the device. Raises UserError naming what is missing or does not
+    fit.
     """
     for name in (dtype, vae_dtype):
         if name not in DTYPES:
@@ -73,8 +77,8 @@ def load_networks(
     if loras[1] is not None and not two_experts:
         raise UserError(f"reasoner: {model} has no second expert for the LoRA {loras[1]}; leave it out")
 
-    network = _load_transformer(transformer_folder, dtype, loras[0])
-    low_noise = _load_transformer(folder / "transformer_2", dtype, loras[1]) if two_experts else None
+    network = _load_transformer(transformer_folder, dtype, loras[0], mesh)
+    low_noise = _load_transformer(folder / "transformer_2", dtype, loras[1], mesh) if two_experts else None
     vae = _load(AutoencoderKLWan, folder / "vae", torch_dtype=DTYPES[vae_dtype])
     for name in ("latents_mean", "latents_std"):
         if len(vae.config[name]) != vae.config["z_dim"]:
@@ -91,17 +95,20 @@ def load_networks(
             f"reasoner: the transformer takes {taken} channels but the VAE makes {made}; only models in the style of "
             "Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents besides) are supported"
         )
-    for module, waits in ((network, False), (vae, False), (text_encoder, offload), (low_noise, offload)):
+    waiting = offload and mesh is None
+    for module, waits in ((network, False), (vae, False), (text_encoder, offload), (low_noise, waiting)):
         if module is not None:
             module.to("cpu" if waits else device).eval().requires_grad_(False)  # type: ignore[arg-type]
     return Networks(network, vae, text_encoder, tokenizer, low_noise, _boundary(folder))
 
 
-def _load_transformer(folder: Path, dtype: str, lora: str | None) -> WanTransformer3DModel:
+def _load_transformer(folder: Path, dtype: str, lora: str | None, mesh: DeviceMesh | None) -> WanTransformer3DModel:
     # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
     network = _load(WanTransformer3DModel, folder, torch_dtype=DTYPES[dtype])
     if lora is not None:
         merge_lora(network, lora)
+    if mesh is not None:  # before the next network is read, and before this one would have to fit on a device
+        shard(network.requires_grad_(False), mesh)
     return network
 
 

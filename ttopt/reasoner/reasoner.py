@@ -12,10 +12,11 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import UMT5EncoderModel
 
 from ttopt.errors import UserError
-from ttopt.reasoner import forward, sampler
+from ttopt.reasoner import forward, sampler, sharding
 from ttopt.reasoner.condition import (
     Condition,
     check_same_format,
@@ -53,6 +54,7 @@ class Reasoner:
     offload: bool = False  # the text encoder and the expert that is not needed wait in the CPU's memory
     recompute: Collection[int] = ()  # blocks whose activations are computed again in the backward pass, not kept
     run_block: Callable[..., Tensor] | None = None  # a compiled block
+    advance: Callable[..., Activation] = forward.advance  # that of a sharded transformer, if it is one
     observers: list[Callable[[Tensor], object]] = field(default_factory=list)  # shown every velocity, to count
 
     @classmethod
@@ -71,6 +73,7 @@ class Reasoner:
         ignore_image: bool = False,
         vae_dtype: str = "float32",
         offload: bool = False,
+        mesh: DeviceMesh | None = None,
     ) -> Reasoner:
         """Load a model in the diffusers layout {transformer, vae, text_encoder, tokenizer}, frozen.
 
@@ -79,10 +82,10 @@ class Reasoner:
         ``shrink`` up-scalings are switched off.
         ``dtype`` ("float32", "bfloat16", "float16") is that of the transformer, the text encoder and the light
         decoder; what diffusers keeps in fp32 (time embedder, norms, RoPE) stays float32. A model with a
-        ``transformer_2`` has two experts. ``lora`` and ``low_noise_lora`` are merged into them. Raises UserError naming
-        the missing file.
+        ``transformer_2`` has two experts. ``lora`` and ``low_noise_lora`` are merged into them. The processes
+        of ``mesh`` share out the transformers' blocks. Raises UserError naming the missing file.
         """
-        parts = load_networks(model, transformer, dtype, vae_dtype, device, (lora, low_noise_lora), offload)
+        parts = load_networks(model, transformer, dtype, vae_dtype, device, (lora, low_noise_lora), offload, mesh)
         light = None
         if light_decoder is not None:
             light = LightDecoder.load(light_decoder, shrink=shrink, dtype=getattr(torch, dtype), device=device)
@@ -97,6 +100,7 @@ class Reasoner:
             parts.boundary,
             ignore_image,
             offload,
+            advance=forward.advance if mesh is None else sharding.advance,
         )
 
     @property
@@ -158,7 +162,7 @@ class Reasoner:
         """
         x = prefix or self.prefix(latents, sigma, condition)
         expert = self._expert(sigma)
-        x = forward.advance(expert, x, len(expert.blocks), self.recompute, self.run_block)
+        x = self.advance(expert, x, len(expert.blocks), self.recompute, self.run_block)
         velocity = forward.head(expert, x).float()
         for observer in self.observers:
             observer(velocity)
@@ -176,7 +180,7 @@ class Reasoner:
             latents = torch.cat([latents, condition.channels], dim=1)
         expert, timestep = self._expert(sigma), sampler.TIMESTEPS * sigma
         x = forward.embed(expert, latents.to(self.dtype), timestep, condition.text, condition.first_frame is not None)
-        return forward.advance(expert, x, blocks, run=self.run_block)
+        return self.advance(expert, x, blocks, run=self.run_block)
 
     def _expert(self, sigma: float) -> WanTransformer3DModel:
         if self.low_noise is None:

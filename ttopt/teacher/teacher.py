@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ttopt.errors import UserError, naming
+from ttopt.processes import led
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
 from ttopt.teacher.families import FAMILIES, Family
@@ -158,7 +159,6 @@ class Teacher:
         """Greedy answer to a chat of (role, text) messages; ``images``, each (3,H,W) in [0,1], open the first."""
         return self.reply_counted(chat, images, max_new_tokens)[0]
 
-    @torch.no_grad()
     def reply_counted(
         self,
         chat: Sequence[tuple[str, str]],
@@ -168,6 +168,16 @@ class Teacher:
     ) -> tuple[str, int, int]:
         """As ``reply``, with the numbers of tokens that were read and written; ``constraint``, a logits processor of
         transformers, limits what can be written."""
+        return led(lambda: self._reply(chat, images, max_new_tokens, constraint))
+
+    @torch.no_grad()
+    def _reply(
+        self,
+        chat: Sequence[tuple[str, str]],
+        images: Tensor | Sequence[Tensor] | None,
+        max_new_tokens: int,
+        constraint: Any,
+    ) -> tuple[str, int, int]:
         shown = [] if images is None else [images] if isinstance(images, Tensor) else list(images)
         patches = [self.vision.image_patches(image.to(self.device, torch.float32)) for image in shown]
         merged = [grid[1] * grid[2] // self.vision.merge**2 for _, grid in patches]

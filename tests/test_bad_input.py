@@ -325,7 +325,24 @@ OTHERS = [  # a whole command; c.yaml holds one method
     ("report --run-dir nowhere", "nowhere is neither a run's nor a comparison's folder"),
     ("plan --gpu Voodoo2", "--gpu Voodoo2 is not in the table; give one of"),
     ("plan --samples many", "argument --samples: invalid int value: 'many'"),
-    ("plan --samples 0", "--samples is 0; give 1 or more"),
+    ("plan --samples 0", "--samples is 0; give 1 to 1,000,000"),
+    ("plan --samples 1000001", "--samples is 1000001; give 1 to 1,000,000"),
+    ("plan --gpus 8 0", "--gpus is 0; give 1 to 1,000,000"),
+    ("plan --gpus -8", "--gpus is -8; give 1 to 1,000,000"),
+    ("plan --gpus 9999999", "--gpus is 9999999; give 1 to 1,000,000"),
+    ("plan --gpus all", "argument --gpus: invalid int value: 'all'"),
+    ("plan --gpus 8 --steps-from nowhere", "nowhere holds no finished sample that was optimised; give the folder of a"),
+    ("plan --gpus 8 --steps-from thesis", "thesis holds no finished sample that was optimised"),
+    ("plan --gpus 8 --steps-from broken", "broken/samples/a/result.json cannot be read .. remove broken/samples/a"),
+    ("plan --gpus 8 --steps-from thesis --mean-steps 3", "--mean-steps and --steps-from both say .. give one"),
+    ("plan --gpus 8 --seconds measured", "--seconds measured needs the run .. give it as --steps-from"),
+    ("plan --gpus 8 --seconds guessed", "argument --seconds: invalid choice: 'guessed'"),
+    ("plan --gpus 8 --start-seconds inf", "--start-seconds is inf; give 0 or more"),
+    ("plan --gpus 8 --slow-share 2", "--slow-share is 2.0; give 0 to 1"),
+    ("plan --gpus 8 --slow-factor 0.5", "--slow-factor is 0.5; give 1 or more"),
+    ("plan --gpus 8 --failure-hours 0", "--failure-hours is 0.0; give more than 0, or inf for never"),
+    ("plan --gpus 8 --failure-hours nan", "--failure-hours is nan; give more than 0"),
+    ("plan --gpus 8 --gpu-price -2", "--gpu-price is -2.0; give 0 or more"),
     ("plan --mean-steps nan", "--mean-steps is nan; give 0 or more"),
     ("plan --kwh-price -1", "--kwh-price is -1.0; give 0 or more"),
     ("plan --tau 1", "--tau: there is no such setting; the nearest is --optimisation.tau"),
@@ -340,7 +357,7 @@ OTHERS = [  # a whole command; c.yaml holds one method
 
 @pytest.mark.parametrize("typed, expected", OTHERS, ids=[typed[:70] for typed, _ in OTHERS])
 def test_other_commands(typed: str, expected: str, place: Path, capsys: Capture) -> None:
-    write(place, {"thesis/chapter.tex": ""})
+    write(place, {"thesis/chapter.tex": "", "broken/samples/a/result.json": "{"})
     (place / "c.yaml").write_text(METHOD)
     (place / "m.yaml").write_text("methods: [{path: a.B}]")
     (place / "b.yaml").write_text(f"base: 5\n{METHOD}")

@@ -1,24 +1,49 @@
-"""``ttopt plan``: what a configuration needs on a GPU, as a person reads it. The estimate is ttopt/estimate.py's."""
+"""``ttopt plan``: what a configuration needs on a GPU and on many, as a person reads it.
+
+The estimate is ttopt/estimate.py's, the simulation of many GPUs ttopt/simulate.py's.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.config import FitSettings, parse_fit
+from ttopt.config import EMBEDDED, FitSettings, parse_fit
 from ttopt.errors import Arguments, UserError
 from ttopt.gpus import GPUS
 
 if TYPE_CHECKING:
     from ttopt.estimate import Plan
+    from ttopt.step_counts import StepCounts
 
 GIB = 2**30
+MANY = tuple(2**power for power in range(3, 13))  # GPUs: 8 to 4,096
+MOST = 1_000_000  # samples and GPUs
+DRAWS = 100_000  # samples that are simulated for a row of the table, at most 20 times all of them
 
 
 def main(args: Sequence[str]) -> int:
     """``ttopt plan``."""
+    own, settings = parse_plan(args)
+    from ttopt.estimate import plan  # heavy: not for --help and mistakes
+
+    counts = step_counts(own, settings)
+    found = plan(settings, GPUS[own.gpu], counts.mean)
+    texts = [report(found, own.samples, own.kwh_price)]
+    if not found.fits:
+        texts.append(cures(settings, found))
+    if own.gpus is not None:
+        texts.append(many(found, counts, own, settings))
+    print("\n".join(texts))
+    return 0
+
+
+def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
+    """The plan's own arguments, and the settings that are planned for. Raises UserError."""
     parser = Arguments(
         prog="ttopt plan",
         description="What a configuration needs on a GPU: work, memory, time, energy. Loads no weights.",
@@ -27,24 +52,69 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
     parser.add_argument("--samples", type=int, default=100, help="how many samples the totals are for")
-    parser.add_argument("--mean-steps", type=float, default=16, help="optimisation steps a sample takes on average")
+    parser.add_argument(
+        "--gpus", type=int, nargs="*", metavar="G",
+        help="simulate the queue of the samples on so many GPUs; without a number: 8 to 4,096",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps-from", type=Path, metavar="RUN", help="a run whose samples say how many steps they take"
+    )
+    parser.add_argument(
+        "--mean-steps", type=float,
+        help="optimisation steps a sample takes on average, where no run says so (the paper's 16; embedded: measured)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seconds", choices=("estimated", "measured"), default="estimated",
+        help="of the simulated samples; measured: those of --steps-from, which ran on the same kind of GPU",
+    )  # fmt: skip
+    parser.add_argument("--start-seconds", type=float, default=60, help="until a worker has loaded the models")
+    parser.add_argument("--slow-share", type=float, default=0.02, help="share of the workers that are slow")
+    parser.add_argument("--slow-factor", type=float, default=1.5, help="how many times longer these take")
+    parser.add_argument(
+        "--failure-hours", type=float, default=50_000,
+        help="hours between two failures of a GPU; Llama 3's training saw 419 in 54 days of 16,384 (arXiv 2407.21783)",
+    )  # fmt: skip
+    parser.add_argument("--gpu-price", type=float, default=2.00, help="price of a GPU for an hour")
     parser.add_argument("--kwh-price", type=float, default=0.30, help="price of a kWh")
     own, rest = parser.parse_known_args(list(args))
+    _check(own)
+    return own, parse_fit(rest)
+
+
+def _check(own: argparse.Namespace) -> None:
     if own.gpu not in GPUS:
         raise UserError(f"--gpu {own.gpu} is not in the table; give one of {', '.join(GPUS)}")
-    if own.samples < 1:
-        raise UserError(f"--samples is {own.samples}; give 1 or more")
-    for name, value in (("--mean-steps", own.mean_steps), ("--kwh-price", own.kwh_price)):
-        if not 0 <= value < math.inf:
-            raise UserError(f"{name} is {value}; give 0 or more")
-    settings = parse_fit(rest)
-    from ttopt.estimate import plan  # heavy: not for --help and mistakes
+    for name, count in (("--samples", own.samples), *(("--gpus", count) for count in own.gpus or ())):
+        if not 1 <= count <= MOST:
+            raise UserError(f"{name} is {count}; give 1 to {MOST:,}")
+    for name in ("mean_steps", "start_seconds", "gpu_price", "kwh_price"):
+        value = getattr(own, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give 0 or more")
+    if not 0 <= own.slow_share <= 1:
+        raise UserError(f"--slow-share is {own.slow_share}; give 0 to 1")
+    if not 1 <= own.slow_factor < math.inf:
+        raise UserError(f"--slow-factor is {own.slow_factor}; give 1 or more")
+    if not own.failure_hours > 0:
+        raise UserError(f"--failure-hours is {own.failure_hours}; give more than 0, or inf for never")
+    if own.seconds == "measured" and own.steps_from is None:
+        raise UserError("--seconds measured needs the run that measured them; give it as --steps-from")
+    if own.mean_steps is not None and own.steps_from is not None:
+        raise UserError("--mean-steps and --steps-from both say how many steps samples take; give one")
 
-    found = plan(settings, GPUS[own.gpu], min(own.mean_steps, settings.optimisation.steps))
-    print(report(found, own.samples, own.kwh_price))
-    if not found.fits:
-        print(cures(settings, found))
-    return 0
+
+def step_counts(own: argparse.Namespace, settings: FitSettings) -> StepCounts:
+    """How many steps samples take: of a run, of a given mean, or what is known of these models. Raises UserError."""
+    from ttopt.step_counts import PAPER_MEAN, even, of_run, shipped
+
+    most = settings.optimisation.steps
+    if own.steps_from is not None:
+        return of_run(own.steps_from, most)
+    if own.mean_steps is not None:
+        return even(own.mean_steps, most, "the given mean")
+    if settings.reasoner.model == settings.teacher.model == EMBEDDED:
+        return shipped(most)
+    return even(PAPER_MEAN, most, "the paper's mean")
 
 
 def report(found: Plan, samples: int, kwh_price: float) -> str:
@@ -64,10 +134,54 @@ def report(found: Plan, samples: int, kwh_price: float) -> str:
     lines += [
         "",
         f"memory   {_memory(found)} at most, of {gpu.memory:.0f}: {'fits' if found.fits else 'does not fit'}",
-        f"seconds  {found.step_seconds:.2f} a step, {found.sample_seconds:.0f} a sample of {found.steps:g} steps",
+        f"seconds  {found.step_seconds:.2f} a step, {found.sample_seconds:.0f} a sample of {found.steps:.3g} steps",
         f"{samples} samples: {seconds / 3600:.1f} GPU hours, at most {kwh:.1f} kWh ({kwh * kwh_price:.2f} at "
         f"{kwh_price:.2f} a kWh)",
     ]
+    return "\n".join(lines)
+
+
+def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: FitSettings) -> str:
+    """The simulated runs of all samples as a table over numbers of GPUs. Raises UserError."""
+    import numpy as np
+
+    from ttopt.simulate import Work, Workers, bound, simulate
+    from ttopt.step_counts import work_of_run
+
+    if own.seconds == "measured":
+        known = work_of_run(own.steps_from)
+    else:
+        once, same = found.sample_seconds - found.steps * found.step_seconds, np.ones(len(counts.steps))
+        known = Work(once * same, found.step_seconds * same, counts.steps)
+    each = len(found.memory)  # GPUs of a worker
+    draws = max(1, min(20, DRAWS // own.samples))
+    lines = [
+        "",
+        f"{own.samples:,} samples, {each} {found.gpu.name} each, one after the other: means of {draws} simulations",
+        f"steps    {counts.source}: {counts.mean:.1f} on average; seconds {own.seconds}",
+        f"assumed  {own.start_seconds:g} s to load the models, {100 * own.slow_share:g} % of the workers "
+        f"{own.slow_factor:g} times slower, a failure of a GPU every {own.failure_hours:,g} hours",
+        f"price    {own.gpu_price:.2f} an hour for every GPU until the last sample ends",
+        "",
+        f"{'GPUs':>7s} {'hours':>9s} {'busy':>6s} {'failures':>9s} {'GPU hours':>10s} {'price':>11s}   bounded by",
+    ]
+    for gpus in own.gpus or MANY:
+        if gpus < each:
+            raise UserError(f"--gpus is {gpus}, but a sample needs {each}; give {each} or more")
+        workers = Workers(gpus // each, own.start_seconds, own.slow_share, own.slow_factor, own.failure_hours / each)
+        outcomes, bounds = [], []
+        for draw in range(draws):
+            picked = np.random.default_rng((settings.seed, draw)).choice(len(known.once), own.samples, p=counts.weights)
+            work = Work(known.once[picked], known.step[picked], known.steps[picked])
+            outcomes.append(simulate(work, workers, settings.logging.state_every, settings.seed + draw))
+            bounds.append(bound(work, workers))
+        hours = sum(outcome.makespan for outcome in outcomes) / draws / 3600
+        busy = sum(outcome.busy for outcome in outcomes) / draws / 3600 / (workers.count * hours)
+        failures = sum(outcome.failures for outcome in outcomes) / draws
+        lines.append(
+            f"{gpus:7,d} {hours:9.2f} {busy:6.0%} {failures:9.1f} {gpus * hours:10,.1f} "
+            f"{gpus * hours * own.gpu_price:11,.2f}   {max(bounds, key=bounds.count)}"
+        )
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from ttopt import __version__
+from ttopt.bank import Bank
 from ttopt.batch_fit import batched
 from ttopt.chat import Chat, check_chat, make_chat
 from ttopt.config import CallbackSettings, FitSettings
@@ -66,6 +67,7 @@ def fit_all(
     run = Run(folder.path)
     models: Models | None = None
     chat: Chat | None = None
+    bank: Bank | None = None
     with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
         finished = _finished(samples, folder, settings)
         method = batched(method, [sample for sample in samples if sample.id not in finished], settings)
@@ -76,6 +78,7 @@ def fit_all(
                 progress.finished(done, skipped=True)
                 continue
             if models is None or chat is None:
+                bank = Bank.open(settings, folder.path, progress.note)
                 progress.status("loading the models")
                 models = (load or _loader(progress.note))(settings)
                 chat = make_chat(settings.chat, models.teacher)
@@ -83,8 +86,10 @@ def fit_all(
             def made() -> list[L.Callback]:
                 return [*callbacks(settings), *extra_callbacks(settings.callbacks), progress.callback()]
 
-            def solve(sample: Sample = sample, models: Models = models, chat: Chat = chat) -> Result:
-                return _solve(sample, method, models, chat, settings, folder, queries, scorer, made, progress)
+            def solve(
+                sample: Sample = sample, models: Models = models, chat: Chat = chat, bank: Bank | None = bank
+            ) -> Result:
+                return _solve(sample, method, models, chat, settings, folder, queries, scorer, made, progress, bank)
 
             try:
                 result = _sparingly(solve, models, progress.note)
@@ -168,12 +173,13 @@ def _solve(
     scorer: Scorer | None,
     callbacks: Callable[[], list[L.Callback]],
     progress: LiveSteps,
+    bank: Bank | None,
 ) -> Result:
     with wandb_run(settings, sample.id, run_folder.path, progress.note) as logger:
         with run_folder.sample(sample.id) as folder, Meter(models.reasoner) as meter:
             progress.begin(sample)
             context = Context(
-                models, settings, meter, chat, scorer, queries, callbacks, logger, progress.status, progress.note
+                models, settings, meter, chat, scorer, queries, callbacks, logger, progress.status, progress.note, bank
             )
             result = method.solve(sample, folder, context)
         # Only when the sample's folder is complete: W&B may take its time.

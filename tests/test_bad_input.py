@@ -191,6 +191,8 @@ SETTINGS = [  # what is typed after "ttopt fit"
     ("--optimisation.denoise_step 2", "--optimisation.denoise_step: Expected a Literal['first',"),
     ("--optimisation.clip_norm 0", "optimisation.clip_norm is 0.0; give a positive number such as 1"),
     ("--optimisation.clip_norm .nan", "optimisation.clip_norm is nan; give a "),
+    ("--memory.least_similarity 2", "memory.least_similarity is 2.0; give a cosine from -1 to 1"),
+    ("--memory.add false --memory.folder nowhere", "memory.folder nowhere does not exist; give the folder of a bank"),
     ("--optimisation.weight_decay -1", "optimisation.weight_decay is -1.0; give 0 or more"),
     ("--optimisation.starts 0", "optimisation.starts is 0; give 1 or more"),
     ("--optimisation.keep first", "--optimisation.keep: Expected a Literal['last',"),

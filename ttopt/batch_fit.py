@@ -7,7 +7,7 @@ the same Trainer, callbacks and result folder as ttopt/fit.py uses.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ttopt.bank import Bank, Neighbour, keys_of
 from ttopt.batched import BatchReward, Instance, optimise_batch
 from ttopt.config import FitSettings
 from ttopt.errors import UserError
 from ttopt.fit import Models, noise_seed, seed_of
-from ttopt.module import TestTimeTraining, sample_frames
+from ttopt.module import Grade, Start, TestTimeTraining, sample_frames
 from ttopt.noise import best_noise
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.result import Result
@@ -42,11 +43,12 @@ class Trained:
     state: dict[str, Tensor]  # of the kept adapter
     frames: dict[int, Tensor]  # (K, 3, H, W) that were graded, by step; only those that previews show
     seconds: float  # the sample's share
+    start: Start | None = None  # from a bank
 
     @property
     def forwards(self) -> int:
         """Of the reasoner, a backward pass counting as two."""
-        return 3 * len(self.instance.grades) - 2
+        return 3 * len(self.instance.grades) - 2 + 2 * (self.start is not None)
 
 
 class Replay(TestTimeTraining):
@@ -54,7 +56,7 @@ class Replay(TestTimeTraining):
 
     def play(self, trained: Trained) -> Replay:
         """Takes what happened; to be called before fitting."""
-        self.trained = trained
+        self.trained, self.start = trained, trained.start
         self.adapter.load_state_dict(trained.state)
         return self
 
@@ -73,7 +75,11 @@ class Replay(TestTimeTraining):
 
 
 def train_batch(
-    samples: Sequence[Sample], queries: Sequence[Queries], models: Models, settings: FitSettings
+    samples: Sequence[Sample],
+    queries: Sequence[Queries],
+    models: Models,
+    settings: FitSettings,
+    bank: Bank | None = None,
 ) -> list[Trained]:
     """Optimises samples of one format with equally many queries side by side."""
     begin = time.perf_counter()
@@ -103,7 +109,17 @@ def train_batch(
         z1, noise_seeds = best_noise(reasoner, condition, candidates, totals)
         adapter = BatchedAdapter(reasoner.transformer, len(samples), a.rank, a.alpha, a.targets, a.blocks)
         try:
-            adapter.reset([seed_of(settings.seed, sample.id, "adapter") for sample in samples])
+            seeds = [seed_of(settings.seed, sample.id, "adapter") for sample in samples]
+            adapter.reset(seeds)
+            near = [bank.nearest(key) if bank else None for key in keys_of(condition)]
+
+            def grades() -> list[Grade]:
+                latents = reasoner.predict_clean(z1, 1.0, condition)
+                per_query = losses(models.decoder(latents, numbers), latents)
+                totals = multi_vqa_loss(per_query, o.goal_weight).tolist()
+                return [Grade(0, *each) for each in zip(totals, map(tuple, per_query.tolist()), strict=True)]
+
+            starts = start_batch(adapter, seeds, near, grades)
             batch = optimise_batch(
                 reasoner, adapter, models.decoder, losses, condition, z1, numbers, o, watch, losses_of
             )
@@ -116,8 +132,36 @@ def train_batch(
     for number, instance in enumerate(batch.instances):
         frames[number][instance.grades[-1].step] = last[number]
         state = adapter.state_dict(number)
-        made.append(Trained(queries[number], noise_seeds[number], instance, state, frames[number], share))
+        made.append(
+            Trained(queries[number], noise_seeds[number], instance, state, frames[number], share, starts[number])
+        )
     return made
+
+
+@torch.no_grad()
+def start_batch(
+    adapter: BatchedAdapter,
+    seeds: Sequence[int],
+    near: Sequence[Neighbour | None],
+    grades: Callable[[], list[Grade]],
+) -> list[Start | None]:
+    """TestTimeTraining.start_from for each instance, which ``seeds`` have made, that has a neighbour; ``grades`` are
+    those of the instances as they are."""
+    if not any(near):
+        return [None] * len(near)
+    before = grades()
+    for number, each in enumerate(near):
+        if each:
+            adapter.load_state_dict(number, each.state)
+    starts = [
+        Start(each, fresh, stored.total < fresh.total) if each else None
+        for each, fresh, stored in zip(near, before, grades(), strict=True)
+    ]
+    adapter.reset(seeds)
+    for number, start in enumerate(starts):
+        if start and start.used:
+            adapter.load_state_dict(number, start.near.state)
+    return starts
 
 
 @dataclass
@@ -160,7 +204,7 @@ class BatchedTeacherLora:
                 group.append((sample, queries))
         if group:
             samples, asked = zip(*group, strict=True)
-            made = train_batch(samples, asked, context.models, context.settings)
+            made = train_batch(samples, asked, context.models, context.settings, context.bank)
             self.trained |= {sample.id: each for sample, each in zip(samples, made, strict=True)}
 
 

@@ -189,6 +189,19 @@ class OptimisationSettings:
 
 
 @dataclass(frozen=True)
+class MemorySettings:
+    """A bank of adapters that satisfied the teacher, from which new samples may start (docs/memory.md)."""
+
+    folder: str | None = None
+    """Folder of the bank, which runs share; null: none, every adapter starts from zero. Only ttopt.methods.TeacherLora
+    uses it."""
+    least_similarity: float = 0.9
+    """Start from the most similar entry if prompt and first image are at least this similar: cosine, -1 to 1."""
+    add: bool = True
+    """Adapters that satisfy the teacher enter the bank, for later runs."""
+
+
+@dataclass(frozen=True)
 class LoggingSettings:
     """Curves and previews. CSV files are always written."""
 
@@ -313,6 +326,8 @@ class FitSettings:
     """The LoRA, the only weights that are trained"""
     optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
     """The optimisation of one sample"""
+    memory: MemorySettings = field(default_factory=MemorySettings)
+    """A bank of adapters that satisfied the teacher, from which new samples may start"""
     method: MethodSettings = field(default_factory=MethodSettings)
     """How a sample's video is made"""
     chat: ChatSettings = field(default_factory=ChatSettings)
@@ -639,6 +654,16 @@ def check(settings: FitSettings) -> None:
             bool(settings.teacher.answers) and all(answer.strip() for answer in settings.teacher.answers),
             f"teacher.answers is {settings.teacher.answers}",
             "give one answer or more, such as '[Yes]'",
+        ),
+        (
+            settings.memory.folder is None or settings.memory.add or Path(settings.memory.folder).is_dir(),
+            f"memory.folder {settings.memory.folder} does not exist",
+            "give the folder of a bank, or --memory.add true to make one",
+        ),
+        (
+            -1 <= settings.memory.least_similarity <= 1,
+            f"memory.least_similarity is {settings.memory.least_similarity}",
+            "give a cosine from -1 to 1, e.g. 0.9",
         ),
         (settings.teacher.frames >= 1, f"teacher.frames is {settings.teacher.frames}", "give 1 or more"),
         (settings.adapter.rank >= 1, f"adapter.rank is {settings.adapter.rank}", "give 1 or more"),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 
 from ttopt import __version__
+from ttopt.bank import Bank
 from ttopt.batch_fit import batched
 from ttopt.chat import check_chat, make_chat
 from ttopt.config import CallbackSettings, FitSettings
@@ -82,6 +83,8 @@ def fit_all(
             progress.finished(result, skipped=True)
         left = [sample for sample in samples if sample.id not in done]
         outcomes: dict[str, Result | Failure] = {**done}
+        if left:
+            job = dataclasses.replace(job, bank=led(lambda: Bank.open(settings, folder.path, progress.note)))
         if workers is not None and needs_models(method):
             solved = workers.solve(job, left, progress)
         else:

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ttopt import metrics
+from ttopt.bank import Bank, Neighbour, keys_of
 from ttopt.config import FitSettings
 from ttopt.cost import Meter
 from ttopt.finish import Scorer, finish, scored
@@ -75,12 +76,14 @@ def fit_sample(
     note: Status = lambda text: None,
     meter: Meter | None = None,
     trained: Trained | None = None,
+    bank: Bank | None = None,
 ) -> Result:
     """Optimises one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
 
     ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the loop (the teacher
     still grades the two videos); ``callbacks`` and ``logger`` go to the Trainer; ``scorer`` sees only finished videos;
-    ``meter``, already open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch.
+    ``meter``, already open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch; from
+    ``bank``'s nearest entry the adapter may start, and an adapter that satisfies the teacher enters it.
 
     Goes on from the state that an interrupted call has left in ``folder`` (ttopt/resume.py), if all is still the same.
     With a ``reward``, which cannot be compared, none is kept. ``note`` is told what should stay on the screen.
@@ -89,14 +92,18 @@ def fit_sample(
         with Meter(models.reasoner) as meter:
             return fit_sample(
                 sample, models, settings, folder, queries=queries, scorer=scorer, callbacks=callbacks, logger=logger,
-                reward=reward, status=status, note=note, meter=meter, trained=trained,
+                reward=reward, status=status, note=note, meter=meter, trained=trained, bank=bank,
             )  # fmt: skip
     reasoner, adapter, timer = models.reasoner, models.adapter, meter.timer
     o = settings.optimisation
     numbers = sample_frames(settings.teacher.frames, sample.frames)
 
+    with timer("condition"):
+        condition = reasoner.condition(sample)
+    near = bank.nearest(keys_of(condition)[0]) if bank and trained is None else None
+
     resumable = reward is None and trained is None
-    key = digest(sample, settings, queries) if resumable else ""
+    key = digest(sample, settings, queries, near.name if near else "") if resumable else ""
     state = led(lambda: read(folder, key, note)) if resumable else None
     if state is not None:
         note(f"{sample.id} goes on after step {len(state.grades)}")
@@ -107,9 +114,6 @@ def fit_sample(
         with timer("queries"):
             queries = models.teacher.queries(sample)
     graded_by = TeacherReward(models.teacher, queries, sample.fps, numbers)
-
-    with timer("condition"):
-        condition = reasoner.condition(sample)
 
     def loss_of(clean: Tensor) -> Tensor:
         return multi_vqa_loss((reward or graded_by)(models.decoder(clean, numbers), clean), o.goal_weight)
@@ -133,7 +137,7 @@ def fit_sample(
     if resumable and settings.logging.state_every:
         callbacks = [*callbacks, KeepState(folder, settings.logging.state_every, key, queries, start, meter)]
     module = optimise(models, reward or graded_by, condition, z1, numbers, settings, seeds["adapter"], folder, meter,
-                      callbacks, logger, trained, state)  # fmt: skip
+                      callbacks, logger, trained, state, near)  # fmt: skip
 
     status("the optimised video")
     videos = {"base": base, "adapter": generate(reasoner, z1, condition, timer)}
@@ -172,7 +176,7 @@ def fit_sample(
             queries={"goal": queries.goal, "process": list(queries.process), "generic": queries.generic},
             steps=module.kept.step,
             kept=kept,
-            prediction_before=module.grades[0].graded(),
+            prediction_before=module.before.graded(),
             prediction_after=module.kept.graded(),
             video_before=grades["base"],
             video_after=grades[kept],
@@ -181,7 +185,10 @@ def fit_sample(
             lora_norm=adapter.norm(),
             drift=metrics.drift(video, base),
         ),
+        details={"memory": module.start.details()} if module.start else None,
     )
+    if bank and bank.adds and accepted and kept != "base" and module.kept.step:
+        bank.add(sample, keys_of(condition)[0], adapter)
     (folder / STATE).unlink(missing_ok=True)
     return result
 
@@ -207,11 +214,12 @@ def optimise(
     logger: Logger | None = None,
     trained: Trained | None = None,
     state: State | None = None,
+    near: Neighbour | None = None,
 ) -> TestTimeTraining:
     """Trains the adapter for one video, from zero with ``seed``, or from where it stands (None); it stays attached.
 
     ``reward`` grades the K frames with ``numbers``; callbacks write into ``folder``. ``trained`` is played back; from
-    ``state`` an interrupted training goes on.
+    ``state`` an interrupted training goes on; from ``near`` a new one starts if that is better than zero.
     """
     if seed is not None:
         models.adapter.reset(seed)
@@ -222,11 +230,13 @@ def optimise(
         from ttopt.batch_fit import Replay
 
         module = Replay(*arguments, settings.optimisation, meter.timer).play(trained)
+    if near is not None:
+        module.start_from(near)
     if state is not None:
         module.resume(state.tensors, state.grades)
         meter.resume(state.cost)
     _train(module, folder, callbacks, logger)
-    meter.vlm_calls += len(module.grades)
+    meter.vlm_calls += len(module.grades) + 2 * (module.start is not None)
     return module
 
 

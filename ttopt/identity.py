@@ -30,15 +30,32 @@ def files_digest(settings: FitSettings) -> str:
     """Of local weights and wordings; what a hub holds is known by its name."""
     found = hashlib.sha256()
     for place in _places(settings):
-        files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in KINDS)
-        for path in files:
-            size = path.stat().st_size
-            found.update(f"{path.relative_to(place)} {size}\n".encode())
-            with path.open("rb") as file:
-                found.update(file.read(ENDS))
-                file.seek(max(0, size - ENDS))
-                found.update(file.read())
+        _add_files(found, place)
     return found.hexdigest()[:16]
+
+
+def model_digest(settings: FitSettings) -> str:
+    """Of what an adapter fits: the frozen video model and the adapter's shape."""
+    r = settings.reasoner
+    found = hashlib.sha256(repr((settings.adapter, r.ignore_image)).encode())
+    for name in (r.model, r.transformer, r.lora, r.low_noise_lora):
+        place = _place(name or "", "reasoner")
+        local = bool(name) and place.exists()
+        found.update(f"{local or name}\n".encode())
+        if local:
+            _add_files(found, place)
+    return found.hexdigest()[:16]
+
+
+def _add_files(found: hashlib._Hash, place: Path) -> None:
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.suffix in KINDS)
+    for path in files:
+        size = path.stat().st_size
+        found.update(f"{path.relative_to(place)} {size}\n".encode())
+        with path.open("rb") as file:
+            found.update(file.read(ENDS))
+            file.seek(max(0, size - ENDS))
+            found.update(file.read())
 
 
 def _places(settings: FitSettings) -> Iterator[Path]:
@@ -51,7 +68,12 @@ def _places(settings: FitSettings) -> Iterator[Path]:
     }
     for part, name in named.items():
         if name:
-            yield WEIGHTS / part if name == EMBEDDED else Path(name)
+            yield _place(name, part)
     for other in (r.transformer, r.lora, r.low_noise_lora, chat.prompts):
         if other:
-            yield WEIGHTS / "base" if other == EMBEDDED_BASE else Path(other)
+            yield _place(other)
+
+
+def _place(name: str, part: str = "") -> Path:
+    shipped = {EMBEDDED: WEIGHTS / part, EMBEDDED_BASE: WEIGHTS / "base"}
+    return shipped.get(name, Path(name))

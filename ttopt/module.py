@@ -25,6 +25,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from ttopt.bank import Neighbour
 from ttopt.config import OptimisationSettings
 from ttopt.processes import led
 from ttopt.reasoner import Activation, Adapter, Condition, Reasoner
@@ -59,6 +60,19 @@ class Grade:
 
     def graded(self) -> Graded:
         return Graded(self.total, self.p_yes)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training began that could start from a stored adapter (ttopt/bank.py)."""
+
+    near: Neighbour
+    before: Grade  # of the frozen model
+    used: bool  # whether the stored adapter was better, and the training started from it
+
+    def details(self) -> dict[str, Any]:
+        """For result.json."""
+        return {"entry": self.near.name, "similarity": round(self.near.similarity, 4), "used": self.used}
 
 
 class TestTimeTraining(L.LightningModule):
@@ -98,6 +112,7 @@ class TestTimeTraining(L.LightningModule):
         self.grades: list[Grade] = []
         self.frames: Tensor | None = None
         self.stop = ALL_STEPS
+        self.start: Start | None = None
         self._best: list[Tensor] = []  # the weights with the lowest loss so far
         self._prefix: Activation | None = None
         self._taken = 0  # steps before ``resume``
@@ -121,6 +136,17 @@ class TestTimeTraining(L.LightningModule):
     def train_dataloader(self) -> Iterable[int]:
         """One endless epoch; the trainer's max_steps ends it."""
         return itertools.count()
+
+    @torch.no_grad()
+    def start_from(self, near: Neighbour) -> None:
+        """Starts from a stored adapter instead of a fresh one, which has no effect yet, if its loss is lower."""
+        fresh = self.adapter.state_dict()
+        losses, total = self.losses()
+        self.adapter.load_state_dict(near.state)
+        used = bool(self.losses()[1] < total)  # False for NaN
+        if not used:
+            self.adapter.load_state_dict(fresh)
+        self.start = Start(near, Grade(0, float(total), tuple(losses[0].tolist())), used)
 
     # One turn of the loop
 
@@ -219,6 +245,11 @@ class TestTimeTraining(L.LightningModule):
     def kept(self) -> Grade:
         """The grade of the weights that are kept."""
         return kept_grade(self.grades)
+
+    @property
+    def before(self) -> Grade:
+        """The grade of the frozen model."""
+        return self.start.before if self.start else self.grades[0]
 
     # Going on elsewhere
 

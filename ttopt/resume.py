@@ -48,11 +48,12 @@ class State:
     tensors: dict[str, Tensor]  # of TestTimeTraining.state
 
 
-def digest(sample: Sample, settings: FitSettings, queries: Queries | None) -> str:
-    """Of everything that changes a sample's result; ``queries`` are the user's own."""
+def digest(sample: Sample, settings: FitSettings, queries: Queries | None, start: str = "") -> str:
+    """Of everything that changes a sample's result; ``queries`` are the user's own, ``start`` names the entry of the
+    bank that it may start from."""
     decides = {name: value for name, value in flat(to_dict(settings)).items() if not name.startswith(FREE)}
     asked = queries and dataclasses.asdict(queries)
-    text = json.dumps([FORMAT, decides, inputs(sample, settings), versions(), asked], sort_keys=True)
+    text = json.dumps([FORMAT, decides, inputs(sample, settings), versions(), asked, start], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

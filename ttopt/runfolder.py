@@ -3,6 +3,7 @@
 runs/x/config.yaml            the settings of the run
 runs/x/samples/<id>/          complete, or absent: written beside and renamed
 runs/x/samples/.<id>/         unfinished: while it is worked on, or with a state from which it goes on (ttopt/resume.py)
+runs/x/memory.txt             with a memory: the entries that the run may start from (ttopt/bank.py)
 runs/x/wandb/                 offline W&B runs
 runs/x/.lock                  held by the process that works here
 runs/x/.claims/<id>           held by the worker that works on a sample (ttopt/cluster.py)
@@ -32,9 +33,9 @@ LOCK = ".lock"
 CLAIMS = ".claims"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
 # how many there are, where they are computed, in how much memory, and what is told of them.
-FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "reasoner.device",
-        "reasoner.recompute", "reasoner.offload", "reasoner.shard", "decoder.checkpoint", "teacher.device",
-        "teacher.recompute", "chat.base_url", "chat.key_env", "chat.timeout", "chat.max_retries",
+FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "memory.add",
+        "reasoner.device", "reasoner.recompute", "reasoner.offload", "reasoner.shard", "decoder.checkpoint",
+        "teacher.device", "teacher.recompute", "chat.base_url", "chat.key_env", "chat.timeout", "chat.max_retries",
         "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
@@ -170,13 +171,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, cure: str = "give a --run-dir that can be written") -> Iterator[None]:
     """Turns a failure to write under ``path`` into a UserError."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write to {path} ({reason}); give a --run-dir that can be written") from error
+        raise UserError(f"cannot write to {path} ({reason}); {cure}") from error
 
 
 def _compare(config: Path, settings: FitSettings) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import lightning as L
 import torch
 
+from ttopt.bank import Bank
 from ttopt.chat import Chat
 from ttopt.config import FitSettings
 from ttopt.cost import Meter
@@ -44,6 +45,7 @@ class Job:
     queries: Queries | None  # the user's own, instead of the teacher's
     scorer: Scorer | None
     callbacks: Callable[[], list[L.Callback]]  # new ones for each sample
+    bank: Bank | None = None  # what adapters may start from
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Solver:
             with job.folder.sample(sample.id) as folder, Meter(self.models.reasoner) as meter:
                 context = Context(
                     self.models, job.settings, meter, self.chat, job.scorer, job.queries, self._callbacks, logger,
-                    self.status, self.note,
+                    self.status, self.note, job.bank,
                 )  # fmt: skip
                 result = self.method.solve(sample, folder, context)
             # Only when the sample's folder is complete: W&B may take its time.

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from pydantic import BaseModel
 from torch import Tensor
 
+from ttopt.bank import Bank
 from ttopt.chat import Chat, Message, Reply, ask
 from ttopt.config import FitSettings, MethodSettings
 from ttopt.cost import Meter
@@ -68,6 +69,7 @@ class Context:
     logger: Logger | None = None
     status: Status = field(default=lambda text: None)  # what is being done at the moment
     note: Status = field(default=lambda text: None)  # one line that stays
+    bank: Bank | None = None  # of adapters to start from
 
     def generate(self, sample: Sample, seed: int) -> Tensor:
         """The frozen reasoner's few-step video (T,3,H,W) in [0,1], on the CPU. Its length counts as cost."""

@@ -32,4 +32,5 @@ class TeacherLora:
             note=context.note,
             meter=context.meter,
             trained=trained,
+            bank=context.bank,
         )

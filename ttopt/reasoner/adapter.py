@@ -254,27 +254,40 @@ def save_adapter(
     """Write an ``Adapter.state_dict`` as the two files described in ``Adapter.save``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
-    header |= {"format": "pt", "rank": str(rank), "alpha": str(alpha)}
-    modules = sorted({name.rpartition(".lora_")[0] for name in state})
-    peft_config = {"r": rank, "lora_alpha": alpha, "target_modules": modules}
-    diffusers_config = json.dumps({f"transformer.{key}": value for key, value in peft_config.items()})
-    tensors = {f"transformer.{name}": value for name, value in state.items()}
-    save_tensors(folder / DIFFUSERS_FILE, tensors, {**header, "lora_adapter_metadata": diffusers_config})
+    save_diffusers(folder / DIFFUSERS_FILE, state, rank, alpha, metadata)
 
     wan: dict[str, Tensor] = {}
-    for module in modules:
+    for module in _modules(state):
         _, block, inner = module.split(".", 2)
         name = f"diffusion_model.blocks.{block}.{WAN_NAMES[inner]}"
         wan[f"{name}.lora_A.weight"] = state[f"{module}.lora_A.weight"]
         wan[f"{name}.lora_B.weight"] = state[f"{module}.lora_B.weight"]
         wan[f"{name}.alpha"] = torch.tensor(alpha)
-    save_tensors(folder / WAN_FILE, wan, header)
+    save_tensors(folder / WAN_FILE, wan, _header(rank, alpha, metadata))
 
 
-def read_adapter(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict and metadata of a folder written by ``save_adapter``; UserError when it cannot be read."""
-    file = Path(folder) / DIFFUSERS_FILE
+def save_diffusers(
+    file: Path, state: Mapping[str, Tensor], rank: int, alpha: float, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write an ``Adapter.state_dict`` as the one file that diffusers reads, see ``Adapter.save``."""
+    peft_config = {"r": rank, "lora_alpha": alpha, "target_modules": _modules(state)}
+    diffusers_config = json.dumps({f"transformer.{key}": value for key, value in peft_config.items()})
+    tensors = {f"transformer.{name}": value for name, value in state.items()}
+    save_tensors(file, tensors, {**_header(rank, alpha, metadata), "lora_adapter_metadata": diffusers_config})
+
+
+def _modules(state: Mapping[str, Tensor]) -> list[str]:
+    return sorted({name.rpartition(".lora_")[0] for name in state})
+
+
+def _header(rank: int, alpha: float, metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
+    return header | {"format": "pt", "rank": str(rank), "alpha": str(alpha)}
+
+
+def read_adapter(place: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """State dict and metadata of ``save_adapter``'s folder or ``save_diffusers``' file. Raises UserError."""
+    file = Path(place) if Path(place).is_file() else Path(place) / DIFFUSERS_FILE
     if not file.is_file():
         raise UserError(f"{file} is missing; give the adapter folder of a result")
     try:

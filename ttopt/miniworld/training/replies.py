@@ -137,7 +137,9 @@ def route(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator
     """What to do about a clip that was rejected again and again."""
     found = checks(task, reading)
     request = ROUTE.format(
-        action=evolved(task, rng), prompt=(task.parent or task).prompt, reason=dialogues.verdict(task, reading)["reason"]
+        action=evolved(task, rng),
+        prompt=(task.parent or task).prompt,
+        reason=dialogues.verdict(task, reading)["reason"],
     )
     return Dialogue(frames[:1], request, as_text(dialogues.route(task, found, is_lost(task, reading))))
 

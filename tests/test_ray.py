@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -236,6 +237,16 @@ def test_an_address_where_nothing_is_ends_in_one_sentence(
         s = settings(engine="ray", address=address, run_dir=str(tmp_path / "run"))
         with pytest.raises(UserError, match=f"{message}.*give the head of a running cluster as --address host:port"):
             fit_all(s, lines)
+
+
+@pytest.mark.slow
+def test_an_address_that_never_answers_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = command(tmp_path, "silent", "--address", address)
+        _, errors = process.communicate(timeout=180)
+    assert process.returncode == 2 and "Traceback" not in errors, errors
+    assert errors.splitlines()[-1].startswith(f"error: Ray cannot be reached at {address} (")
 
 
 def test_without_ray_one_sentence_says_what_to_install(

@@ -63,8 +63,8 @@ class Workers:
             return
         if not ray.is_initialized():
             progress.status("waiting for Ray")
-            connect(self._address)
             self._joined = True
+            connect(self._address)
         token = job.folder.path / CLAIMS / uuid.uuid4().hex
         with writing(token):
             token.parent.mkdir(exist_ok=True)
@@ -137,20 +137,28 @@ class Workers:
 
 def connect(address: str | None) -> None:
     """Joins the cluster at ``address``; None: starts one on this machine. Raises UserError if that does not work."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
+    wishes = {"RAY_USAGE_STATS_ENABLED": "0"}  # else Ray reports to its makers
     options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     if address is None:
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-    elif address != "auto":
+        options["include_dashboard"] = False
+    else:
+        wishes["RAY_gcs_server_port_wait_time_s"] = "1"  # else a port that never answers takes a quarter of an hour
+    if address not in (None, "auto"):
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
         except (OSError, OverflowError) as error:
             raise UserError(f"address {address}: nothing answers there ({brief(error)}); {CURE}") from error
+    unsaid = wishes.keys() - os.environ.keys()
+    os.environ.update({name: wishes[name] for name in unsaid})
     try:
         ray.init(address or "local", **options)
     except Exception as error:  # of many unrelated types
-        raise UserError(f"Ray cannot be reached at {address} ({brief(error)}); {CURE}") from error
+        where = f"reached at {address}" if address else "started"
+        raise UserError(f"Ray cannot be {where} ({brief(error)}); {CURE}") from error
+    finally:
+        for name in unsaid:
+            del os.environ[name]
 
 
 def listen(worker: Any, said: Any) -> tuple[Any, str]:

@@ -71,12 +71,13 @@ def fit_all(
         with open_workers(settings) as workers:
             return fit_all(settings, console, callbacks, load, workers)
     samples, scorer = find_samples(settings)
+    queries = given_queries(settings)
     extra_callbacks(settings.callbacks)  # a wrong class path should not wait for the models
     method = make_method(settings.method)
     check_chat(settings.chat)
     batched(method, [], settings)  # refuses what cannot be batched before anything is written
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
-    job = Job(settings, folder, given_queries(settings), scorer, partial(_callbacks, callbacks, settings))
+    job = Job(settings, folder, queries, scorer, partial(_callbacks, callbacks, settings))
     with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
         done = led(lambda: _finished(samples, folder, settings))
         for result in done.values():

@@ -1,0 +1,145 @@
+"""Every command and snippet of README.md and docs/: read by the real parsers, and run on the embedded models (slow).
+
+A block behind <!-- not run: why --> is only read, as are the README's installations. A Python block whose first line is
+"# name.py" is saved under that name, for the commands behind it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+import ttopt
+from ttopt.compare_config import parse_compare, parse_evaluate
+from ttopt.config import parse_fit
+from ttopt.plan import parse_plan
+from ttopt.report.settings import parse_report
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ENDS = {"&&", "||", "|", ";", "&", ">"}
+INSTALLATIONS = ("<!-- main job -->", "<!-- tests -->")  # .ci/run runs the second
+PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "fit": parse_fit, "compare": parse_compare, "evaluate": parse_evaluate, "report": parse_report, "plan": parse_plan,
+}  # fmt: skip
+# The README's commands are those of its tables; here they are run on few samples.
+SMALL = """\
+#!/bin/bash
+case "$* " in
+    "-m ttopt fit "*|"-m ttopt compare "*|"-m loop.evaluate "*) set -- "$@" --limit 1 ;;
+    "-m ttopt.miniworld.evaluate "*) set -- "$@" --samples 4 --seeds 2 --ceiling 1 ;;
+    "-m ttopt.miniworld.evaluate_replies "*) set -- "$@" --samples 2 ;;
+esac
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    code: str
+    runs: bool
+
+
+def blocks(page: Path) -> list[Block]:
+    found, comment = [], ""
+    for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
+        if token.type == "fence":
+            language, marked = token.info.strip(), comment.startswith("<!-- not run: ") or comment in INSTALLATIONS
+            found.append(Block(language, token.content, language in {"bash", "python"} and not marked))
+        comment = token.content.strip() if token.type == "html_block" else ""
+    return found
+
+
+def commands(code: str) -> list[list[str]]:
+    """The arguments of every call of ttopt in a shell script."""
+    code = re.sub(r"<<'?(\w+)'?\n.*?\n\1\n", "\n", code, flags=re.DOTALL).replace("\\\n", " ")
+    found = []
+    for line in code.splitlines():
+        words = shlex.split(line, comments=True)
+        for place, word in enumerate(words):
+            if word == "ttopt" and (place == 0 or words[place - 1] == "-m"):
+                found.append(list(takewhile(lambda word: word not in ENDS, words[place + 1 :])))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_are_right_as_far_as_reading_can_tell(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        assert block.language not in {"sh", "shell", "console", "py"}, "call it bash or python, so that it is tested"
+        if block.language == "python":
+            compile(block.code, str(page), "exec")
+        if block.language != "bash":
+            continue
+        subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
+        for name, *arguments in commands(block.code):
+            for option, value in pairwise(arguments):
+                if option == "--root":
+                    Path(value).mkdir(exist_ok=True)
+                if option == "--config" and value.endswith(".yaml"):
+                    Path(value).write_text("limit: 1\n")
+            try:
+                PARSERS[name](arguments)
+            except SystemExit as exit_:  # --help and --print_config
+                assert exit_.code in (0, None)
+
+
+def test_blocks_and_commands_are_found(tmp_path: Path) -> None:
+    code = (
+        "torchrun --nproc-per-node 2 -m ttopt fit --limit 1 \\\n  --stepz 3 # few\nsrun python -m ttopt report > page"
+    )
+    assert commands(code) == [["fit", "--limit", "1", "--stepz", "3"], ["report"]]
+    (tmp_path / "page.md").write_text("<!-- not run: a GPU -->\n```bash\na\n```\n\n```python\nb\n```\n")
+    assert blocks(tmp_path / "page.md") == [Block("bash", "a\n", False), Block("python", "b\n", True)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(b.runs for b in blocks(page))], ids=lambda p: p.name)
+def test_blocks_run(page: Path, tmp_path: Path) -> None:
+    """All of a page in one folder, in their order."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text("")
+    python = tmp_path / ".venv/bin/python"
+    small = SMALL if page.name == "README.md" else "#!/bin/bash\n"
+    python.write_text(f'{small}exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    environment.pop("WANDB_API_KEY", None)
+    for block in blocks(page):
+        if not block.runs:
+            continue
+        command = ["bash", "-euo", "pipefail", "-c", block.code]
+        if block.language == "python":
+            named = re.match(r"# (\w+\.py)\n", block.code)
+            file = tmp_path / (named[1] if named else "snippet.py")
+            file.write_text(block.code)
+            command = ["python", file.name]
+        ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert ran.returncode == 0, f"{block.code}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+
+
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("myst_parser")
+    pytest.importorskip("furo")
+    build = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", ROOT / "docs", tmp_path]
+    ran = subprocess.run(build, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert {path.stem for path in tmp_path.glob("*.html")} >= {page.stem for page in PAGES[1:]}
+
+
+def test_changes_and_citation_are_of_this_version() -> None:
+    assert f"\nversion: {ttopt.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {ttopt.__version__} - " in (ROOT / "CHANGELOG.md").read_text()

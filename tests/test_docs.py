@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
@@ -86,9 +87,10 @@ def test_blocks_are_right_as_far_as_reading_can_tell(
             continue
         subprocess.run(["bash", "-n"], input=block.code, text=True, check=True)
         for name, *arguments in commands(block.code):
+            arguments = [Template(argument).safe_substitute(address="head:6379") for argument in arguments]
             for option, value in pairwise(arguments):
-                if option == "--root":
-                    Path(value).mkdir(exist_ok=True)
+                if option in ("--root", "--memory.folder"):
+                    Path(value).mkdir(parents=True, exist_ok=True)
                 if option == "--config" and value.endswith(".yaml"):
                     Path(value).write_text("limit: 1\n")
             try:

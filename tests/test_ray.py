@@ -85,8 +85,8 @@ class Script:
     """Stands in for the module ray: what workers say, in order, of a sample or when they begin (None); exceptions are
     raised."""
 
-    def __init__(self, said: dict[str | None, list[Any]], cores: int = 2) -> None:
-        self.said, self.cores = said, cores
+    def __init__(self, said: dict[str | None, list[Any]], cores: float = 2, gpus: float = 0) -> None:
+        self.said, self.there = said, {"CPU": cores, "GPU": gpus}
         self.given: list[str] = []
         self.workers: set[int] = set()
         self.killed: set[int] = set()
@@ -118,10 +118,10 @@ class Script:
         self.killed.add(id(worker))
 
     def nodes(self) -> list[Any]:
-        return [{"Alive": True, "Resources": {"CPU": self.cores}}, {"Alive": False, "Resources": {"CPU": 99}}]
+        return [{"Alive": True, "Resources": self.there}, {"Alive": False, "Resources": {"CPU": 99}}]
 
     def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": self.cores}
+        return self.there
 
     def is_initialized(self) -> bool:
         return True
@@ -187,11 +187,29 @@ def test_workers_stay_for_the_next_run(
     assert script.killed == script.workers
 
 
-def test_workers_are_as_many_as_fit(scripted: Callable[..., Run]) -> None:
-    for cores, workers in ((9, {"cpus": 3.0}), (9, {"count": 3}), (0.3, {"cpus": 0.1})):
-        script = Script({}, cores)
-        scripted(script, **workers)
-        assert len(script.workers) == 3, workers
+@pytest.mark.parametrize(
+    "cores, gpus, workers, many",
+    [
+        (2, 0, {}, 2),
+        (9, 0, {"cpus": 3.0}, 3),
+        (0.3, 0, {"cpus": 0.1}, 3),
+        (9, 0, {"count": 3}, 3),
+        (9, 0, {}, 4),  # samples
+        (9, 3, {}, 3),
+        (9, 1, {"gpus": 0.25}, 4),
+        (9, 5, {"gpus": 2.0}, 2),
+        (2, 8, {"gpus": 0.0}, 2),
+    ],
+)
+def test_workers_are_as_many_as_fit(
+    scripted: Callable[..., Run], cores: float, gpus: float, workers: dict[str, Any], many: int
+) -> None:
+    script = Script({}, cores, gpus)
+    scripted(script, **workers)
+    assert len(script.workers) == many
+
+
+def test_a_cluster_without_room_says_so(scripted: Callable[..., Run]) -> None:
     with pytest.raises(UserError, match="no node has room for a worker of 1 GPUs and 1 CPU cores"):
         scripted(Script({}), gpus=1.0)
 

@@ -32,7 +32,10 @@ except ImportError as error:
 
 PATIENCE = 10.0  # seconds, for an address to answer and between two looks at the cluster
 SHOWN = 150  # characters of the beginning and of the end of what Ray says
-CURE = "give the head of a running cluster as --address host:port, or no address for a Ray on this machine"
+CURE = (
+    "give the head of a running cluster as --address host:port, and the environment RAY_AUTH_MODE=token if it wants a "
+    "token; or no address for a Ray on this machine"
+)
 
 
 class Workers:

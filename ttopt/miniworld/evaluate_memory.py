@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ttopt.bank import Bank, keys_of
 from ttopt.batch_fit import train_batch
 from ttopt.config import FitSettings, parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError, one_line
+from ttopt.fit import kept_video
 from ttopt.models import Models, load_models
 from ttopt.module import sample_frames
 from ttopt.reasoner.batched import BatchedAdapter
@@ -78,29 +80,36 @@ class Evaluation:
         numbers, fps = sample_frames(s.teacher.frames, samples[0].frames), samples[0].fps
         condition = models.reasoner.condition(samples)
         z1 = models.reasoner.noise(condition, [each.noise_seed for each in trained])
-        videos, losses = [], []
+        videos: dict[str, Tensor] = {}
         with models.adapter.disabled(), torch.no_grad():
             adapter = BatchedAdapter(models.reasoner.transformer, len(samples), a.rank, a.alpha, a.targets, a.blocks)
             try:
-                for adapted in (False, True):  # without effect at first
-                    for number, each in enumerate(trained if adapted else ()):
-                        adapter.load_state_dict(number, each.state)
-                    videos.append(models.reasoner.decode(models.reasoner.generate(z1, condition)))
-                    graded = models.teacher.yes_losses(videos[-1][:, numbers], [q.all for q in asked], fps, numbers)
-                    losses.append(multi_vqa_loss(graded, s.optimisation.goal_weight))
+                videos["base"] = models.reasoner.decode(models.reasoner.generate(z1, condition))  # no effect at first
+                for number, each in enumerate(trained):
+                    adapter.load_state_dict(number, each.state)
+                videos["adapter"] = models.reasoner.decode(models.reasoner.generate(z1, condition))
+                if s.optimisation.keep == "best":
+                    prediction = models.reasoner.predict_clean(z1, 1.0, condition)
+                    videos["prediction"] = models.reasoner.decode(prediction)
+                losses = {
+                    name: multi_vqa_loss(
+                        models.teacher.yes_losses(video[:, numbers], [q.all for q in asked], fps, numbers),
+                        s.optimisation.goal_weight,
+                    ).tolist()
+                    for name, video in videos.items()
+                }
             finally:
                 adapter.remove()
         rows = []
         for number, (sample, each) in enumerate(zip(samples, trained, strict=True)):
             accepted = each.instance.stop == [ACCEPTED]
-            better = bool(losses[1][number] < losses[0][number])
-            kept = {"last": True, "accepted": accepted, "better": better}[s.optimisation.keep]
+            kept = kept_video(s.optimisation.keep, accepted, {name: loss[number] for name, loss in losses.items()})
             rows.append(
                 {
                     "steps": each.instance.kept.step,
                     "forwards": each.forwards,
                     "accepted": accepted,
-                    "kept": kept,
+                    "kept": kept != "base",
                     "success": miniworld.score(sample, videos[kept][number]).success,
                     "found": each.start is not None,
                     "used": each.start is not None and each.start.used,

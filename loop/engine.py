@@ -18,6 +18,7 @@ A sample's folder holds, besides video.mp4, result.json and config.yaml:
 
     trace.json       every call, clip, verdict and repair, with seeds and costs
     clips/           every clip as it was judged, and the frame it was made from as a PNG
+    journal/         while it is unfinished: what it goes on from if it is interrupted (loop/journal.py)
 """
 
 from __future__ import annotations
@@ -33,18 +34,20 @@ from torch import Tensor
 
 from loop.clips import fidelity, frames_of, good_frames, join, reasoner_length, shown_frames, splice
 from loop.inner import InnerLora
+from loop.journal import Journal, Made, RememberedChat
 from loop.planner import plan
 from loop.router import route
 from loop.settings import LoopSettings
 from loop.trace import Trace
 from loop.verifier import Verdict, verify
 from loop.wording import Wording
-from ttopt.chat import ChatError, Message, Reply
+from ttopt.chat import ChatError, Message, Reply, fingerprint
 from ttopt.errors import UserError, one_line
 from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
 from ttopt.models import TOO_SMALL
 from ttopt.result import NON_FINITE, Result
+from ttopt.resume import digest
 from ttopt.runfolder import writing
 from ttopt.sample import Sample
 from ttopt.video import write_image, write_video
@@ -102,6 +105,9 @@ class Loop:
     """The loop over one sample."""
 
     def __init__(self, settings: LoopSettings, sample: Sample, folder: Path, context: Context) -> None:
+        key = digest(sample, context.settings, context.queries)
+        self.journal = Journal(folder, key, context.meter, context.note)
+        context = dataclasses.replace(context, chat=RememberedChat(context.chat, self.journal))
         self.settings, self.sample, self.folder, self.context = settings, sample, folder, context
         self.wording = Wording.load(context.settings.chat.prompts)
         self.inner = None
@@ -141,6 +147,8 @@ class Loop:
             details={"steps": list(self.done), "warnings": self.trace.warnings, **self.trace.totals()},
         )
         self.trace.log(self.context.logger)
+        if not ending.error:
+            self.journal.remove()
         return result
 
     # The loop
@@ -262,13 +270,8 @@ class Loop:
         folder = self.folder / "clips"
         with writing(self.folder):
             folder.mkdir(exist_ok=True)
-        optimised: dict[str, Any] = {}
-        if self.inner is None or attempt < s.inner_from:
-            new = self.context.generate(part, seed)
-        else:
-            new, optimised = self.inner.generate(
-                part, seed, number, folder / name, step.action, step.diagnoses, attempt == s.inner_from
-            )
+        new, optimised = self.made(step, part, seed, folder / name)
+        if optimised:
             self.seeds[purpose] = optimised["seed"]  # of the start that was chosen
         clip = new[: step.frames] if kept is None else splice(kept, new, step.frames)
 
@@ -299,6 +302,23 @@ class Loop:
         if similar is not None and similar < LEAST_FIDELITY:
             self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
         return clip
+
+    def made(self, step: Step, part: Sample, seed: int, folder: Path) -> tuple[Tensor, dict[str, Any]]:
+        """What the reasoner makes of ``part``, and what the trace says of its optimisation, if it is optimised."""
+        number, attempt, inner = len(self.trace.clips), len(step.attempts) + 1, self.inner
+        if inner is None or attempt < self.settings.inner_from:
+            found, _ = self.journal.clip(request(part, seed), lambda: Made(self.context.generate(part, seed), {}, {}))
+            return found.clip, {}
+        first = attempt == self.settings.inner_from
+
+        def make() -> Made:
+            clip, details = inner.generate(part, seed, number, folder, step.action, step.diagnoses, first)
+            return Made(clip, details, inner.state())
+
+        found, known = self.journal.clip(request(part, seed, "optimised", *map(str, step.diagnoses)), make)
+        if known:
+            inner.load_state(found.adapter)
+        return found.clip, found.details
 
     def verify(self, step: Step, clip: Tensor) -> Verdict:
         attempt = len(step.attempts)
@@ -344,12 +364,15 @@ class Loop:
         """``ask(message, schema)`` of the chat model, with every reply in the trace."""
 
         def ask(message: Message, schema: type[T]) -> T:
+            begin = self.journal.place
+
             def record(reply: Reply) -> None:
                 self.trace.call(role, step, [message], reply)
 
             try:
                 return self.context.ask([message], schema, record)
             except ChatError as error:
+                self.journal.forget(begin)  # the next call asks anew
                 self.trace.failed_call(role, step, [message], str(error))
                 raise ChatError(f"the {role} failed in step {step}: {error}") from error
 
@@ -370,6 +393,12 @@ class Loop:
     def warn(self, text: str) -> None:
         self.trace.warn(text)
         self.tell(f"warning: {text}")
+
+
+def request(part: Sample, seed: int, *more: str) -> str:
+    """A short hash of what a clip is made of."""
+    pictures = () if part.image is None else (part.image,)
+    return fingerprint([Message("user", (*pictures, part.prompt, f"{seed} {part.frames}", *more))])
 
 
 def sentence(text: str) -> str:

@@ -7,7 +7,8 @@ suggestions, so that its diagnosis reaches the queries; where ``diagnosis_query`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ class InnerLora:
         purpose = "adapter" if number == 0 else f"adapter {number}"
         fresh = not self._trained or self.keep == "none" or (self.keep == "attempts" and first)
         adapter_seed = seed_of(settings.seed, part.id, purpose) if fresh else None
+        shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted here
         with writing(folder):
             folder.mkdir()
         self.context.status("the clip is optimised")
@@ -107,6 +109,16 @@ class InnerLora:
             "loss_after": module.kept.total,
             "kept": kept,
         }
+
+    def state(self) -> dict[str, Tensor]:
+        """The adapter from which a later clip may go on; empty if none does."""
+        return {} if self.keep == "none" else self.context.models.adapter.state_dict()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts back what ``state`` gave after an earlier clip."""
+        if state:
+            self.context.models.adapter.load_state_dict(state)
+        self._trained = True
 
     def queries(self, part: Sample, action: str, diagnoses: Sequence[Verdict]) -> Queries:
         """The teacher's questions about the evolved prompt, or, where it can write none, about the bare action."""

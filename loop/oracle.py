@@ -40,8 +40,7 @@ class WorldChat:
         said: dict[str, object]
         if planned := re.fullmatch(r"Plan: .* Done: (.*) Step (\d+) of (\d+)\.", text):
             done = self.done(planned[1])
-            in_place = not done or dialogues.in_place(self.task, done, read(images), 0)
-            said = dialogues.plan(self.task, done, in_place, int(planned[2]), int(planned[3]))
+            said = dialogues.plan(self.task, done, read(images), int(planned[2]), int(planned[3]))
         elif checked := re.fullmatch(r"Check: (.*) Task: .*", text):
             said = dialogues.verdict(self.legs.get(checked[1], self.task), read(images))
         else:

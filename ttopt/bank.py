@@ -33,11 +33,10 @@ from ttopt.reasoner.adapter import read_adapter, save_diffusers
 from ttopt.runfolder import replacing, write_text, writing
 from ttopt.sample import Sample
 
-FORMAT = 1  # of an entry; another one is not read
+FORMAT = 2  # of an entry; another one is not read
 SUFFIX = ".safetensors"
 FOUND = "memory.txt"  # in the run's folder
 CURE = "give a --memory.folder that can be written"
-GRID = 3  # the first frame's latents are pooled to so many rows and columns, whatever its size
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ class Bank:
 def keys_of(condition: Condition) -> Tensor:
     """What samples are found by: (B, D) float32 vectors of length 1 on the CPU, whose products are their similarities.
 
-    Half of it is the mean text embedding, half the pooled latents of the first frame, if there is one.
+    Half of it is the mean text embedding, half the mean latent of the first frame, if there is one: where in the frame
+    things lie says little about how to make a video obey, and keeps apart what is alike.
     """
     words = (condition.text != 0).any(-1, keepdim=True)  # not the padding
     parts = [(condition.text.float() * words).sum(1) / words.sum(1)]
@@ -129,7 +129,7 @@ def keys_of(condition: Condition) -> Tensor:
     if condition.channels is not None:
         first = condition.channels[:, -condition.shape[0] :, :1]
     if first is not None:
-        parts.append(F.adaptive_avg_pool2d(first[:, :, 0], GRID).flatten(1))
+        parts.append(first[:, :, 0].flatten(2).mean(2))
     return F.normalize(torch.cat([F.normalize(part, dim=1) for part in parts], dim=1), dim=1).cpu()
 
 

@@ -146,7 +146,7 @@ def check_chat(settings: ChatSettings) -> None:
 def make_chat(settings: ChatSettings, teacher: Teacher | None) -> Chat:
     """The model that the settings name; "teacher" shares the teacher's weights. Raises UserError.
 
-    Without a teacher, for methods that need no models, nothing is loaded in this process.
+    Without a teacher, for methods that ask nothing, nothing is loaded in this process.
     """
     if settings.backend == "openai":
         return OpenAIChat(settings)
@@ -168,7 +168,7 @@ class Nobody:
     name = "nobody"
 
     def reply(self, messages: Sequence[Message], schema: type[BaseModel] | None = None) -> Reply:
-        raise ChatError("no model is loaded that could answer")
+        raise ChatError("no model is loaded that could answer; a method that asks must not say asks = False")
 
 
 class LocalChat:

@@ -27,7 +27,7 @@ from ttopt.errors import UserError
 from ttopt.finish import Scorer
 from ttopt.fit import Models, load_models
 from ttopt.identity import files_digest, sample_digest
-from ttopt.methods.base import Method, make_method, make_object, needs_models
+from ttopt.methods.base import Method, asks, make_method, make_object, needs_models
 from ttopt.models import no_models, sources
 from ttopt.processes import led
 from ttopt.result import NON_FINITE, Result
@@ -121,11 +121,14 @@ def _one_by_one(
     if needs_models(method):
         progress.status("loading the models")
         models = (load or _loader(progress.note))(job.settings)
+    chat = make_chat(job.settings.chat, models.teacher if asks(method) else None)
+    if asks(method):
+        progress.note(f"asked in words: {chat.name}")
     solver = Solver(
         job,
         batched(method, samples, job.settings),
         models,
-        make_chat(job.settings.chat, models.teacher),
+        chat,
         progress.note,
         progress.status,
         lambda: [progress.callback()],

@@ -52,12 +52,11 @@ def sources(settings: FitSettings) -> str:
     """What is loaded, from where, in which precision, onto which device; one line."""
     r, d, t = settings.reasoner, settings.decoder, settings.teacher
     transformer = f", its transformer from {r.transformer}" if r.transformer else ""
-    chat = f"; chat model {settings.chat.model}" if settings.chat.backend == "local" else ""
     light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
     return (
         f"loading: reasoner {r.model}{transformer} ({r.dtype}{', float8' * r.float8}, {r.device}"
         f"{', shared out' * r.shard}){light}; "
-        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device}){chat}"
+        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device})"
     )
 
 

@@ -2,7 +2,8 @@
 
 runs/x/config.yaml            the settings of the run
 runs/x/samples/<id>/          complete, or absent: written beside and renamed
-runs/x/samples/.<id>/         unfinished: while it is worked on, or with a state from which it goes on (ttopt/resume.py)
+runs/x/samples/.<id>/         unfinished: while it is worked on, or with what it can go on from: an optimisation's state
+                              (ttopt/resume.py), a step loop's journal (loop/journal.py)
 runs/x/memory.txt             with a memory: the entries that the run may start from (ttopt/bank.py)
 runs/x/wandb/                 offline W&B runs
 runs/x/.lock                  held by the process that works here
@@ -29,6 +30,7 @@ from ttopt.result import FILE, Result
 
 CONFIG = "config.yaml"
 STATE = "state.safetensors"
+JOURNAL = "journal"
 LOCK = ".lock"
 CLAIMS = ".claims"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
@@ -70,9 +72,9 @@ class RunFolder:
     def tidy(self) -> None:
         """Removes what killed processes left unfinished, unless it can be gone on from."""
         for folder in self.samples.glob(".*"):
-            if not (folder / STATE).exists():
+            if not _can_go_on(folder):
                 shutil.rmtree(folder, ignore_errors=True)
-            for half in folder.glob(f".{STATE}.*"):  # killed while it was written
+            for half in (*folder.glob(f".{STATE}.*"), *folder.glob(f"{JOURNAL}/.*")):  # killed while it was written
                 half.unlink(missing_ok=True)
 
     @contextmanager
@@ -93,11 +95,15 @@ class RunFolder:
     def sample(self, sample_id: str) -> Iterator[Path]:
         """A temporary folder that becomes the sample's folder if all goes well.
 
-        If not, it vanishes, unless it holds a state to go on from: then the next call gets it as it was left.
+        If not, it vanishes, unless it holds what can be gone on from: then the next call gets it as it was left. Where
+        a model's failure cut the earlier call short, this one gets its journal.
         """
         working = self.samples / f".{sample_id}"  # a leading dot cannot begin a sample's id
+        left = self.samples / sample_id / JOURNAL
         with writing(self.path):
             working.mkdir(exist_ok=True)
+            if left.is_dir() and not (working / JOURNAL).exists():
+                shutil.copytree(left, working / JOURNAL)
         try:
             yield working
             with writing(self.path):
@@ -110,8 +116,12 @@ class RunFolder:
                     raise UserError(f"{final} exists already; another run wrote it, give another --run-dir")
                 working.rename(final)
         finally:
-            if not (working / STATE).exists():
+            if not _can_go_on(working):
                 shutil.rmtree(working, ignore_errors=True)
+
+
+def _can_go_on(unfinished: Path) -> bool:
+    return (unfinished / STATE).exists() or (unfinished / JOURNAL).exists()
 
 
 @contextmanager

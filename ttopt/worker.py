@@ -35,18 +35,19 @@ class Worker:
         naming the node, for what is missing or different here.
         """
         from ttopt.chat import check_chat, make_chat
-        from ttopt.methods.base import make_method
+        from ttopt.methods.base import asks, make_method
         from ttopt.solver import Solver
 
         try:
             check_node(job, place, token, versions)
             check_chat(job.settings.chat)  # its key must be here too
             models = self._models(job.settings)
-            chat = make_chat(job.settings.chat, models.teacher)
+            method = make_method(job.settings.method)
+            chat = make_chat(job.settings.chat, models.teacher if asks(method) else None)
         except UserError as error:
             raise UserError(f"node {socket.gethostname()}: {error}") from error
         self._notes: list[str] = []
-        self._solver = Solver(job, make_method(job.settings.method), models, chat, self._notes.append)
+        self._solver = Solver(job, method, models, chat, self._notes.append)
 
     def solve(self, sample: Sample) -> tuple[Result | Failure, list[str]]:
         """What became of a sample, and what is to be told. Raises UserError for what stops the run."""

@@ -39,7 +39,7 @@ T = TypeVar("T", bound=BaseModel)
 class Method(Protocol):
     """One way to make a video for a sample. Made once for a run, from its class path and arguments.
 
-    One that says ``needs_models = False`` gets none.
+    One that says ``needs_models = False`` gets none; of one that says ``asks = False``, none is loaded to answer.
     """
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
@@ -116,6 +116,11 @@ def make_method(settings: MethodSettings) -> Method:
 def needs_models(method: Method) -> bool:
     """Whether anything must be loaded for it."""
     return bool(getattr(method, "needs_models", True))
+
+
+def asks(method: Method) -> bool:
+    """Whether it may ask the chat model."""
+    return needs_models(method) and bool(getattr(method, "asks", True))
 
 
 def make_object(path: str, arguments: dict[str, Any], what: str, wanted: str) -> Any:

@@ -21,6 +21,8 @@ class SeedEnsemble:
     as in the embedded models, that hardly matters; with evenly spread ones it blurs.
     """
 
+    asks = False
+
     def __init__(self, seeds: int = 3, steps: int = 1) -> None:
         if not all(isinstance(n, int) for n in (seeds, steps)) or seeds < 2 or steps < 1:
             raise UserError(f"seeds {seeds}, steps {steps}: give 2 seeds or more and 1 step or more")

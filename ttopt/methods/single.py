@@ -13,6 +13,8 @@ from ttopt.sample import Sample
 class Single:
     """One video from the sample's own noise."""
 
+    asks = False
+
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         seed = noise_seed(context.settings.seed, sample)
         video = context.generate(sample, seed)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class TeacherLora:
     """Algorithm 1 with the run's settings; see ttopt.fit.fit_sample."""
 
+    asks = False
+
     def solve(self, sample: Sample, folder: Path, context: Context, trained: Trained | None = None) -> Result:
         """``trained``: what a batch has made of the sample already, to be played back."""
         return fit_sample(

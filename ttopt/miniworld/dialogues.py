@@ -1,8 +1,8 @@
 """What a perfect planner, verifier and router of the step loop would reply about a task of the sprite world.
 
 The tiny vision-language model is trained on these replies (loop/prompts/mini holds the wording of the requests) and
-measured against them. A verdict lists one yes/no question after the other, in the words that the teacher has learnt to
-answer, before it is given: it is only their conjunction.
+measured against them. A verdict first writes down what is seen, cell by cell, and then answers one yes/no question
+after the other, in the words that the teacher has learnt; it is only their conjunction.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ttopt.miniworld.questions import (
 from ttopt.miniworld.scene import Stop, Task, distance
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES
-from ttopt.miniworld.world import NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.world import EMPTY, NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
@@ -94,13 +94,35 @@ def checks(task: Task, reading: Reading) -> list[Check]:
     return out
 
 
-def scene(reading: Reading, frame: int) -> str:
-    """What a frame of a reading (N = 1) shows and where: "red square a1, blue cross c4, green pad d5."."""
-    sprites = (reading.sprite[0, frame, :, 1:].T > 0.5).nonzero().tolist()  # sprite - 1, cell
-    bare = reading.sprite[0, frame, :, NONE] > 0.5  # a sprite hides most of its pad
-    pads = ((reading.ground[0, frame, :, 1:WALL].T > 0.5) & bare).nonzero().tolist()
-    seen = [(sprite_name(s + 1), cell) for s, cell in sprites] + [(pad_name(g + 1), cell) for g, cell in pads]
-    return ", ".join(f"{name} {CELL_NAMES[cell]}" for name, cell in seen) + "."
+def grid(reading: Reading, frame: int) -> str:
+    """What each cell of a frame of a reading (N = 1) shows, row by row: "a1 b1 red square d1 green pad wall ...".
+
+    An empty cell is written as its name, so that a reader always knows which cell comes next; "?" is a smear.
+    """
+    sprites = reading.sprite[0, frame]  # (36, 19)
+    ground = reading.ground[0, frame]  # (36, 8)
+    words = []
+    for cell, name in enumerate(CELL_NAMES):
+        best, under = int(sprites[cell].argmax()), int(ground[cell].argmax())
+        if float(sprites[cell, best]) <= 0.5:
+            words.append("?")
+        elif best != NONE:
+            words.append(sprite_name(best))
+        elif under == EMPTY or float(ground[cell, under]) <= 0.5:
+            words.append(name)
+        else:
+            words.append("wall" if under == WALL else pad_name(under))
+    return " ".join(words) + "."
+
+
+def motion(task: Task, reading: Reading) -> str:
+    """Where each mover is in the frames that a verifier is shown (N = 1): "red square a1 a1 b2 c3 c3, ..."."""
+    ways = []
+    for actor in task.actors[: task.movers]:
+        here = where(reading, actor.sprite)
+        cells = ("?" if here[frame] is None else CELL_NAMES[here[frame] or 0] for frame in SEEN)
+        ways.append(f"{sprite_name(actor.sprite)} {' '.join(cells)}")
+    return ", ".join(ways) + "."
 
 
 def reason(found: list[Check]) -> str:
@@ -114,7 +136,8 @@ def verdict(task: Task, reading: Reading) -> dict[str, object]:
     accept = all(c.holds for c in found)
     wrong = next((c.suggestion for c in found if not c.holds), "")
     return {
-        "reason": f"First: {scene(reading, 0)} End: {scene(reading, -1)} {reason(found)}",
+        "seen": f"First: {grid(reading, 0)} End: {grid(reading, -1)} Motion: {motion(task, reading)}",
+        "reason": reason(found),
         "action_executed": found[0].holds,
         "progress": 1.0 if accept else progress(task, reading),
         "good_fraction": 1.0 if accept else good_fraction(task, reading),
@@ -182,23 +205,26 @@ def good_fraction(task: Task, reading: Reading) -> float:
     return min(0.9, int(10 * good / frames) / 10)
 
 
-def plan(task: Task, done: int, in_place: bool, step: int, steps: int) -> dict[str, object]:
-    """The perfect planner's reply when ``done`` stops are reported as completed.
+def plan(task: Task, done: int, reading: Reading, step: int, steps: int) -> dict[str, object]:
+    """The perfect planner's reply when ``done`` stops are reported as completed, for a reading (N = 1) of one frame.
 
-    ``in_place`` says whether the last of them is still true in the current frame; if not, it is done again.
+    Where the last of them is not true in that frame, it is done again.
     """
+    seen = f"Now: {grid(reading, 0)}"
+    fine = done == 0 or in_place(task, done, reading, 0)
     stops = task.stops or (Stop(0, task.actors[0].track[0]),)
     observation = ""
     if done:
-        observation = f"{_question(task, stops[done - 1]).text()} {'Yes' if in_place else 'No'}."
-        done -= not in_place
+        observation = f"{_question(task, stops[done - 1]).text()} {'Yes' if fine else 'No'}."
+        done -= not fine
     if done == len(stops):
         return {
-            "observation": observation, "task_complete": True, "instruction": "", "target_state": "",
+            "seen": seen, "observation": observation, "task_complete": True, "instruction": "", "target_state": "",
             "estimated_steps_remaining": 0,
         }  # fmt: skip
     now = stops[done:] if step >= steps else stops[done : done + 1]
     return {
+        "seen": seen,
         "observation": observation,
         "task_complete": False,
         "instruction": action(task, now if task.stops else ()),

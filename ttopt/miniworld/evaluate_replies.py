@@ -79,8 +79,9 @@ def plan_rows(ask: Ask, task: Task) -> list[bool]:
     for done, codes in enumerate(states):
         step = min(3, done + 1)
         request = dialogues.PLAN.format(prompt=task.prompt, done=dialogues.done_text(task, done), step=step, steps=3)
-        wanted = dialogues.plan(task, done, True, step, 3)
-        said = parsed(ask(render(codes[None]), request), PlanReply)
+        image = render(codes[None])
+        wanted = dialogues.plan(task, done, read(image[None]), step, 3)
+        said = parsed(ask(image, request), PlanReply)
         rows.append(said is not None and said.model_dump() == {k: wanted[k] for k in ("task_complete", "instruction")})
     return rows
 

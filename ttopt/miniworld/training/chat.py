@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.multistep import legs
@@ -28,7 +28,7 @@ from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
-STEPS, RATE, WARM_UP = 4500, 5e-4, 200
+STEPS, RATE, WARM_UP = 5000, 1e-3, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
 
@@ -43,14 +43,17 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     rows = shared_rows(teacher_tokenizer(), known.tokenizer)
     carry_over(known.model.state_dict(), chat.model, "model.language_model.embed_tokens.weight", rows)
     chat.model.train().requires_grad_(True)
-    optimiser = torch.optim.AdamW(chat.model.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    sight = replies.Sight(chat)
+    networks = nn.ModuleList([chat.model, sight])
+    optimiser = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
     ema = Ema(chat.model, 0.998)
-    run = Run(folder, {"chat": chat.model}, optimiser, ema)
+    run = Run(folder, {"chat": chat.model, "sight": sight}, optimiser, ema)
     means: dict[str, float] = {}
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
-        losses = {name: replies.reply_loss(chat, rows) for name, rows in clips.dialogues(rng)}
-        update(torch.stack(list(losses.values())).sum(), chat.model, optimiser, ema, cosine(step, steps, RATE, WARM_UP))
+        losses = {name: replies.reply_loss(chat, rows, sight) for name, rows in clips.dialogues(rng)}
+        loss = torch.stack(list(losses.values())).sum()
+        update(loss, networks, optimiser, ema, cosine(step, steps, RATE, WARM_UP), averaged=chat.model)
         for name, value in losses.items():
             means[name] = 0.98 * means.get(name, float(value.detach())) + 0.02 * float(value.detach())
         if step % 100 == 0:

@@ -165,15 +165,23 @@ def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float =
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part)))
 
 
-def update(loss: Tensor, network: nn.Module, optimiser: torch.optim.Optimizer, ema: Ema, rate: float) -> None:
-    """One optimiser step of ``network`` at learning rate ``rate``, gradients shared and clipped, and its average."""
+def update(
+    loss: Tensor,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    ema: Ema,
+    rate: float,
+    averaged: nn.Module | None = None,
+) -> None:
+    """One optimiser step of ``network`` at learning rate ``rate``, gradients shared and clipped, and the average of it
+    or of its part ``averaged``."""
     set_rate(optimiser, rate)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(network)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     optimiser.step()
-    ema.update(network)
+    ema.update(network if averaged is None else averaged)
 
 
 def save_half(model: Any, folder: Path) -> None:

@@ -8,18 +8,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ttopt.miniworld import dialogues
-from ttopt.miniworld.dialogues import PLAN, ROUTE, SEEN, VERIFY, as_text, checks, done_text, evolved, in_place, is_lost
+from ttopt.miniworld.dialogues import PLAN, ROUTE, SEEN, VERIFY, as_text, checks, done_text, evolved, is_lost
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.questions import Keeps, Question
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES, TENTHS, phrases
-from ttopt.miniworld.world import Reading, read, render, sprite_name
+from ttopt.miniworld.world import (
+    CELLS,
+    EMPTY,
+    NONE,
+    SPRITES,
+    WALL,
+    Reading,
+    pad_name,
+    read,
+    render,
+    sprite_name,
+)
 from ttopt.teacher import Teacher
 from ttopt.teacher import prompts as words
 
@@ -35,8 +47,65 @@ class Dialogue:
     reply: str
 
 
-def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue]) -> Tensor:
-    """Cross-entropy of the replies, averaged over their tokens with the weights of ``decisive``."""
+class Sight(nn.Module):
+    """Training-only: each merged vision token says, by the words' own embeddings, what its four cells are and show.
+
+    It should look like the sum of their names and of what is in them; and which is where should be read from it by one
+    matrix a cell. To write down a cell is then to find its name and to copy, for every object in the same way.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        width = teacher.model.config.text_config.hidden_size
+        self.cells = nn.Linear(width, 4 * width)
+        self.empty = nn.Parameter(torch.randn(1, width))
+        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.sums = nn.ParameterList(torch.tensor([8.0, -3.0]) for _ in range(2))  # scale and bias: objects, cells
+        ids = teacher.tokenizer.convert_tokens_to_ids
+        sprites = [sprite_name(number) for number in range(1, SPRITES)]
+        pads = [pad_name(ground) for ground in range(1, WALL)]
+        self.objects, self.names = torch.tensor(ids([*sprites, *pads, "wall"])), torch.tensor(ids(CELL_NAMES))
+        self.embedding = [teacher.model.model.language_model.embed_tokens]  # in a list: not a part of this module
+        self.merged: list[Tensor] = []
+        teacher.model.model.visual.merger.register_forward_hook(lambda _m, _i, out: self.merged.append(out))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Sum of the three cross-entropies for the images (N, 3, 48, 48) that the model has just been shown."""
+        merged = self.merged.pop().unflatten(0, (len(images), 9))  # (N, 9, D)
+        words = self.embedding[0].weight
+        shown = by_token(seen(images))  # (N, 9, 4), 0: empty
+        alternatives = F.normalize(torch.cat([self.empty, words[self.objects]]), dim=-1)  # (26, D)
+        cells = F.normalize(self.cells(merged).unflatten(-1, (4, -1)), dim=-1)  # (N, 9, 4, D)
+        weights = torch.ones(len(alternatives))
+        weights[0] = 0.1
+        logits = self.scale * cells @ alternatives.T
+        where = F.cross_entropy(logits.flatten(0, 2), shown.flatten(), weights)
+        there = F.one_hot(shown.clamp_min(0), len(alternatives)).amax(2)[..., 1:].float()  # (N, 9, 25)
+        own = F.one_hot(by_token(torch.arange(CELLS)[None]), CELLS).amax(2).float().expand(len(images), -1, -1)
+        names = ((self.objects, there), (self.names, own))
+        total = where
+        for (scale, bias), (ids, target) in zip(self.sums, names, strict=True):
+            like = scale * F.normalize(merged, dim=-1) @ F.normalize(words[ids], dim=-1).T + bias
+            total = total + 5 * F.binary_cross_entropy_with_logits(like, target)
+        return total
+
+
+def seen(images: Tensor) -> Tensor:
+    """What the cells of images (N, 3, 48, 48) show, (N, 36): 0 nothing, 1..18 a sprite, 19..24 a pad, 25 a wall, -100 a
+    smear."""
+    reading = read(images[None])
+    sprite, ground = reading.sprite[0].argmax(-1), reading.ground[0].argmax(-1)
+    shown = torch.where(sprite == NONE, torch.where(ground == EMPTY, 0, SPRITES - 1 + ground), sprite)
+    return shown.masked_fill(reading.sprite[0].amax(-1) <= 0.5, -100)
+
+
+def by_token(cells: Tensor) -> Tensor:
+    """Cells (N, 36) as the merged tokens hold them, (N, 9, 4)."""
+    return rearrange(cells, "n (y dy x dx) -> n (y x) (dy dx)", y=3, dy=2, dx=2)
+
+
+def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | None = None) -> Tensor:
+    """Cross-entropy of the replies, averaged over their tokens with the weights of ``decisive``; and of ``sight``."""
     tokenizer, vision = teacher.tokenizer, teacher.vision
     rows, starts, pixels, grids = [], [], [], []
     for dialogue in dialogues:
@@ -65,16 +134,19 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue]) -> Tensor:
     wanted = labels[:, 1:][learnt]
     logits = teacher.model.lm_head(out.last_hidden_state[:, :-1][learnt])
     weights = decisive(tokenizer)[wanted]
-    return (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
+    loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
+    return loss if sight is None else loss + sight(torch.cat([dialogue.images for dialogue in dialogues]))
 
 
 def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
-    weights[
-        tokenizer.convert_tokens_to_ids([*phrases(), *TENTHS, *CELL_NAMES, "Yes", "true", "false", "accept", "reject"])
-    ] = 4.0
-    weights[tokenizer.convert_tokens_to_ids("No")] = 8.0  # one check of five fails in a wrong video
+    for named, weight in (
+        ([*phrases(), *TENTHS], 4.0),
+        (["Yes", "true", "false", "accept", "reject"], 8.0),
+        (["No"], 16.0),  # one check of five fails in a wrong video
+    ):
+        weights[tokenizer.convert_tokens_to_ids(named)] = weight
     return weights
 
 
@@ -113,9 +185,8 @@ def plan_after(step: Task, frames: Tensor, rng: np.random.Generator) -> Dialogue
 def _plan(whole: Task, image: Tensor, done: int, rng: np.random.Generator) -> Dialogue:
     steps = int(rng.choice([3, 3, 3, 4, 5, 6]))
     step = min(steps, done + 1 + int(rng.choice([0, 0, 0, 1, 2])))
-    fine = done == 0 or in_place(whole, done, read(image[None]), 0)
     request = PLAN.format(prompt=whole.prompt, done=done_text(whole, done), step=step, steps=steps)
-    return Dialogue(image, request, as_text(dialogues.plan(whole, done, fine, step, steps)))
+    return Dialogue(image, request, as_text(dialogues.plan(whole, done, read(image[None]), step, steps)))
 
 
 def verify(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator) -> Dialogue | None:

@@ -1,0 +1,123 @@
+"""A step loop that was interrupted goes on where it was: nothing is asked or made twice, and the end is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from tiny import tiny_sample
+from tiny_loop import NO, UNREACHABLE, YES, Scripted, plan, solve
+from torch import Tensor
+
+from ttopt.chat import Message, Reply
+from ttopt.config import FitSettings, MethodSettings
+from ttopt.fit import Models
+from ttopt.runfolder import RunFolder
+from ttopt.teacher import Queries
+
+Make = Callable[..., FitSettings]
+
+
+@pytest.fixture
+def mini(settings: Make) -> FitSettings:
+    return settings(chat={"prompts": "mini"}, seed=3)
+
+
+class Interrupted(Scripted):
+    """Is interrupted in its ``after``-th call."""
+
+    def __init__(self, after: int, **answers: Any) -> None:
+        super().__init__(**answers)
+        self.after = after
+
+    def reply(self, messages: Sequence[Message], schema: type[BaseModel] | None = None) -> Reply:
+        if self.after == 0:
+            self.after = -1
+            raise KeyboardInterrupt
+        self.after -= 1
+        return super().reply(messages, schema)
+
+
+def script() -> dict[str, Any]:
+    return {
+        "plan": [plan("move the red square"), plan("move the blue cross"), plan(complete=True)],
+        "verify": [NO, "no JSON", YES, YES],  # rejected, then unreadable and asked once more
+    }
+
+
+def without_seconds(result: Any, trace: dict[str, Any]) -> tuple[Any, Any]:
+    cost = dataclasses.replace(result.cost, wall_seconds=0)
+    return dataclasses.replace(result, cost=cost, seconds={}, peak_mb={}, finished=""), trace
+
+
+@pytest.mark.parametrize("arguments", [{}, {"inner": "teacher_lora", "keep_adapter": "steps"}], ids=str)
+def test_interrupted_at_every_call(
+    models: Models, mini: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+) -> None:
+    queries = Queries("is the red cross on the green pad ?", ("is the blue square whole ?",))
+    monkeypatch.setattr(models.teacher, "write_queries", lambda sample, seed=0: queries)
+    whole: list[Tensor] = []
+    (tmp_path / "whole").mkdir()
+    chat = Scripted(**script())
+    wanted = without_seconds(*solve(chat, models, mini, tmp_path / "whole", videos=whole, **arguments))
+    assert wanted[1]["totals"]["vlm_calls"] == len(chat.asked) == 7
+    assert not (tmp_path / "whole" / "journal").exists()
+    for call in range(len(chat.asked)):
+        folder, videos = tmp_path / f"{call}", list[Tensor]()
+        folder.mkdir()
+        broken = Interrupted(call, **script())
+        with pytest.raises(KeyboardInterrupt):
+            solve(broken, models, mini, folder, **arguments)
+        made: list[Tensor] = []
+        models.reasoner.observers.append(made.append)
+        found = without_seconds(*solve(broken, models, mini, folder, videos=videos, **arguments))
+        models.reasoner.observers.remove(made.append)
+        assert found == wanted, f"interrupted in call {call}"
+        assert torch.equal(videos[0], whole[0])
+        assert [role for role, _ in broken.asked] == [role for role, _ in chat.asked], "nothing is asked twice"
+        if call == 6:
+            assert not made, "nothing is made twice"
+        assert not (folder / "journal").exists()
+
+
+def test_another_task_or_a_broken_file_starts_over(models: Models, mini: FitSettings, tmp_path: Path) -> None:
+    other = dataclasses.replace(tiny_sample(), prompt="move the blue cross")
+    for number, (sample, harm) in enumerate(((other, False), (tiny_sample(), True))):
+        folder, notes = tmp_path / str(number), list[str]()
+        folder.mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            solve(Interrupted(3, **script()), models, mini, folder)
+        if harm:
+            (folder / "journal" / "001.safetensors").write_bytes(b"half")
+        answers = script()
+        chat = Scripted(plan=answers["plan"][harm:], verify=answers["verify"])
+        (tmp_path / f"whole{number}").mkdir()
+        wanted, _ = solve(Scripted(**script()), models, mini, tmp_path / f"whole{number}", sample)
+        found, _ = solve(chat, models, mini, folder, sample, notes=notes)
+        assert (found.seeds, found.cost.vlm_calls) == (wanted.seeds, wanted.cost.vlm_calls)
+        assert any("it is removed, with all that follows" in note for note in notes)
+        assert len(chat.asked) == 7 - harm, "the first plan could still be used"
+
+
+def test_a_failed_sample_keeps_what_was_paid_for(models: Models, mini: FitSettings, tmp_path: Path) -> None:
+    """The server is gone in the second step; the next call asks from there on."""
+    answers = script()
+    settings = dataclasses.replace(mini, method=MethodSettings("loop.StepLoop", {"frames_per_second": 8}))
+    run = RunFolder(tmp_path / "run", settings)
+    chat = Scripted(plan=[*answers["plan"][:1], UNREACHABLE], verify=[NO, YES])
+    with run.locked(), run.sample("tiny") as folder:
+        failed, _ = solve(chat, models, mini, folder)
+    assert failed.error and run.finished("tiny") is None
+    later = Scripted(plan=answers["plan"][1:], verify=[YES])
+    with run.locked(), run.sample("tiny") as folder:
+        found, trace = solve(later, models, mini, folder)
+    assert found.accepted and run.finished("tiny") == found
+    assert [role for role, _ in later.asked] == ["plan", "verify", "plan"]
+    assert trace["totals"]["vlm_calls"] == found.cost.vlm_calls == 6 and trace["totals"]["clips"] == 3
+    assert {path.name for path in run.samples.iterdir()} == {"tiny"}
+    assert not (run.samples / "tiny" / "journal").exists()

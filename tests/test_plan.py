@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ttopt import estimate as planning
 from ttopt.cli import main
-from ttopt.config import FitSettings, parse_fit
+from ttopt.config import FitSettings, parse_fit, to_yaml
 from ttopt.errors import UserError
 from ttopt.fit import load_models
 from ttopt.gpus import GPUS
@@ -101,9 +102,29 @@ def test_a_teacher_on_a_gpu_of_its_own_is_counted_there(tiny: FitSettings) -> No
     assert memory["the teacher's GPU"] > one.weights["teacher"]
 
 
-def test_the_report_and_its_mistakes(tiny: FitSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from ttopt.config import to_yaml
+def test_shared_out_weights(tiny: FitSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of four processes, each has a quarter of the blocks and two whole ones; a slow link is waited for."""
+    named = load_models(tiny).reasoner.transformer.named_parameters()
+    sizes = {name: p.numel() * p.element_size() for name, p in named if "lora_" not in name}
+    blocks = sum(size for name, size in sizes.items() if name.startswith("blocks."))
+    one = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
+    whole = planning.plan(tiny, GPUS["H100"])
+    shared = planning.plan(tiny, GPUS["H100"], processes=4)
+    assert shared.weights["transformer"] == whole.weights["transformer"] - blocks + math.ceil(blocks / 4) + 2 * one
+    assert set(shared.memory) == {"each GPU"}
+    slow = planning.plan(tiny, dataclasses.replace(GPUS["H100"], link=1.0), processes=4)
+    assert slow.parts["predict"].seconds == 0.75 * blocks and slow.parts["decode"] == shared.parts["decode"]
 
+    (tmp_path / "tiny.yaml").write_text(to_yaml(tiny))
+    command = ["plan", "--config", str(tmp_path / "tiny.yaml"), "--gpus", "8", "--reasoner.shard", "true"]
+    assert main([*command, "--processes", "4"]) == 0
+    assert "One sample on 4 H100, which share the video model's weights" in (shown := capsys.readouterr().out)
+    assert "100 samples, 4 H100 each" in shown
+    assert main(command) == 2
+    assert "give --reasoner.shard true and --processes 2 or more, or neither" in capsys.readouterr().err
+
+
+def test_the_report_and_its_mistakes(tiny: FitSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(to_yaml(tiny))
     assert main(["plan", "--gpu", "4090", "--samples", "7", "--config", str(tmp_path / "tiny.yaml")]) == 0
     shown = capsys.readouterr().out

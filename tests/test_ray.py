@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,9 @@ from ttopt.models import Models
 from ttopt.result import versions
 from ttopt.runfolder import CLAIMS, RunFolder
 from ttopt.sample import Sample
+from ttopt.simulate import Workers, simulate
 from ttopt.solver import Failure, Job
+from ttopt.step_counts import work_of_run
 from ttopt.worker import check_node
 
 ray = pytest.importorskip("ray", reason="pip install 'ttopt[ray]'")
@@ -374,6 +377,26 @@ def test_two_workers_of_a_ray_of_its_own_make_what_one_process_makes(
     monkeypatch.setenv("TTOPT_TEST", mark := f"own {os.getpid()}")
     assert len(same_as_in_process(wait_for_two, workers={"count": 2, "cpus": 0.5})) == 2
     assert not ray.is_initialized() and not processes(mark)
+
+
+@pytest.mark.slow
+def test_the_simulated_queue_is_that_of_two_real_workers(settings: Make, lines: Console, tmp_path: Path) -> None:
+    """What ``plan --gpus`` says of these samples and workers, against the clock."""
+    run = tmp_path / "run"
+    begin = time.time()
+    found = fit_all(
+        settings(
+            run_dir=str(run), engine="ray", workers={"count": 2, "cpus": 0.5}, split="ood", families=["visit"], limit=16
+        ),
+        lines,
+    )
+    ends = [datetime.fromisoformat(result.finished).timestamp() - begin for result in found.results]
+    begins = sorted(end - result.seconds["total"] for end, result in zip(ends, found.results, strict=True))
+    start, real, work = sum(begins[:2]) / 2, max(ends), work_of_run(run)
+    predicted = simulate(work, Workers(2, start)).makespan
+    print(f"two workers: {real:.1f} s, predicted {predicted:.1f} s, {start:.1f} s of them until they were ready")
+    assert predicted == pytest.approx(real, rel=0.2)
+    assert real < 0.8 * (start + work.seconds.sum()), "they worked side by side"
 
 
 @pytest.mark.slow

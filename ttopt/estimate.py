@@ -2,11 +2,12 @@
 
 The real networks are built without data (device "meta") and one sample is run through them with an op-by-op roofline
 model of the chosen GPU (ttopt/roofline.py). Not covered: moving data between devices, reading weights from disk, the
-gain by compiled blocks (estimates are of the uncompiled ones), what several processes share.
+gain by compiled blocks (estimates are of the uncompiled ones).
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ class Plan:
     grading: int  # most bytes that the teacher's activations take
     two_devices: bool  # the teacher has a GPU of its own
     steps: float  # optimisation steps of a sample, on average
+    processes: int  # that share the video model's blocks, each on a GPU
 
     @property
     def step_seconds(self) -> float:
@@ -70,7 +72,7 @@ class Plan:
         """Most bytes at one moment on each GPU."""
         whole = sum(self.weights.values()) + max(part.peak for part in self.parts.values())
         if not self.two_devices:
-            return {"the GPU": whole}
+            return {"the GPU" if self.processes == 1 else "each GPU": whole}
         own = [part.peak for name, part in self.parts.items() if name not in ("grade", "backward")]
         shared = max(self.parts[name].peak - self.grading for name in ("grade", "backward"))
         teacher = self.weights["teacher"]
@@ -92,12 +94,12 @@ class MetaModels:
     teacher: Any
     vision: Vision
 
-    def weights(self, settings: FitSettings) -> dict[str, int]:
-        """Bytes of each network's parameters and buffers, as they lie on the GPU in the optimisation loop."""
+    def weights(self, settings: FitSettings, processes: int) -> dict[str, int]:
+        """Bytes of each network's parameters and buffers, as they lie on each GPU in the optimisation loop."""
         r, t = settings.reasoner, settings.teacher
         parts: dict[str, nn.Module | None] = {
             "transformer": self.reasoner.transformer,
-            "second expert": None if r.offload else self.reasoner.low_noise,
+            "second expert": None if r.offload and processes == 1 else self.reasoner.low_noise,  # a part stays
             "text encoder": None if r.offload else self.reasoner.text_encoder,
             "vae": self.reasoner.vae,
             "light decoder": self.reasoner.light_decoder,
@@ -116,11 +118,17 @@ class MetaModels:
                     for layer_name, layer in network.named_modules()
                     if isinstance(layer, nn.Linear) and layer_name.startswith(layers) and "lora_" not in layer_name
                 )
+        for name in ("transformer", "second expert"):
+            if processes > 1 and name in found:
+                blocks, largest = block_bytes(parts[name])
+                # Its part of all blocks, and two whole ones: one computes, the next is being gathered.
+                found[name] += math.ceil(blocks / processes) + 2 * largest - blocks
         return found
 
 
-def plan(settings: FitSettings, gpu: Gpu, steps: float = 16) -> Plan:
-    """Estimates one sample with a first frame; ``steps`` optimisation steps (16: the paper's average).
+def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1) -> Plan:
+    """Estimates one sample with a first frame; ``steps`` optimisation steps (16: the paper's average), by
+    ``processes`` that share the video model's weights (``reasoner.shard``).
 
     Raises UserError for models whose sizes are unknown and for sizes that the models cannot have.
     """
@@ -163,7 +171,14 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16) -> Plan:
         reasoner.decode(video)
     if o.denoise_step == "last":
         roofline.parts["predict"].seconds += one.seconds * (1 - 1 / count)
-    weights = models.weights(settings)
+    if processes > 1:
+        # Every pass, forward or backward, gathers the blocks' weights, each block's while another one computes.
+        gather = block_bytes(reasoner.transformer)[0] * (1 - 1 / processes) / gpu.link
+        first, every = o.denoise_step == "first", o.denoise_step == "all"
+        passes = {"predict": 1 if first else count, "backward": count if every else 1, "generate": count}
+        for name, times in passes.items():
+            roofline.parts[name].seconds = max(roofline.parts[name].seconds, times * gather)
+    weights = models.weights(settings, processes)
     # Writing text reads every weight of the teacher once a token.
     roofline.parts["queries"].seconds = REPLY_TOKENS * weights["teacher"] / (0.6 * gpu.bandwidth)
     patch = reasoner.transformer.config["patch_size"]
@@ -174,7 +189,7 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16) -> Plan:
     }
     grading = roofline.parts["grade"].peak - held
     two_devices = settings.teacher.device != settings.reasoner.device
-    return Plan(gpu, tokens, roofline.parts, weights, grading, two_devices, steps)
+    return Plan(gpu, tokens, roofline.parts, weights, grading, two_devices, steps, processes)
 
 
 def meta_models(settings: FitSettings) -> MetaModels:
@@ -240,6 +255,15 @@ def cast_as_loaded(network: Any, dtype: torch.dtype) -> None:
 def nbytes(network: nn.Module) -> int:
     """Bytes of parameters and buffers."""
     return sum(x.numel() * x.element_size() for x in (*network.parameters(), *network.buffers()))
+
+
+def block_bytes(transformer: Any) -> tuple[int, int]:
+    """Bytes of all blocks' frozen weights, and of the largest block's: what processes share out."""
+    sizes = [
+        sum(x.numel() * x.element_size() for name, x in block.named_parameters() if "lora_" not in name)
+        for block in transformer.blocks
+    ]
+    return sum(sizes), max(sizes)
 
 
 def _light_config(decoder: DecoderSettings, channels: int) -> LightDecoderConfig:

@@ -32,7 +32,7 @@ def main(args: Sequence[str]) -> int:
     from ttopt.estimate import plan  # heavy: not for --help and mistakes
 
     counts = step_counts(own, settings)
-    found = plan(settings, GPUS[own.gpu], counts.mean)
+    found = plan(settings, GPUS[own.gpu], counts.mean, own.processes)
     texts = [report(found, own.samples, own.kwh_price)]
     if not found.fits:
         texts.append(cures(settings, found))
@@ -51,6 +51,9 @@ def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
         allow_abbrev=False,
     )
     parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
+    parser.add_argument(
+        "--processes", type=int, default=1, help="how many share the video model (reasoner.shard), each on a GPU"
+    )
     parser.add_argument("--samples", type=int, default=100, help="how many samples the totals are for")
     parser.add_argument(
         "--gpus", type=int, nargs="*", metavar="G",
@@ -78,7 +81,13 @@ def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
     parser.add_argument("--kwh-price", type=float, default=0.30, help="price of a kWh")
     own, rest = parser.parse_known_args(list(args))
     _check(own)
-    return own, parse_fit(rest)
+    settings = parse_fit(rest)
+    if settings.reasoner.shard != (own.processes > 1):
+        raise UserError(
+            f"--processes is {own.processes} and reasoner.shard {str(settings.reasoner.shard).lower()}; give "
+            "--reasoner.shard true and --processes 2 or more, or neither"
+        )
+    return own, settings
 
 
 def _check(own: argparse.Namespace) -> None:
@@ -87,6 +96,8 @@ def _check(own: argparse.Namespace) -> None:
     for name, count in (("--samples", own.samples), *(("--gpus", count) for count in own.gpus or ())):
         if not 1 <= count <= MOST:
             raise UserError(f"{name} is {count}; give 1 to {MOST:,}")
+    if not 1 <= own.processes <= 1024:
+        raise UserError(f"--processes is {own.processes}; give 1 to 1024")
     for name in ("mean_steps", "start_seconds", "gpu_price", "kwh_price"):
         value = getattr(own, name)
         if value is not None and not 0 <= value < math.inf:
@@ -120,7 +131,9 @@ def step_counts(own: argparse.Namespace, settings: FitSettings) -> StepCounts:
 def report(found: Plan, samples: int, kwh_price: float) -> str:
     """The estimate as text."""
     gpu = found.gpu
-    lines = [f"One sample on one {gpu.name} ({gpu.source}); estimates, see ttopt/roofline.py", ""]
+    shared = ", which share the video model's weights" * (found.processes > 1)
+    number = "one" if found.processes == 1 else str(found.processes)
+    lines = [f"One sample on {number} {gpu.name}{shared} ({gpu.source}); estimates, see ttopt/roofline.py", ""]
     lines += [f"tokens: {', '.join(f'{name} {count:,}' for name, count in found.tokens.items())}", ""]
     lines.append(f"{'part':14s} {'TFLOP':>9s} {'seconds':>9s} {'activations GiB':>16s}   when")
     when = dict.fromkeys(("predict", "decode", "grade", "backward"), "every step")
@@ -129,7 +142,7 @@ def report(found: Plan, samples: int, kwh_price: float) -> str:
         lines.append(f"{name:14s} {part.flop / 1e12:9.1f} {part.seconds:9.3f} {part.peak / GIB:16.2f}   {when[name]}")
     lines += ["", f"{'weights':14s} {'GiB':>9s}"]
     lines += [f"{name:14s} {size / GIB:9.2f}" for name, size in found.weights.items()]
-    seconds = samples * found.sample_seconds
+    seconds = samples * found.sample_seconds * len(found.memory) * found.processes
     kwh = seconds * gpu.watts / 3.6e6
     lines += [
         "",
@@ -153,7 +166,7 @@ def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: Fit
     else:
         once, same = found.sample_seconds - found.steps * found.step_seconds, np.ones(len(counts.steps))
         known = Work(once * same, found.step_seconds * same, counts.steps)
-    each = len(found.memory)  # GPUs of a worker
+    each = len(found.memory) * found.processes  # GPUs of a worker
     draws = max(1, min(20, DRAWS // own.samples))
     lines = [
         "",
@@ -192,9 +205,9 @@ def cures(settings: FitSettings, found: Plan) -> str:
     lines = ["", "To make it fit, change one after the other:"]
     for name, change in CURES:
         changed = change(settings)
-        if changed == settings:
-            continue
-        settings, now = changed, plan(changed, found.gpu, found.steps)
+        if changed == settings or (found.processes > 1 and changed.reasoner.float8 != settings.reasoner.float8):
+            continue  # float8 weights cannot be shared out
+        settings, now = changed, plan(changed, found.gpu, found.steps, found.processes)
         lines.append(f"  {name:44s} -> {_memory(now)}, {now.step_seconds:6.2f} s a step")
         if now.fits:
             return "\n".join(lines)

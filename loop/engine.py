@@ -24,7 +24,7 @@ A sample's folder holds, besides video.mp4, result.json and config.yaml:
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,53 +32,25 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from loop.clips import fidelity, frames_of, good_frames, join, reasoner_length, shown_frames, splice
-from loop.inner import InnerLora
-from loop.journal import Journal, Made, RememberedChat
+from loop.clips import frames_of, good_frames, join, shown_frames
+from loop.generator import Generator
+from loop.journal import Journal, RememberedChat
 from loop.planner import plan
 from loop.router import route
 from loop.settings import LoopSettings
+from loop.step import Attempt, Step
 from loop.trace import Trace
 from loop.verifier import Verdict, verify
 from loop.wording import Wording
-from ttopt.chat import ChatError, Message, Reply, fingerprint
+from ttopt.chat import ChatError, Message, Reply
 from ttopt.errors import UserError, one_line
-from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
 from ttopt.models import TOO_SMALL
-from ttopt.result import NON_FINITE, Result
+from ttopt.result import Result
 from ttopt.resume import digest
-from ttopt.runfolder import writing
 from ttopt.sample import Sample
-from ttopt.video import write_image, write_video
 
 T = TypeVar("T", bound=BaseModel)
-
-LEAST_FIDELITY = 0.9  # SSIM of a clip's first frame with its condition; below, the joints show
-
-
-@dataclass
-class Attempt:
-    """A clip as it was judged; ``verdict`` None: not judged."""
-
-    clip: Tensor  # (T,3,H,W)
-    verdict: Verdict | None = None
-
-
-@dataclass
-class Step:
-    """One action on its way. ``prompt`` is the action with all suggestions, ``kept`` the prefix that stays."""
-
-    number: int
-    action: str
-    prompt: str
-    frames: int
-    start: Tensor | None  # (3,H,W): the frame it starts from; None: text to video
-    clips: tuple[Tensor, ...]  # H when it began, as clips
-    done: tuple[str, ...]  # H as actions
-    kept: Tensor | None = None
-    attempts: list[Attempt] = field(default_factory=list)
-    diagnoses: list[Verdict] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -110,9 +82,6 @@ class Loop:
         context = dataclasses.replace(context, chat=RememberedChat(context.chat, self.journal))
         self.settings, self.sample, self.folder, self.context = settings, sample, folder, context
         self.wording = Wording.load(context.settings.chat.prompts)
-        self.inner = None
-        if settings.inner is not None:
-            self.inner = InnerLora(context, sample.prompt, settings.keep_adapter, settings.diagnosis_query)
         self.trace = Trace(
             folder,
             {"sample": sample.id, "task": sample.prompt, "loop": settings.model_dump(), "chat": context.chat.name},
@@ -123,7 +92,7 @@ class Loop:
         self.clips: tuple[Tensor, ...] = ()  # H, as clips
         self.frame = sample.image  # f
         self.planned_more = False  # the planner's own count, at the last step
-        self.seeds: dict[str, int] = {}
+        self.generate = Generator(settings, sample, folder, context, self.trace, self.journal, self.warn)
         self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and video of the best there is so far
 
     def run(self) -> Result:
@@ -140,7 +109,7 @@ class Loop:
             self.best and self.best[1],
             self.folder,
             method=self.settings.name,
-            seeds=self.seeds,
+            seeds=self.generate.seeds,
             accepted=ending.accepted,
             stop=ending.stop,
             error=ending.error,
@@ -201,6 +170,8 @@ class Loop:
 
     def attempt(self, step: Step) -> bool:
         """Generate, verify; if rejected, prepare the repair. Whether the clip is accepted."""
+        number = len(step.attempts) + 1
+        self.context.status(f"step {step.number}/{self.steps}, attempt {number}: the reasoner generates")
         attempt = Attempt(self.generate(step))
         step.attempts.append(attempt)
         self.consider(step, attempt)
@@ -254,71 +225,6 @@ class Loop:
         return Ending(True if self.settings.verification else None, stop)
 
     # Its parts
-
-    def generate(self, step: Step) -> Tensor:
-        """A clip of the step's length: its kept prefix, if any, and what is made from its last frame."""
-        s, sample, kept = self.settings, self.sample, step.kept
-        number, attempt = len(self.trace.clips), len(step.attempts) + 1
-        name = f"{number + 1:02d}_{'whole' if step.action == sample.prompt else f'step{step.number}'}_attempt{attempt}"
-        self.context.status(f"step {step.number}/{self.steps}, attempt {attempt}: the reasoner generates")
-        condition, frames = step.start, reasoner_length(step.frames, s.shortest_clip)
-        if kept is not None:  # its last frame comes again as the first of what is made
-            condition, frames = kept[-1], reasoner_length(step.frames - len(kept) + 1, s.shortest_clip)
-        part = dataclasses.replace(sample, prompt=step.prompt, image=condition, frames=frames, answer=None)
-        purpose = noise_name(number)
-        seed = self.seeds[purpose] = seed_of(self.context.settings.seed, sample.id, purpose)
-        folder = self.folder / "clips"
-        with writing(self.folder):
-            folder.mkdir(exist_ok=True)
-        new, optimised = self.made(step, part, seed, folder / name)
-        if optimised:
-            self.seeds[purpose] = optimised["seed"]  # of the start that was chosen
-        clip = new[: step.frames] if kept is None else splice(kept, new, step.frames)
-
-        similar = None if condition is None else fidelity(new, condition)
-        with self.context.meter.paused(), writing(self.folder):
-            write_video(folder / f"{name}.mp4", clip, sample.fps)
-            if condition is not None:
-                write_image(folder / f"{name}_condition.png", condition)
-        self.trace.clip(
-            {
-                "file": f"clips/{name}.mp4",
-                "step": step.number,
-                "attempt": attempt,
-                "action": step.action,
-                "prompt": step.prompt,
-                "seed": seed,
-                "frames": len(clip),
-                "kept_frames": 0 if kept is None else len(kept),
-                "generated_frames": len(new),
-                "generated_seconds": round(len(new) / sample.fps, 4),
-                "first_frame_ssim": similar,
-                "verdict": None,
-                **optimised,
-            }
-        )
-        if optimised.get("optimisation_stop") == NON_FINITE:
-            self.warn(f"{name}: the loss became NaN or infinite, the best adapter so far is kept")
-        if similar is not None and similar < LEAST_FIDELITY:
-            self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
-        return clip
-
-    def made(self, step: Step, part: Sample, seed: int, folder: Path) -> tuple[Tensor, dict[str, Any]]:
-        """What the reasoner makes of ``part``, and what the trace says of its optimisation, if it is optimised."""
-        number, attempt, inner = len(self.trace.clips), len(step.attempts) + 1, self.inner
-        if inner is None or attempt < self.settings.inner_from:
-            found, _ = self.journal.clip(request(part, seed), lambda: Made(self.context.generate(part, seed), {}, {}))
-            return found.clip, {}
-        first = attempt == self.settings.inner_from
-
-        def make() -> Made:
-            clip, details = inner.generate(part, seed, number, folder, step.action, step.diagnoses, first)
-            return Made(clip, details, inner.state())
-
-        found, known = self.journal.clip(request(part, seed, "optimised", *map(str, step.diagnoses)), make)
-        if known:
-            inner.load_state(found.adapter)
-        return found.clip, found.details
 
     def verify(self, step: Step, clip: Tensor) -> Verdict:
         attempt = len(step.attempts)
@@ -393,12 +299,6 @@ class Loop:
     def warn(self, text: str) -> None:
         self.trace.warn(text)
         self.tell(f"warning: {text}")
-
-
-def request(part: Sample, seed: int, *more: str) -> str:
-    """A short hash of what a clip is made of."""
-    pictures = () if part.image is None else (part.image,)
-    return fingerprint([Message("user", (*pictures, part.prompt, f"{seed} {part.frames}", *more))])
 
 
 def sentence(text: str) -> str:

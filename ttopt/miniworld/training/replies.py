@@ -134,6 +134,9 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     wanted = labels[:, 1:][learnt]
     logits = teacher.model.lm_head(out.last_hidden_state[:, :-1][learnt])
     weights = decisive(tokenizer)[wanted]
+    cells, motion = tokenizer.convert_tokens_to_ids([*CELL_NAMES, "?"]), tokenizer.convert_tokens_to_ids("Motion")
+    moving = ((labels == motion).cumsum(1)[:, 1:] > 0)[learnt] & torch.isin(wanted, torch.tensor(cells))
+    weights[moving] = 6.0  # few, and of five pictures
     loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
     return loss if sight is None else loss + sight(torch.cat([dialogue.images for dialogue in dialogues]))
 

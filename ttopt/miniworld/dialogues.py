@@ -30,7 +30,7 @@ from ttopt.miniworld.questions import (
 from ttopt.miniworld.scene import Stop, Task, distance
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES
-from ttopt.miniworld.world import EMPTY, NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.world import CELLS, EMPTY, NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
@@ -48,6 +48,7 @@ class Check:
     text: str
     holds: bool
     suggestion: str
+    evidence: str = ""  # what to compare: "c3 red square", the cell in question and what it shows at the end
 
 
 def checks(task: Task, reading: Reading) -> list[Check]:
@@ -56,7 +57,8 @@ def checks(task: Task, reading: Reading) -> list[Check]:
     subject = sprite_name(task.actors[0].sprite)
 
     def add(question: Question, suggestion: str) -> None:
-        out.append(Check(question.text(), float(question.truth(reading)) > 0.5, suggestion))
+        truth = float(question.truth(reading)) > 0.5
+        out.append(Check(question.text(), truth, suggestion, evidence(question, reading)))
 
     def at(end: At) -> None:
         add(end, f"The {sprite_name(end.sprite)} goes to the {pad_name(end.pad)}.")
@@ -88,31 +90,65 @@ def checks(task: Task, reading: Reading) -> list[Check]:
         elif isinstance(question, Keeps):
             add(question, f"The {sprite_name(question.sprite)} stays.")
     unasked = rule_truths(task, reading)
-    for name, text in (("nothing new", NOTHING_NEW), ("pads", PADS)):
+    for name, text, shown in (("nothing new", NOTHING_NEW, odd(task, reading)), ("pads", PADS, bare(task, reading))):
         if name in unasked:
-            out.append(Check(text, float(unasked[name]) > 0.5, out[0].suggestion))
+            out.append(Check(text, float(unasked[name]) > 0.5, out[0].suggestion, shown))
     return out
+
+
+def evidence(question: Question, reading: Reading) -> str:
+    """What decides a question, for a reading (N = 1): each cell that it is about, and what is there at the end."""
+    last = reading.sprite[0, -1]  # (36, 19)
+    if isinstance(question, (At, Turned, Keeps)):
+        return f"{CELL_NAMES[question.cell]} {shown(reading, -1, question.cell)}"
+    if isinstance(question, One):
+        return " ".join(CELL_NAMES[cell] for cell in (last[:, question.sprite] > 0.5).nonzero()[:, 0]) or "nothing"
+    if isinstance(question, Passes):
+        return " ".join(CELL_NAMES[cell] for _, cell in question.stops)
+    if isinstance(question, OffWalls):
+        touched = (reading.sprite[0, :, :, question.sprite] > 0.5).any(0)  # (36,)
+        return " ".join(CELL_NAMES[cell] for cell in sorted(question.walls) if touched[cell]) or "nothing"
+    return ""
+
+
+def odd(task: Task, reading: Reading) -> str:
+    """Sprites of the last frame that should not be there, or are there twice: "red cross a1 red cross b2"."""
+    last = reading.sprite[0, -1] > 0.5  # (36, 19)
+    expected = {actor.looks[-1] for actor in task.actors}
+    found = []
+    for number in range(1, SPRITES):
+        cells = last[:, number].nonzero()[:, 0].tolist()
+        if len(cells) > (number in expected):
+            found += [f"{sprite_name(number)} {CELL_NAMES[cell]}" for cell in cells]
+    return " ".join(found) or "nothing"
+
+
+def bare(task: Task, reading: Reading) -> str:
+    """The pads that nothing has to cross, and what is there at the end: "green pad d5 green pad"."""
+    crossed = {cell for actor in task.actors for cell in actor.track}
+    pads = [(cell, ground) for cell, ground in sorted(task.pads.items()) if cell not in crossed]
+    return " ".join(f"{pad_name(ground)} {CELL_NAMES[cell]} {shown(reading, -1, cell)}" for cell, ground in pads)
 
 
 def grid(reading: Reading, frame: int) -> str:
     """What each cell of a frame of a reading (N = 1) shows, row by row: "a1 b1 red square d1 green pad wall ...".
 
-    An empty cell is written as its name, so that a reader always knows which cell comes next; "?" is a smear.
+    An empty cell is written as its name, so that a reader always knows which cell comes next.
     """
-    sprites = reading.sprite[0, frame]  # (36, 19)
-    ground = reading.ground[0, frame]  # (36, 8)
-    words = []
-    for cell, name in enumerate(CELL_NAMES):
-        best, under = int(sprites[cell].argmax()), int(ground[cell].argmax())
-        if float(sprites[cell, best]) <= 0.5:
-            words.append("?")
-        elif best != NONE:
-            words.append(sprite_name(best))
-        elif under == EMPTY or float(ground[cell, under]) <= 0.5:
-            words.append(name)
-        else:
-            words.append("wall" if under == WALL else pad_name(under))
-    return " ".join(words) + "."
+    return " ".join(shown(reading, frame, cell) for cell in range(CELLS)) + "."
+
+
+def shown(reading: Reading, frame: int, cell: int) -> str:
+    """What a cell shows: a sprite, a pad, "wall", its own name if it is empty, "?" if it is a smear (N = 1)."""
+    sprites, ground = reading.sprite[0, frame, cell], reading.ground[0, frame, cell]  # (19,), (8,)
+    best, under = int(sprites.argmax()), int(ground.argmax())
+    if float(sprites[best]) <= 0.5:
+        return "?"
+    if best != NONE:
+        return sprite_name(best)
+    if under == EMPTY or float(ground[under]) <= 0.5:
+        return CELL_NAMES[cell]
+    return "wall" if under == WALL else pad_name(under)
 
 
 def motion(task: Task, reading: Reading) -> str:
@@ -126,8 +162,8 @@ def motion(task: Task, reading: Reading) -> str:
 
 
 def reason(found: list[Check]) -> str:
-    """The checks as text: "Is the red square on the cyan pad at the end? Yes. Is there exactly one ...? No."."""
-    return " ".join(f"{c.text} {'Yes' if c.holds else 'No'}." for c in found)
+    """The checks as text: "Is the red square on the cyan pad at the end? c3 red square: Yes. Is there ..."."""
+    return " ".join(f"{c.text}{f' {c.evidence}:' * bool(c.evidence)} {'Yes' if c.holds else 'No'}." for c in found)
 
 
 def verdict(task: Task, reading: Reading) -> dict[str, object]:

@@ -28,7 +28,7 @@ from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
-STEPS, RATE, WARM_UP = 5000, 1e-3, 200
+STEPS, RATE, WARM_UP = 5000, 7e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
 

@@ -136,7 +136,7 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     weights = decisive(tokenizer)[wanted]
     cells, motion = tokenizer.convert_tokens_to_ids([*CELL_NAMES, "?"]), tokenizer.convert_tokens_to_ids("Motion")
     moving = ((labels == motion).cumsum(1)[:, 1:] > 0)[learnt] & torch.isin(wanted, torch.tensor(cells))
-    weights[moving] = 6.0  # few, and of five pictures
+    weights[moving] = 6.0  # few, and what decides
     loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
     return loss if sight is None else loss + sight(torch.cat([dialogue.images for dialogue in dialogues]))
 
@@ -145,7 +145,7 @@ def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
     for named, weight in (
-        ([*phrases(), *TENTHS], 4.0),
+        ([*phrases(), *TENTHS, "nothing"], 4.0),
         (["Yes", "true", "false", "accept", "reject"], 8.0),
         (["No"], 16.0),  # one check of five fails in a wrong video
     ):

@@ -31,6 +31,7 @@ from ttopt.teacher import Teacher
 STEPS, RATE, WARM_UP = 5000, 7e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
+CONCLUSIONS, LOOK_EVERY = 12, 4  # rows of every step; the others, with pictures, come in one step of so many
 
 
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
@@ -51,7 +52,9 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     means: dict[str, float] = {}
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
-        losses = {name: replies.reply_loss(chat, rows, sight) for name, rows in clips.dialogues(rng)}
+        losses = {"conclusions": replies.reply_loss(chat, clips.conclusions(rng))}
+        if step % LOOK_EVERY == 0:
+            losses |= {name: replies.reply_loss(chat, rows, sight) for name, rows in clips.dialogues(rng)}
         loss = torch.stack(list(losses.values())).sum()
         update(loss, networks, optimiser, ema, cosine(step, steps, RATE, WARM_UP), averaged=chat.model)
         for name, value in losses.items():
@@ -94,6 +97,13 @@ class Clips:
             with torch.no_grad():
                 video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)
         return task, replies.noisy(video[0], rng)
+
+    def conclusions(self, rng: np.random.Generator) -> list[replies.Dialogue]:
+        """Verdicts about drawn videos, right or wrong, that are only told."""
+        picked = [self.tasks[int(i)] for i in rng.integers(len(self.tasks), size=CONCLUSIONS)]
+        codes = [task.codes() if rng.random() < 0.35 else corrupt(task, rng)[1] for task in picked]
+        reading = read(render(torch.stack(codes)))
+        return [replies.conclude(task, reading[i : i + 1], rng) for i, task in enumerate(picked)]
 
     def dialogues(self, rng: np.random.Generator) -> Iterator[tuple[str, list[replies.Dialogue]]]:
         """The rows of one step, those of like length together."""

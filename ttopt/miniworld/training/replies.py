@@ -40,11 +40,12 @@ QUERIES = "Questions: {prompt}"
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Images (n, 3, 48, 48) in [0, 1], then the request, then the reply that is learnt."""
+    """Images (n, 3, 48, 48) in [0, 1], the request, then the reply, which is learnt but for its beginning ``given``."""
 
     images: Tensor
     request: str
     reply: str
+    given: str = ""
 
 
 class Sight(nn.Module):
@@ -118,7 +119,7 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
         request = words.chat_text(tokenizer, [("user", dialogue.request)], slots)
         question = tokenizer(request, add_special_tokens=False)["input_ids"]
         rows.append(question + tokenizer(dialogue.reply + words.END, add_special_tokens=False)["input_ids"])
-        starts.append(len(question))
+        starts.append(len(question) + len(tokenizer(dialogue.given, add_special_tokens=False)["input_ids"]))
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
@@ -126,10 +127,9 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
         ids[i, : len(row)] = torch.tensor(row)
         labels[i, start : len(row)] = ids[i, start : len(row)]
         mask[i, : len(row)] = 1
-    out = teacher.model.model(
-        input_ids=ids, attention_mask=mask, pixel_values=torch.cat(pixels), image_grid_thw=torch.tensor(grids),
-        mm_token_type_ids=(ids == teacher.model.config.image_token_id).int(),
-    )  # fmt: skip
+    shown = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)} if pixels else {}
+    kinds = (ids == teacher.model.config.image_token_id).int()
+    out = teacher.model.model(input_ids=ids, attention_mask=mask, mm_token_type_ids=kinds, **shown)
     learnt = labels[:, 1:] >= 0
     wanted = labels[:, 1:][learnt]
     logits = teacher.model.lm_head(out.last_hidden_state[:, :-1][learnt])
@@ -138,7 +138,7 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     moving = ((labels == motion).cumsum(1)[:, 1:] > 0)[learnt] & torch.isin(wanted, torch.tensor(cells))
     weights[moving] = 6.0  # few, and what decides
     loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
-    return loss if sight is None else loss + sight(torch.cat([dialogue.images for dialogue in dialogues]))
+    return loss if sight is None or not pixels else loss + sight(torch.cat([dialogue.images for dialogue in dialogues]))
 
 
 def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -200,6 +200,13 @@ def verify(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generato
     whole = (task.parent or task).prompt
     request = VERIFY.format(action=evolved(task, rng), prompt=whole)
     return Dialogue(frames[SEEN], request, as_text(dialogues.verdict(task, reading)))
+
+
+def conclude(task: Task, reading: Reading, rng: np.random.Generator) -> Dialogue:
+    """A verdict without pictures, in which what is seen is given: what follows has to be read from there."""
+    request = VERIFY.format(action=evolved(task, rng), prompt=(task.parent or task).prompt)
+    reply = as_text(dialogues.verdict(task, reading))
+    return Dialogue(torch.empty(0, 3, 48, 48), request, reply, reply[: reply.index('"reason"')])
 
 
 def answer(question: Question, frames: Tensor, truth: float) -> Dialogue:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +15,13 @@ import torch
 
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
-from ttopt.miniworld.corruptions import CORRUPTIONS
+from ttopt.miniworld.corruptions import CORRUPTIONS, corrupt
 from ttopt.miniworld.dialogues import as_text, checks, plan, route, verdict
 from ttopt.miniworld.multistep import LONGEST, legs
 from ttopt.miniworld.scene import Actor, Task, distance
 from ttopt.miniworld.scorer import rule_truths, score_videos
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
-from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
+from ttopt.miniworld.tokenizer import CELL_NAMES, reasoner_tokenizer, teacher_tokenizer
 from ttopt.miniworld.world import CODES, COLOUR_NAMES, pad, read, render, sprite_colour
 
 
@@ -83,7 +85,9 @@ def test_verdicts_agree_with_the_scorer_and_plans_solve_long_tasks() -> None:
             assert (verdict(task, reading)["verdict"] == "accept") == score.success
     for family in MULTI_STEP:
         task = make_task(family, "id", 5, 1)
-        replies = [plan(task, done, True, done + 1, 4) for done in range(4)]
+        parts = legs(task)
+        states = [part.codes()[:1] for part in parts] + [parts[-1].codes()[-1:]]
+        replies = [plan(task, done, read(render(codes)[None]), done + 1, 4) for done, codes in enumerate(states)]
         assert [r["instruction"] for r in replies[:3]] == [part.prompt for part in legs(task)]
         assert [r["task_complete"] for r in replies] == [False, False, False, True]
 
@@ -93,8 +97,26 @@ def test_perfect_replies_use_known_words_only() -> None:
     for family in (*FAMILIES, *MULTI_STEP):
         task = make_task(family, "ood", 5, 0)
         reading = read(render(task.codes()).unsqueeze(0))
-        for reply in (plan(task, 1, False, 2, 3), verdict(task, reading), route(task, checks(task, reading), False)):
+        for reply in (plan(task, 1, reading, 2, 3), verdict(task, reading), route(task, checks(task, reading), False)):
             assert tokenizer.unk_token_id not in tokenizer(as_text(reply))["input_ids"], reply
+
+
+def test_a_verdict_can_be_checked_from_what_it_says_is_seen() -> None:
+    """Every "still in its place?" by the cell it names in the list of the last frame's 36 cells."""
+    rng, checked = np.random.default_rng(0), Counter[str]()
+    for task in tasks("ood", 8):
+        for codes in (task.codes(), corrupt(task, rng)[1], corrupt(task, rng)[1]):
+            said = verdict(task, read(render(codes)[None]))
+            end = re.search(r"End: (.*?)\.", str(said["seen"]))[1]  # type: ignore[index]
+            cells = re.findall(r"[a-z]+ (?:square|triangle|cross|pad)|wall|[a-f][1-6]|\?", end)
+            assert len(cells) == 36
+            kept = re.findall(
+                r"Is the ([a-z ]+) still in its place at the end\? ([a-f][1-6]) .*?: (\w+)", str(said["reason"])
+            )
+            for name, cell, answer in kept:
+                assert (cells[CELL_NAMES.index(cell)] == name) == (answer == "Yes")
+                checked[answer] += 1
+    assert min(checked["Yes"], checked["No"]) > 3
 
 
 def test_reading_inverts_rendering() -> None:

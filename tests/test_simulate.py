@@ -128,7 +128,7 @@ def test_plan_with_a_runs_own_steps_and_seconds(run: Path, capsys: pytest.Captur
     rows = [line.split() for line in shown.splitlines() if line.endswith(("the work", "workers"))]
     assert [row[0] for row in rows] == ["8", "16", "32", "64", "128", "256", "512", "1,024", "2,048", "4,096"]
     hours = [float(row[4].replace(",", "")) for row in rows]
-    assert hours == sorted(hours) and rows[-1][-1] == "workers", "idle GPUs are paid too"
+    assert hours[-1] > hours[0] and rows[-1][-1] == "workers", "idle GPUs are paid too"
 
     (run / CONFIG).write_text((run / CONFIG).read_text().replace("batch_samples: 1", "batch_samples: 8"))
     assert main([*plan, "--gpus", "8", "--seconds", "measured"]) == 2

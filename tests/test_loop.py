@@ -681,7 +681,8 @@ def test_a_perfect_judge_accepts_right_videos_and_no_others() -> None:
                                        done=done_text(done), step=number + 1, steps=9), Plan)  # fmt: skip
             assert planned.instruction == leg.prompt
             for frames, verdict_ in ((right, "accept"), (right[:1].expand_as(right), "reject")):
-                said = _say(chat, wording.verify, "clip_images", list(frames), action=leg.prompt, prompt=sample.prompt)
+                shown = list(frames[dialogues.SEEN])
+                said = _say(chat, wording.verify, "clip_images", shown, action=leg.prompt, prompt=sample.prompt)
                 assert parse_reply(said, Verdict).verdict == verdict_
             done.append(leg.prompt)
         end = _say(

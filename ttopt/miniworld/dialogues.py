@@ -30,7 +30,18 @@ from ttopt.miniworld.questions import (
 from ttopt.miniworld.scene import Stop, Task, distance
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES
-from ttopt.miniworld.world import CELLS, EMPTY, NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.world import (
+    CELLS,
+    EMPTY,
+    FRAMES,
+    NONE,
+    SPRITES,
+    WALL,
+    Reading,
+    pad_name,
+    sprite_colour,
+    sprite_name,
+)
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
@@ -154,9 +165,10 @@ def shown(reading: Reading, frame: int, cell: int) -> str:
 def motion(task: Task, reading: Reading) -> str:
     """Where each mover is in the frames that a verifier is shown (N = 1): "red square a1 a1 b2 c3 c3, ..."."""
     ways = []
+    frames = SEEN if reading.sprite.shape[1] == FRAMES else range(reading.sprite.shape[1])  # or it has only these
     for actor in task.actors[: task.movers]:
         here = where(reading, actor.sprite)
-        cells = ("?" if here[frame] is None else CELL_NAMES[here[frame] or 0] for frame in SEEN)
+        cells = ("?" if here[frame] is None else CELL_NAMES[here[frame] or 0] for frame in frames)
         ways.append(f"{sprite_name(actor.sprite)} {' '.join(cells)}")
     return ", ".join(ways) + "."
 

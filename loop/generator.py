@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -60,7 +59,8 @@ class Generator:
         folder = self.folder / "clips"
         with writing(self.folder):
             folder.mkdir(exist_ok=True)
-        new, optimised = self._made(step, part, seed, folder / name)
+        made = self._made(step, part, seed, folder / name)
+        new, optimised = made.clip, made.details
         if optimised:
             self.seeds[purpose] = optimised["seed"]  # of the start that was chosen
         clip = new[: step.frames] if kept is None else splice(kept, new, step.frames)
@@ -93,22 +93,20 @@ class Generator:
             self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
         return clip
 
-    def _made(self, step: Step, part: Sample, seed: int, folder: Path) -> tuple[Tensor, dict[str, Any]]:
-        """What the reasoner makes of ``part``, and what the trace says of its optimisation, if it is optimised."""
+    def _made(self, step: Step, part: Sample, seed: int, folder: Path) -> Made:
+        """What the reasoner makes of ``part``; its details are of its optimisation, if it is optimised."""
         number, attempt, inner = len(self.trace.clips), len(step.attempts) + 1, self.inner
         if inner is None or attempt < self.settings.inner_from:
-            found, _ = self.journal.clip(_request(part, seed), lambda: Made(self.context.generate(part, seed), {}, {}))
-            return found.clip, {}
+            return self.journal.clip(_request(part, seed), lambda: Made(self.context.generate(part, seed)))
         first = attempt == self.settings.inner_from
 
         def make() -> Made:
             clip, details = inner.generate(part, seed, number, folder, step.action, step.diagnoses, first)
             return Made(clip, details, inner.state())
 
-        found, known = self.journal.clip(_request(part, seed, "optimised", *map(str, step.diagnoses)), make)
-        if known:
-            inner.load_state(found.adapter)
-        return found.clip, found.details
+        made = self.journal.clip(_request(part, seed, "optimised", *map(str, step.diagnoses)), make)
+        inner.load_state(made.adapter)  # already there, unless the journal had it
+        return made
 
 
 def _request(part: Sample, seed: int, *more: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ class Made:
     """A clip (T,3,H,W), what the trace says of it, and the adapter's state where later clips go on from it."""
 
     clip: Tensor
-    details: dict[str, Any]
-    adapter: Mapping[str, Tensor]
+    details: dict[str, Any] = field(default_factory=dict)
+    adapter: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Journal:
@@ -61,20 +61,20 @@ class Journal:
         self._write({"reply": asdict(reply), "request": request}, {})
         return reply
 
-    def clip(self, request: str, make: Callable[[], Made]) -> tuple[Made, bool]:
-        """What ``make`` makes for a request, and whether the journal had it."""
+    def clip(self, request: str, make: Callable[[], Made]) -> Made:
+        """What belongs to this request, by ``make`` if it is not there yet."""
         path = self._path(self.place)
         if entry := self._next("clip", request):
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
             clip = tensors.pop(CLIP)
             adapter = {name.removeprefix(ADAPTER): value for name, value in tensors.items()}
-            return Made(clip, entry["clip"], adapter), True
+            return Made(clip, entry["clip"], adapter)
         made = make()
         tensors = {CLIP: made.clip} | {ADAPTER + name: value for name, value in made.adapter.items()}
         with self.meter.paused():
             self._write({"clip": made.details, "request": request}, tensors)
-        return made, False
+        return made
 
     def forget(self, first: int) -> None:
         """Removes the entries from number ``first`` on: what they led to shall be tried anew."""

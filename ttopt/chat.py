@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -57,6 +58,11 @@ class Message:
     @property
     def images(self) -> list[Tensor]:
         return [part for part in self.parts if isinstance(part, Tensor)]
+
+    @cached_property
+    def encoded(self) -> list[str | bytes]:
+        """The parts, images as PNG files: what is sent and hashed, made once."""
+        return [part if isinstance(part, str) else _png(part) for part in self.parts]
 
 
 @dataclass(frozen=True)
@@ -336,8 +342,8 @@ def fingerprint(messages: Sequence[Message]) -> str:
     """A short hash of everything that was asked, pictures included."""
     digest = hashlib.sha256()
     for message in messages:
-        for part in (message.role, *message.parts):
-            digest.update(part.encode() if isinstance(part, str) else _png(part))
+        for part in (message.role, *message.encoded):
+            digest.update(part.encode() if isinstance(part, str) else part)
             digest.update(b"\0")
     return digest.hexdigest()[:16]
 
@@ -350,9 +356,9 @@ def _content(message: Message) -> Any:
         if isinstance(part, str)
         else {
             "type": "image_url",
-            "image_url": {"url": f"data:image/png;base64,{base64.b64encode(_png(part)).decode()}"},
+            "image_url": {"url": f"data:image/png;base64,{base64.b64encode(part).decode()}"},
         }
-        for part in message.parts
+        for part in message.encoded
     ]
 
 

@@ -80,6 +80,11 @@ class Plan:
         return {"the reasoner's GPU": rest + max(*own, shared), "the teacher's GPU": teacher + self.grading}
 
     @property
+    def gpus(self) -> int:
+        """How many a sample needs."""
+        return len(self.memory) * self.processes
+
+    @property
     def fits(self) -> bool:
         return max(self.memory.values()) <= USABLE * self.gpu.memory * GIB
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.config import EMBEDDED, FitSettings, parse_fit
+from ttopt.config import EMBEDDED, FitSettings, check, parse_fit
 from ttopt.errors import Arguments, UserError
 from ttopt.gpus import GPUS
 
@@ -142,7 +142,7 @@ def report(found: Plan, samples: int, kwh_price: float) -> str:
         lines.append(f"{name:14s} {part.flop / 1e12:9.1f} {part.seconds:9.3f} {part.peak / GIB:16.2f}   {when[name]}")
     lines += ["", f"{'weights':14s} {'GiB':>9s}"]
     lines += [f"{name:14s} {size / GIB:9.2f}" for name, size in found.weights.items()]
-    seconds = samples * found.sample_seconds * len(found.memory) * found.processes
+    seconds = samples * found.sample_seconds * found.gpus
     kwh = seconds * gpu.watts / 3.6e6
     lines += [
         "",
@@ -166,7 +166,7 @@ def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: Fit
     else:
         once, same = found.sample_seconds - found.steps * found.step_seconds, np.ones(len(counts.steps))
         known = Work(once * same, found.step_seconds * same, counts.steps)
-    each = len(found.memory) * found.processes  # GPUs of a worker
+    each = found.gpus  # of a worker
     draws = max(1, min(20, DRAWS // own.samples))
     lines = [
         "",
@@ -205,14 +205,22 @@ def cures(settings: FitSettings, found: Plan) -> str:
     lines = ["", "To make it fit, change one after the other:"]
     for name, change in CURES:
         changed = change(settings)
-        if changed == settings or (found.processes > 1 and changed.reasoner.float8 != settings.reasoner.float8):
-            continue  # float8 weights cannot be shared out
+        if changed == settings or not _allowed(changed):
+            continue
         settings, now = changed, plan(changed, found.gpu, found.steps, found.processes)
         lines.append(f"  {name:44s} -> {_memory(now)}, {now.step_seconds:6.2f} s a step")
         if now.fits:
             return "\n".join(lines)
     lines.append("  none of these is enough: take a larger GPU or smaller models")
     return "\n".join(lines)
+
+
+def _allowed(settings: FitSettings) -> bool:
+    try:
+        check(settings)
+    except UserError:
+        return False
+    return True
 
 
 def _memory(found: Plan) -> str:

@@ -258,7 +258,7 @@ def other_copied(task: Task, rng: np.random.Generator) -> Corrupted:
 
 
 def pad_erased(task: Task, rng: np.random.Generator) -> Corrupted:
-    bare = [cell for cell in task.pads if all(cell not in a.track for a in task.actors)]
+    bare = [cell for cell, _ in task.bare_pads]
     if not bare:
         return None
     codes, start = task.codes(), int(rng.integers(1, FRAMES))
@@ -285,6 +285,11 @@ CORRUPTIONS: dict[str, Callable[[Task, np.random.Generator], Corrupted]] = {
         old_stays_too,
     )
 }  # fmt: skip
+
+
+def drawn(task: Task, rng: np.random.Generator, right: float) -> Tensor:
+    """Codes (9, 36) of the right video with probability ``right``, else of a wrong one."""
+    return task.codes() if rng.random() < right else corrupt(task, rng)[1]
 
 
 def corrupt(task: Task, rng: np.random.Generator) -> tuple[str, Tensor, Rules]:

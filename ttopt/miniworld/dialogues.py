@@ -101,9 +101,9 @@ def checks(task: Task, reading: Reading) -> list[Check]:
         elif isinstance(question, Keeps):
             add(question, f"The {sprite_name(question.sprite)} stays.")
     unasked = rule_truths(task, reading)
-    for name, text, shown in (("nothing new", NOTHING_NEW, odd(task, reading)), ("pads", PADS, bare(task, reading))):
+    for name, text, told in (("nothing new", NOTHING_NEW, odd(task, reading)), ("pads", PADS, bare(task, reading))):
         if name in unasked:
-            out.append(Check(text, float(unasked[name]) > 0.5, out[0].suggestion, shown))
+            out.append(Check(text, float(unasked[name]) > 0.5, out[0].suggestion, told))
     return out
 
 
@@ -136,8 +136,7 @@ def odd(task: Task, reading: Reading) -> str:
 
 def bare(task: Task, reading: Reading) -> str:
     """The pads that nothing has to cross, and what is there at the end: "green pad d5 green pad"."""
-    crossed = {cell for actor in task.actors for cell in actor.track}
-    pads = [(cell, ground) for cell, ground in sorted(task.pads.items()) if cell not in crossed]
+    pads = sorted(task.bare_pads)
     return " ".join(f"{pad_name(ground)} {CELL_NAMES[cell]} {shown(reading, -1, cell)}" for cell, ground in pads)
 
 
@@ -241,10 +240,8 @@ def good_fraction(task: Task, reading: Reading) -> float:
     looks = sorted({look for actor in task.actors for look in actor.looks})
     strange = [s for s in range(1, SPRITES) if s not in looks]
     fine = (seen[..., strange].flatten(1).amax(1) < 0.5) & (seen[..., looks].topk(2, dim=1).values[:, 1].amax(1) < 0.5)
-    crossed = {cell for actor in task.actors for cell in actor.track}
-    for cell, number in task.pads.items():
-        if cell not in crossed:
-            fine &= ground[:, cell, number] > 0.5
+    for cell, number in task.bare_pads:
+        fine &= ground[:, cell, number] > 0.5
     good = min(good, int(fine.long().cumprod(0).sum()))
     for actor in task.actors[: task.movers]:  # gone for good
         here = reading.trace[0][:, :, sorted(set(actor.looks))].flatten(1).amax(1) > 0.5

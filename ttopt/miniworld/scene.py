@@ -80,6 +80,12 @@ class Task:
         """The goal's question and up to three of the process rules'."""
         return (self.goal, *self.process[:3])
 
+    @property
+    def bare_pads(self) -> list[tuple[int, int]]:
+        """Cells and ground numbers of the pads that nothing has to cross."""
+        crossed = {cell for actor in self.actors for cell in actor.track}
+        return [(cell, ground) for cell, ground in self.pads.items() if cell not in crossed]
+
     def grounds(self) -> Tensor:
         """Ground numbers (36,) int64."""
         out = torch.full((CELLS,), EMPTY)

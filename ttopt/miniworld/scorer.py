@@ -46,9 +46,7 @@ def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
     strange = [s for s in range(last.shape[-1]) if s not in expected and s != NONE]
     twice = last[..., list(expected)].topk(2, dim=1).values[:, 1].amax(1)
     truths["nothing new"] = 1 - torch.maximum(last[..., strange].flatten(1).amax(1), twice)
-    crossed = {cell for a in task.actors for cell in a.track}
-    bare = [(cell, ground) for cell, ground in task.pads.items() if cell not in crossed]
-    if bare:
+    if bare := task.bare_pads:
         truths["pads"] = torch.stack([reading.ground[:, -1, cell, ground] for cell, ground in bare]).amin(0)
     return truths
 

@@ -15,7 +15,7 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.corruptions import drawn
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import MULTI_STEP
@@ -92,7 +92,7 @@ class Clips:
         task = self.tasks[i]
         if rng.random() < 0.45:
             return task, self.frames[i].float() / 255
-        video = render((task.codes() if rng.random() < 0.4 else corrupt(task, rng)[1])[None])
+        video = render(drawn(task, rng, 0.4)[None])
         if rng.random() < 0.5:
             with torch.no_grad():
                 video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)
@@ -101,7 +101,7 @@ class Clips:
     def conclusions(self, rng: np.random.Generator) -> list[replies.Dialogue]:
         """Verdicts about drawn videos, right or wrong, that are only told."""
         picked = [self.tasks[int(i)] for i in rng.integers(len(self.tasks), size=CONCLUSIONS)]
-        codes = [task.codes() if rng.random() < 0.35 else corrupt(task, rng)[1] for task in picked]
+        codes = [drawn(task, rng, 0.35) for task in picked]
         reading = read(render(torch.stack(codes)))
         return [replies.conclude(task, reading[i : i + 1], rng) for i, task in enumerate(picked)]
 

@@ -95,7 +95,8 @@ def seen(images: Tensor) -> Tensor:
     """What the cells of images (N, 3, 48, 48) show, (N, 36): 0 nothing, 1..18 a sprite, 19..24 a pad, 25 a wall, -100 a
     smear."""
     reading = read(images[None])
-    sprite, ground = reading.sprite[0].argmax(-1), reading.ground[0].argmax(-1)
+    codes = reading.codes()[0]  # (N, 36)
+    sprite, ground = codes % SPRITES, codes // SPRITES
     shown = torch.where(sprite == NONE, torch.where(ground == EMPTY, 0, SPRITES - 1 + ground), sprite)
     return shown.masked_fill(reading.sprite[0].amax(-1) <= 0.5, -100)
 
@@ -218,9 +219,7 @@ def route(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generator
     """What to do about a clip that was rejected again and again."""
     found = checks(task, reading)
     request = ROUTE.format(
-        action=evolved(task, rng),
-        prompt=(task.parent or task).prompt,
-        reason=dialogues.verdict(task, reading)["reason"],
+        action=evolved(task, rng), prompt=(task.parent or task).prompt, reason=dialogues.reason(found)
     )
     return Dialogue(frames[:1], request, as_text(dialogues.route(task, found, is_lost(task, reading))))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from ttopt.miniworld.corruptions import corrupt
+from ttopt.miniworld.corruptions import drawn
 from ttopt.miniworld.questions import At, Both, Keeps, OffWalls, One, Question, Turned, Visits
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tokenizer import phrases, teacher_tokenizer
@@ -421,7 +421,7 @@ def plain_frames(
     for i in range(2, BATCH):
         if rng.random() < 0.4:
             tasks[i] = hard[int(rng.integers(len(hard)))]
-        codes.append(tasks[i].codes() if rng.random() < 0.35 else corrupt(tasks[i], rng)[1])
+        codes.append(drawn(tasks[i], rng, 0.35))
     rendered = render(torch.stack(codes))
     spoilt = rendered + 0.08 * float(rng.random()) * torch.randn_like(rendered)
     return torch.cat([decoded, spoilt])
@@ -444,7 +444,7 @@ def mix_in(
     place = int(rng.integers(BATCH))
     if rng.random() < 0.6:
         tasks[place] = hard[int(rng.integers(len(hard)))]
-    codes = tasks[place].codes() if rng.random() < 0.4 else corrupt(tasks[place], rng)[1]
+    codes = drawn(tasks[place], rng, 0.4)
     return torch.cat([frames[:place], render(codes)[None], frames[place + 1 :]])
 
 

@@ -89,3 +89,19 @@ def settings(folders: dict[str, Path]) -> Callable[..., FitSettings]:
         return dataclasses.replace(base, **made, **plain)
 
     return make
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to be in, where no model can be loaded: what is tested must be noticed before."""
+
+    from ttopt import engine
+
+    def load(settings: FitSettings) -> Any:
+        raise AssertionError("not noticed before the models were loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(engine, "load_models", load)
+    return tmp_path

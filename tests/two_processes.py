@@ -25,6 +25,8 @@ from ttopt.errors import UserError
 from ttopt.module import TestTimeTraining
 from ttopt.reasoner import Reasoner
 
+PATIENCE = 30  # seconds
+
 
 def environment(kind: str, rank: int, port: int) -> dict[str, str]:
     if kind == "slurm":
@@ -37,7 +39,7 @@ def environment(kind: str, rank: int, port: int) -> dict[str, str]:
 
 
 def run(kind: str, arguments: list[str]) -> int:
-    """Ends both as torchrun does, when one has failed."""
+    """Ends the other as torchrun does when one has failed, but leaves it the time to say why it ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -53,9 +55,9 @@ def run(kind: str, arguments: list[str]) -> int:
         child, status = os.wait()
         children.remove(child)
         codes.append(os.waitstatus_to_exitcode(status))
-        if codes[-1]:
-            for other in children:
-                os.kill(other, signal.SIGTERM)
+        if codes[-1] and children:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(children[0], signal.SIGTERM))
+            signal.alarm(PATIENCE)
     return next((abs(code) for code in codes if code), 0)
 
 

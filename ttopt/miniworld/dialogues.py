@@ -111,7 +111,7 @@ def evidence(question: Question, reading: Reading) -> str:
     """What decides a question, for a reading (N = 1): each cell that it is about, and what is there at the end."""
     last = reading.sprite[0, -1]  # (36, 19)
     if isinstance(question, (At, Turned, Keeps)):
-        return f"{CELL_NAMES[question.cell]} {shown(reading, -1, question.cell)}"
+        return f"{CELL_NAMES[question.cell]} {shown(reading, -1, question.cell) or 'nothing'}"
     if isinstance(question, One):
         return " ".join(CELL_NAMES[cell] for cell in (last[:, question.sprite] > 0.5).nonzero()[:, 0]) or "nothing"
     if isinstance(question, Passes):
@@ -123,33 +123,30 @@ def evidence(question: Question, reading: Reading) -> str:
 
 
 def odd(task: Task, reading: Reading) -> str:
-    """Sprites of the last frame that should not be there, or are there twice: "red cross a1 red cross b2"."""
+    """Sprites of the last frame that should not be there, or are there twice: "a1 red cross b2 red cross"."""
     last = reading.sprite[0, -1] > 0.5  # (36, 19)
     expected = {actor.looks[-1] for actor in task.actors}
-    found = []
-    for number in range(1, SPRITES):
-        cells = last[:, number].nonzero()[:, 0].tolist()
-        if len(cells) > (number in expected):
-            found += [f"{sprite_name(number)} {CELL_NAMES[cell]}" for cell in cells]
+    strange = [n for n in range(1, SPRITES) if int(last[:, n].sum()) > (n in expected)]
+    found = [f"{CELL_NAMES[cell]} {sprite_name(n)}" for cell in range(CELLS) for n in strange if last[cell, n]]
     return " ".join(found) or "nothing"
 
 
 def bare(task: Task, reading: Reading) -> str:
-    """The pads that nothing has to cross, and what is there at the end: "green pad d5 green pad"."""
+    """The pads that nothing has to cross, and what is there at the end: "d5 green pad green pad"."""
     pads = sorted(task.bare_pads)
-    return " ".join(f"{pad_name(ground)} {CELL_NAMES[cell]} {shown(reading, -1, cell)}" for cell, ground in pads)
+    return " ".join(
+        f"{CELL_NAMES[cell]} {pad_name(ground)} {shown(reading, -1, cell) or 'nothing'}" for cell, ground in pads
+    )
 
 
 def grid(reading: Reading, frame: int) -> str:
-    """What each cell of a frame of a reading (N = 1) shows, row by row: "a1 b1 red square d1 green pad wall ...".
-
-    An empty cell is written as its name, so that a reader always knows which cell comes next.
-    """
-    return " ".join(shown(reading, frame, cell) for cell in range(CELLS)) + "."
+    """Each cell of a frame of a reading (N = 1) and what it shows, row by row: "a1 b1 red square c1 d1 wall ..."."""
+    cells = (f"{CELL_NAMES[cell]} {shown(reading, frame, cell)}".rstrip() for cell in range(CELLS))
+    return " ".join(cells) + "."
 
 
 def shown(reading: Reading, frame: int, cell: int) -> str:
-    """What a cell shows: a sprite, a pad, "wall", its own name if it is empty, "?" if it is a smear (N = 1)."""
+    """What a cell shows: a sprite, a pad, "wall", "" if it is empty, "?" if it is a smear (N = 1)."""
     sprites, ground = reading.sprite[0, frame, cell], reading.ground[0, frame, cell]  # (19,), (8,)
     best, under = int(sprites.argmax()), int(ground.argmax())
     if float(sprites[best]) <= 0.5:
@@ -157,7 +154,7 @@ def shown(reading: Reading, frame: int, cell: int) -> str:
     if best != NONE:
         return sprite_name(best)
     if under == EMPTY or float(ground[under]) <= 0.5:
-        return CELL_NAMES[cell]
+        return ""
     return "wall" if under == WALL else pad_name(under)
 
 
@@ -260,7 +257,8 @@ def plan(task: Task, done: int, reading: Reading, step: int, steps: int) -> dict
     stops = task.stops or (Stop(0, task.actors[0].track[0]),)
     observation = ""
     if done:
-        observation = f"{_question(task, stops[done - 1]).text()} {'Yes' if fine else 'No'}."
+        question = _question(task, stops[done - 1])
+        observation = f"{question.text()} {whereabouts(question, reading)}: {'Yes' if fine else 'No'}."
         done -= not fine
     if done == len(stops):
         return {
@@ -276,6 +274,18 @@ def plan(task: Task, done: int, reading: Reading, step: int, steps: int) -> dict
         "target_state": _state(task, now[-1]),
         "estimated_steps_remaining": len(stops) - done,
     }
+
+
+def whereabouts(question: At | Turned, reading: Reading) -> str:
+    """Where what a question names is seen in one frame (N = 1): "red square c3, cyan pad nothing"."""
+    if isinstance(question, Turned):
+        return _places(sprite_name(question.new), reading)
+    return f"{_places(sprite_name(question.sprite), reading)}, {_places(pad_name(question.pad), reading)}"
+
+
+def _places(name: str, reading: Reading) -> str:
+    cells = [CELL_NAMES[cell] for cell in range(CELLS) if shown(reading, 0, cell) == name]
+    return f"{name} {' '.join(cells) or 'nothing'}"
 
 
 def done_text(task: Task, done: int) -> str:
@@ -342,7 +352,8 @@ def _state(task: Task, stop: Stop) -> str:
     return f"the {sprite_name(task.actors[stop.actor].sprite)} on the {pad_name(task.pads[stop.cell])}"
 
 
-def _question(task: Task, stop: Stop) -> Question:
+def _question(task: Task, stop: Stop) -> At | Turned:
     if not task.stops:
+        assert isinstance(task.goal, Turned)
         return task.goal
     return At(task.actors[stop.actor].sprite, task.pads[stop.cell], stop.cell)

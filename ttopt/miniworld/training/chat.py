@@ -28,10 +28,10 @@ from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
-STEPS, RATE, WARM_UP = 5000, 7e-4, 200
+STEPS, RATE, WARM_UP = 4000, 7e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
-VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 4, 6, 4, 2  # rows of a step
-CONCLUSIONS, LOOK_EVERY = 12, 4  # rows of every step; the others, with pictures, come in one step of so many
+VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 3, 6, 2, 2  # rows of a step
+CONCLUSIONS, LOOK_EVERY = 10, 3  # rows of every step; the others, with pictures, come in one step of so many
 
 
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
@@ -40,7 +40,7 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     vae = load_vae(vae_folder)
     clips = Clips(vae, student, folder / "clips.safetensors")
     known = Teacher.load(start)
-    chat = build()
+    chat = build(merge=1)  # to find a thing or a cell is then to find one token
     rows = shared_rows(teacher_tokenizer(), known.tokenizer)
     carry_over(known.model.state_dict(), chat.model, "model.language_model.embed_tokens.weight", rows)
     chat.model.train().requires_grad_(True)
@@ -85,10 +85,18 @@ class Clips:
         self.frames = load_file(cache)["frames"]  # (n, 9, 3, 48, 48) uint8
         self.tasks = [*self.short, *(leg for task in self.long for leg in legs(task))]
         assert len(self.tasks) == len(self.frames)
+        self.kinds: dict[str, list[int]] = {}  # numbers of the tasks of each family, and of all steps of long ones
+        for i, task in enumerate(self.tasks):
+            self.kinds.setdefault("step" if task.parent else task.family, []).append(i)
+
+    def pick(self, rng: np.random.Generator) -> int:
+        """Number of a task; each family as often as all steps of long tasks together."""
+        numbers = list(self.kinds.values())[int(rng.integers(len(self.kinds)))]
+        return numbers[int(rng.integers(len(numbers)))]
 
     def clip(self, rng: np.random.Generator) -> tuple[Task, Tensor]:
         """A task or step and a video of it (9, 3, 48, 48): the reasoner's, or a drawn one, right or wrong."""
-        i = int(rng.integers(len(self.tasks)))
+        i = self.pick(rng)
         task = self.tasks[i]
         if rng.random() < 0.45:
             return task, self.frames[i].float() / 255
@@ -100,7 +108,7 @@ class Clips:
 
     def conclusions(self, rng: np.random.Generator) -> list[replies.Dialogue]:
         """Verdicts about drawn videos, right or wrong, that are only told."""
-        picked = [self.tasks[int(i)] for i in rng.integers(len(self.tasks), size=CONCLUSIONS)]
+        picked = [self.tasks[self.pick(rng)] for _ in range(CONCLUSIONS)]
         codes = [drawn(task, rng, 0.35) for task in picked]
         reading = read(render(torch.stack(codes)))
         return [replies.conclude(task, reading[i : i + 1], rng) for i, task in enumerate(picked)]
@@ -131,8 +139,7 @@ class Clips:
         yield "queries", [replies.queries(self._any(rng), rng) for _ in range(QUERIES)]
 
     def _any(self, rng: np.random.Generator) -> Task:
-        tasks = self.long if rng.random() < 0.5 else self.tasks
-        return tasks[int(rng.integers(len(tasks)))]
+        return self.long[int(rng.integers(len(self.long)))] if rng.random() < 0.4 else self.tasks[self.pick(rng)]
 
 
 @torch.no_grad()

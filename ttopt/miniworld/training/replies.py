@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES, TENTHS, phrases
 from ttopt.miniworld.world import (
     CELLS,
+    COLOUR_NAMES,
     EMPTY,
     NONE,
     SPRITES,
@@ -36,6 +36,7 @@ from ttopt.teacher import Teacher
 from ttopt.teacher import prompts as words
 
 QUERIES = "Questions: {prompt}"
+CHOICES = "Does Has visit still exactly turned turns goes Move Paint Make Bring".split()  # what a sentence is to be
 
 
 @dataclass(frozen=True)
@@ -49,46 +50,50 @@ class Dialogue:
 
 
 class Sight(nn.Module):
-    """Training-only: each merged vision token says, by the words' own embeddings, what its four cells are and show.
+    """Training-only: each vision token, which is one cell, says by the words' own embeddings what it is and shows.
 
-    It should look like the sum of their names and of what is in them; and which is where should be read from it by one
-    matrix a cell. To write down a cell is then to find its name and to copy, for every object in the same way.
+    It should look like the sum of its name and of what is in it. To write down a cell is then to find its name and to
+    copy, and to say where something is, to find the thing and to copy.
     """
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
         width = teacher.model.config.text_config.hidden_size
-        self.cells = nn.Linear(width, 4 * width)
+        self.content, self.place = nn.Linear(width, width), nn.Linear(width, width)
         self.empty = nn.Parameter(torch.randn(1, width))
-        self.scale = nn.Parameter(torch.tensor(8.0))
+        self.scales = nn.Parameter(torch.tensor([8.0, 8.0]))
         self.sums = nn.ParameterList(torch.tensor([8.0, -3.0]) for _ in range(2))  # scale and bias: objects, cells
         ids = teacher.tokenizer.convert_tokens_to_ids
         sprites = [sprite_name(number) for number in range(1, SPRITES)]
         pads = [pad_name(ground) for ground in range(1, WALL)]
         self.objects, self.names = torch.tensor(ids([*sprites, *pads, "wall"])), torch.tensor(ids(CELL_NAMES))
         self.embedding = [teacher.model.model.language_model.embed_tokens]  # in a list: not a part of this module
-        self.merged: list[Tensor] = []
-        teacher.model.model.visual.merger.register_forward_hook(lambda _m, _i, out: self.merged.append(out))
+        self.tokens: list[Tensor] = []
+        teacher.model.model.visual.merger.register_forward_hook(lambda _m, _i, out: self.tokens.append(out))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Sum of the three cross-entropies for the images (N, 3, 48, 48) that the model has just been shown."""
-        merged = self.merged.pop().unflatten(0, (len(images), 9))  # (N, 9, D)
+        """Sum of the cross-entropies for the images (N, 3, 48, 48) that the model has just been shown."""
+        tokens = self.tokens.pop().unflatten(0, (len(images), CELLS))  # (N, 36, D)
         words = self.embedding[0].weight
-        shown = by_token(seen(images))  # (N, 9, 4), 0: empty
-        alternatives = F.normalize(torch.cat([self.empty, words[self.objects]]), dim=-1)  # (26, D)
-        cells = F.normalize(self.cells(merged).unflatten(-1, (4, -1)), dim=-1)  # (N, 9, 4, D)
-        weights = torch.ones(len(alternatives))
+        content, place = seen(images), torch.arange(CELLS).expand(len(images), -1)  # (N, 36), content 0: empty
+        objects, names = words[self.objects], words[self.names]
+        weights = torch.ones(1 + len(objects))
         weights[0] = 0.1
-        logits = self.scale * cells @ alternatives.T
-        where = F.cross_entropy(logits.flatten(0, 2), shown.flatten(), weights)
-        there = F.one_hot(shown.clamp_min(0), len(alternatives)).amax(2)[..., 1:].float()  # (N, 9, 25)
-        own = F.one_hot(by_token(torch.arange(CELLS)[None]), CELLS).amax(2).float().expand(len(images), -1, -1)
-        names = ((self.objects, there), (self.names, own))
-        total = where
-        for (scale, bias), (ids, target) in zip(self.sums, names, strict=True):
-            like = scale * F.normalize(merged, dim=-1) @ F.normalize(words[ids], dim=-1).T + bias
-            total = total + 5 * F.binary_cross_entropy_with_logits(like, target)
+        contents = self.scales[0] * _like(self.content(tokens), torch.cat([self.empty, objects]))  # (N, 36, 26)
+        places = self.scales[1] * _like(self.place(tokens), names)  # (N, 36, 36)
+        total = F.cross_entropy(contents.flatten(0, 1), content.flatten(), weights)
+        total = total + F.cross_entropy(places.flatten(0, 1), place.flatten())
+        there = F.one_hot(content.clamp_min(0), len(weights))[..., 1:].float()  # (N, 36, 25)
+        own = F.one_hot(place, CELLS).float()
+        for (scale, bias), named, target in zip(self.sums, (objects, names), (there, own), strict=True):
+            logits = scale * _like(tokens, named) + bias
+            total = total + 5 * F.binary_cross_entropy_with_logits(logits, target)
         return total
+
+
+def _like(tokens: Tensor, words: Tensor) -> Tensor:
+    """Cosines of tokens (N, 36, D) and words (K, D): (N, 36, K)."""
+    return F.normalize(tokens, dim=-1) @ F.normalize(words, dim=-1).T
 
 
 def seen(images: Tensor) -> Tensor:
@@ -101,11 +106,6 @@ def seen(images: Tensor) -> Tensor:
     return shown.masked_fill(reading.sprite[0].amax(-1) <= 0.5, -100)
 
 
-def by_token(cells: Tensor) -> Tensor:
-    """Cells (N, 36) as the merged tokens hold them, (N, 9, 4)."""
-    return rearrange(cells, "n (y dy x dx) -> n (y x) (dy dx)", y=3, dy=2, dx=2)
-
-
 def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | None = None) -> Tensor:
     """Cross-entropy of the replies, averaged over their tokens with the weights of ``decisive``; and of ``sight``."""
     tokenizer, vision = teacher.tokenizer, teacher.vision
@@ -116,7 +116,7 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
             patches, grid = vision.image_patches(image)
             pixels.append(patches)
             grids.append(grid)
-            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // 4))
+            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // vision.merge**2))
         request = words.chat_text(tokenizer, [("user", dialogue.request)], slots)
         question = tokenizer(request, add_special_tokens=False)["input_ids"]
         rows.append(question + tokenizer(dialogue.reply + words.END, add_special_tokens=False)["input_ids"])
@@ -146,7 +146,8 @@ def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
     for named, weight in (
-        ([*phrases(), *TENTHS, "nothing"], 4.0),
+        ([*phrases(), *COLOUR_NAMES, *TENTHS, "nothing"], 4.0),
+        (CHOICES, 4.0),
         (["Yes", "true", "false", "accept", "reject"], 8.0),
         (["No"], 16.0),  # one check of five fails in a wrong video
     ):

@@ -69,8 +69,8 @@ PROMPTS = Prompts(question="{question}", queries=replies.QUERIES, timestamps=Fal
 ALL_FRAMES = tuple(range(FRAMES))
 
 
-def build() -> Teacher:
-    """An untrained teacher of the embedded size (1.5M parameters)."""
+def build(merge: int = 2) -> Teacher:
+    """An untrained teacher of the embedded size (1.3M parameters); a vision token spans ``merge`` x ``merge`` cells."""
     tokenizer = teacher_tokenizer()
     ids = {
         name: tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -99,7 +99,7 @@ def build() -> Teacher:
             "num_heads": 4,
             "patch_size": 8,
             "temporal_patch_size": 2,
-            "spatial_merge_size": 2,
+            "spatial_merge_size": merge,
             "out_hidden_size": 128,
             "num_position_embeddings": 36,
             "deepstack_visual_indexes": [0, 2],

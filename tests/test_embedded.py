@@ -114,7 +114,7 @@ def test_the_chat_model_plans() -> None:
 
 def test_step_loop_through_the_command_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", "[doors]", "--limit", "1",
+    command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", "[tour]", "--limit", "1",
                "--run-dir", str(run)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

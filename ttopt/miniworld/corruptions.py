@@ -6,7 +6,7 @@ Used as an independent check of the scorer, as teacher training data, and as wro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from ttopt.miniworld.scene import Actor, Task, shortest_way
 from ttopt.miniworld.world import (
     CELLS,
     COLOUR_NAMES,
-    EMPTY,
     FRAMES,
     SHAPE_NAMES,
     SPRITES,
-    WALL,
     sprite,
     sprite_colour,
     sprite_shape,
@@ -260,24 +258,12 @@ def other_copied(task: Task, rng: np.random.Generator) -> Corrupted:
 
 
 def pad_erased(task: Task, rng: np.random.Generator) -> Corrupted:
-    return _other_ground(task, rng, [cell for cell, _ in task.bare_pads], [EMPTY])
-
-
-def pad_repainted(task: Task, rng: np.random.Generator) -> Corrupted:
-    return _other_ground(task, rng, [cell for cell, _ in task.bare_pads], range(EMPTY + 1, WALL))
-
-
-def pad_appears(task: Task, rng: np.random.Generator) -> Corrupted:
-    return _other_ground(task, rng, [_free(task, rng)], range(EMPTY + 1, WALL))
-
-
-def _other_ground(task: Task, rng: np.random.Generator, cells: list[int], grounds: Sequence[int]) -> Corrupted:
-    if not cells:
+    bare = [cell for cell, _ in task.bare_pads]
+    if not bare:
         return None
     codes, start = task.codes(), int(rng.integers(1, FRAMES))
-    cell = int(rng.choice(cells))
-    ground = int(rng.choice([g for g in grounds if g != task.pads.get(cell)]))
-    codes[start:, cell] = codes[start:, cell] % SPRITES + ground * SPRITES
+    cell = int(rng.choice(bare))
+    codes[start:, cell] = codes[start:, cell] % SPRITES
     return codes, frozenset({"pads"})
 
 
@@ -295,29 +281,20 @@ CORRUPTIONS: dict[str, Callable[[Task, np.random.Generator], Corrupted]] = {
     for f in (
         nothing_happens, wrong_place, stops_short, wrong_pad, mover_vanishes, mover_copied, mover_repainted,
         mover_reshaped, other_vanishes, other_moves, other_repainted, other_reshaped, wrong_actor, through_wall,
-        skips_first, wrong_order, only_one_moves, something_appears, other_copied, pad_erased, pad_repainted,
-        pad_appears,         old_stays_too,
+        skips_first, wrong_order, only_one_moves, something_appears, other_copied, pad_erased,
+        old_stays_too,
     )
 }  # fmt: skip
 
 
-COPIES = ("mover_copied", "other_copied", "old_stays_too")
+def drawn(task: Task, rng: np.random.Generator, right: float) -> Tensor:
+    """Codes (9, 36) of the right video with probability ``right``, else of a wrong one."""
+    return task.codes() if rng.random() < right else corrupt(task, rng)[1]
 
 
-def drawn(task: Task, rng: np.random.Generator, right: float, copied: float = 0.0) -> Tensor:
-    """Codes (9, 36) of the right video with probability ``right``, else of a wrong one.
-
-    Of the wrong ones the share ``copied`` has something twice.
-    """
-    if rng.random() < right:
-        return task.codes()
-    return corrupt(task, rng, COPIES if copied and rng.random() < copied else tuple(CORRUPTIONS))[1]
-
-
-def corrupt(
-    task: Task, rng: np.random.Generator, names: Sequence[str] = tuple(CORRUPTIONS)
-) -> tuple[str, Tensor, Rules]:
-    """A random applicable corruption of those named: its name, the codes (9, 36) and the rules that must fail."""
+def corrupt(task: Task, rng: np.random.Generator) -> tuple[str, Tensor, Rules]:
+    """A random applicable corruption: its name, the codes (9, 36) and the rules that must fail."""
+    names = list(CORRUPTIONS)
     while True:
         name = str(rng.choice(names))
         made = CORRUPTIONS[name](task, rng)

@@ -6,6 +6,7 @@ stays as it is: what makes a gradient hard to fool and what makes words right pu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +31,7 @@ from ttopt.teacher import Teacher
 STEPS, RATE, WARM_UP = 4000, 7e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 3, 6, 2, 2  # rows of a step
-TOLD_VERDICTS, TOLD_PLANS, TOLD_ROUTES = 10, 4, 2  # rows of every step, without pictures
-LOOK_EVERY = 3  # the others come in one step of so many
+CONCLUSIONS, LOOK_EVERY = 10, 3  # rows of every step; the others, with pictures, come in one step of so many
 
 
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
@@ -52,8 +52,9 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     means: dict[str, float] = {}
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
-        kinds = {**clips.told(rng), **(clips.dialogues(rng) if step % LOOK_EVERY == 0 else {})}
-        losses = {name: replies.reply_loss(chat, rows, sight) for name, rows in kinds.items()}
+        losses = {"conclusions": replies.reply_loss(chat, clips.conclusions(rng))}
+        if step % LOOK_EVERY == 0:
+            losses |= {name: replies.reply_loss(chat, rows, sight) for name, rows in clips.dialogues(rng)}
         loss = torch.stack(list(losses.values())).sum()
         update(loss, networks, optimiser, ema, cosine(step, steps, RATE, WARM_UP), averaged=chat.model)
         for name, value in losses.items():
@@ -93,36 +94,26 @@ class Clips:
         numbers = list(self.kinds.values())[int(rng.integers(len(self.kinds)))]
         return numbers[int(rng.integers(len(numbers)))]
 
-    def clip(self, rng: np.random.Generator, *, decoded: float = 0.5, copied: float = 0.0) -> tuple[Task, Tensor]:
-        """A task or step and a video of it (9, 3, 48, 48): the reasoner's, or a drawn one, right or wrong.
-
-        Of the drawn ones the share ``decoded`` goes through the VAE, and of the wrong ones ``copied`` has things twice.
-        """
+    def clip(self, rng: np.random.Generator) -> tuple[Task, Tensor]:
+        """A task or step and a video of it (9, 3, 48, 48): the reasoner's, or a drawn one, right or wrong."""
         i = self.pick(rng)
         task = self.tasks[i]
         if rng.random() < 0.45:
             return task, self.frames[i].float() / 255
-        video = render(drawn(task, rng, 0.4, copied)[None])
-        if rng.random() < decoded:
+        video = render(drawn(task, rng, 0.4)[None])
+        if rng.random() < 0.5:
             with torch.no_grad():
                 video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)
         return task, replies.noisy(video[0], rng)
 
-    def told(self, rng: np.random.Generator) -> dict[str, list[replies.Dialogue]]:
-        """The rows of one step in which what there is to see is only told, and what follows is learnt."""
-        verdicts: list[replies.Dialogue] = []
-        routes: list[replies.Dialogue] = []
-        while len(verdicts) < TOLD_VERDICTS:
-            task, frames = self.clip(rng, decoded=0.0, copied=0.4)
-            reading = read(frames[None])
-            if len(routes) < TOLD_ROUTES:
-                routes.append(replies.told(replies.route(task, frames, reading, rng)))
-            if verdict := replies.verify(task, frames, reading, rng):
-                verdicts.append(replies.told(verdict, '"reason"'))
-        plans = [replies.told(replies.plan(self._any(rng), rng), '"observation"') for _ in range(TOLD_PLANS)]
-        return {"told verdicts": verdicts, "told plans": plans, "told routes": routes}
+    def conclusions(self, rng: np.random.Generator) -> list[replies.Dialogue]:
+        """Verdicts about drawn videos, right or wrong, that are only told."""
+        picked = [self.tasks[self.pick(rng)] for _ in range(CONCLUSIONS)]
+        codes = [drawn(task, rng, 0.35) for task in picked]
+        reading = read(render(torch.stack(codes)))
+        return [replies.conclude(task, reading[i : i + 1], rng) for i, task in enumerate(picked)]
 
-    def dialogues(self, rng: np.random.Generator) -> dict[str, list[replies.Dialogue]]:
+    def dialogues(self, rng: np.random.Generator) -> Iterator[tuple[str, list[replies.Dialogue]]]:
         """The rows of one step, those of like length together."""
         checked: list[replies.Dialogue] = []
         answers: list[replies.Dialogue] = []
@@ -140,9 +131,12 @@ class Clips:
                 answers.append(replies.answer(question, frames, float(truths[0, 0])))
             if verdict := replies.verify(task, frames, reading, rng):
                 checked.append(verdict)
+        yield "verdicts", checked
+        yield "answers", answers
+        yield "routes", routes
         plans += [replies.plan(self._any(rng), rng) for _ in range(PLANS - len(plans))]
-        queries = [replies.queries(self._any(rng), rng) for _ in range(QUERIES)]
-        return {"verdicts": checked, "answers": answers, "routes": routes, "plans": plans, "queries": queries}
+        yield "plans", plans
+        yield "queries", [replies.queries(self._any(rng), rng) for _ in range(QUERIES)]
 
     def _any(self, rng: np.random.Generator) -> Task:
         return self.long[int(rng.integers(len(self.long)))] if rng.random() < 0.4 else self.tasks[self.pick(rng)]

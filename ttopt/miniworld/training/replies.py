@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from ttopt.miniworld import dialogues
-from ttopt.miniworld.dialogues import FATES, PLAN, ROUTE, SEEN, VERIFY, as_text, checks, done_text, evolved, is_lost
+from ttopt.miniworld.dialogues import PLAN, ROUTE, SEEN, VERIFY, as_text, checks, done_text, evolved, is_lost
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.questions import Keeps, Question
 from ttopt.miniworld.scene import Task
@@ -37,15 +37,11 @@ from ttopt.teacher import prompts as words
 
 QUERIES = "Questions: {prompt}"
 CHOICES = "Does Has visit still exactly turned turns goes Move Paint Make Bring".split()  # what a sentence is to be
-NO_IMAGES = torch.empty(0, 3, 48, 48)
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Images (n, 3, 48, 48) in [0, 1], the request, then the reply, which is learnt but for its beginning ``given``.
-
-    What became of things (``FATES``) is learnt there too: it follows from what is told before it.
-    """
+    """Images (n, 3, 48, 48) in [0, 1], the request, then the reply, which is learnt but for its beginning ``given``."""
 
     images: Tensor
     request: str
@@ -83,20 +79,20 @@ class Sight(nn.Module):
         objects, names = words[self.objects], words[self.names]
         weights = torch.ones(1 + len(objects))
         weights[0] = 0.1
-        contents = self.scales[0] * cosines(self.content(tokens), torch.cat([self.empty, objects]))  # (N, 36, 26)
-        places = self.scales[1] * cosines(self.place(tokens), names)  # (N, 36, 36)
+        contents = self.scales[0] * _like(self.content(tokens), torch.cat([self.empty, objects]))  # (N, 36, 26)
+        places = self.scales[1] * _like(self.place(tokens), names)  # (N, 36, 36)
         total = F.cross_entropy(contents.flatten(0, 1), content.flatten(), weights)
         total = total + F.cross_entropy(places.flatten(0, 1), place.flatten())
         there = F.one_hot(content.clamp_min(0), len(weights))[..., 1:].float()  # (N, 36, 25)
         own = F.one_hot(place, CELLS).float()
         for (scale, bias), named, target in zip(self.sums, (objects, names), (there, own), strict=True):
-            logits = scale * cosines(tokens, named) + bias
+            logits = scale * _like(tokens, named) + bias
             total = total + 5 * F.binary_cross_entropy_with_logits(logits, target)
         return total
 
 
-def cosines(tokens: Tensor, words: Tensor) -> Tensor:
-    """Cosines of tokens (..., D) and words (K, D): (..., K)."""
+def _like(tokens: Tensor, words: Tensor) -> Tensor:
+    """Cosines of tokens (N, 36, D) and words (K, D): (N, 36, K)."""
     return F.normalize(tokens, dim=-1) @ F.normalize(words, dim=-1).T
 
 
@@ -113,7 +109,6 @@ def seen(images: Tensor) -> Tensor:
 def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | None = None) -> Tensor:
     """Cross-entropy of the replies, averaged over their tokens with the weights of ``decisive``; and of ``sight``."""
     tokenizer, vision = teacher.tokenizer, teacher.vision
-    fates = torch.tensor(tokenizer.convert_tokens_to_ids(list(FATES)))
     rows, starts, pixels, grids = [], [], [], []
     for dialogue in dialogues:
         slots = ""
@@ -121,20 +116,17 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
             patches, grid = vision.image_patches(image)
             pixels.append(patches)
             grids.append(grid)
-            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * vision.frame_token_count(grid))
+            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // vision.merge**2))
         request = words.chat_text(tokenizer, [("user", dialogue.request)], slots)
         question = tokenizer(request, add_special_tokens=False)["input_ids"]
         rows.append(question + tokenizer(dialogue.reply + words.END, add_special_tokens=False)["input_ids"])
-        given = len(tokenizer(dialogue.given, add_special_tokens=False)["input_ids"])
-        starts.append((len(question), len(question) + given))
+        starts.append(len(question) + len(tokenizer(dialogue.given, add_special_tokens=False)["input_ids"]))
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for i, (row, (begin, start)) in enumerate(zip(rows, starts, strict=True)):
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
         ids[i, : len(row)] = torch.tensor(row)
         labels[i, start : len(row)] = ids[i, start : len(row)]
-        fate = torch.isin(ids[i, begin:start], fates)
-        labels[i, begin:start][fate] = ids[i, begin:start][fate]
         mask[i, : len(row)] = 1
     shown = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)} if pixels else {}
     kinds = (ids == teacher.model.config.image_token_id).int()
@@ -143,9 +135,9 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     wanted = labels[:, 1:][learnt]
     logits = teacher.model.lm_head(out.last_hidden_state[:, :-1][learnt])
     weights = decisive(tokenizer)[wanted]
-    cells, after = (tokenizer.convert_tokens_to_ids(names) for names in ([*CELL_NAMES, "?"], ["Motion", "observation"]))
-    past = torch.isin(ids, torch.tensor(after)).cumsum(1)[:, 1:] > 0  # the grids, which name every cell, are before it
-    weights[past[learnt] & torch.isin(wanted, torch.tensor(cells))] = 6.0  # few, and what decides
+    cells, motion = tokenizer.convert_tokens_to_ids([*CELL_NAMES, "?"]), tokenizer.convert_tokens_to_ids("Motion")
+    moving = ((labels == motion).cumsum(1)[:, 1:] > 0)[learnt] & torch.isin(wanted, torch.tensor(cells))
+    weights[moving] = 6.0  # few, and what decides
     loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
     return loss if sight is None or not pixels else loss + sight(torch.cat([dialogue.images for dialogue in dialogues]))
 
@@ -154,8 +146,9 @@ def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
     for named, weight in (
-        ([*phrases(), *COLOUR_NAMES, *TENTHS, *CHOICES, "nothing"], 4.0),
-        (["Yes", "true", "false", "accept", "reject", *FATES[1:]], 8.0),
+        ([*phrases(), *COLOUR_NAMES, *TENTHS, "nothing"], 4.0),
+        (CHOICES, 4.0),
+        (["Yes", "true", "false", "accept", "reject"], 8.0),
         (["No"], 16.0),  # one check of five fails in a wrong video
     ):
         weights[tokenizer.convert_tokens_to_ids(named)] = weight
@@ -211,9 +204,11 @@ def verify(task: Task, frames: Tensor, reading: Reading, rng: np.random.Generato
     return Dialogue(frames[SEEN], request, as_text(dialogues.verdict(task, reading)))
 
 
-def told(dialogue: Dialogue, before: str = "") -> Dialogue:
-    """The dialogue without pictures, with its reply given up to the words ``before``."""
-    return replace(dialogue, images=NO_IMAGES, given=dialogue.reply[: dialogue.reply.index(before)])
+def conclude(task: Task, reading: Reading, rng: np.random.Generator) -> Dialogue:
+    """A verdict without pictures, in which what is seen is given: what follows has to be read from there."""
+    request = VERIFY.format(action=evolved(task, rng), prompt=(task.parent or task).prompt)
+    reply = as_text(dialogues.verdict(task, reading))
+    return Dialogue(torch.empty(0, 3, 48, 48), request, reply, reply[: reply.index('"reason"')])
 
 
 def answer(question: Question, frames: Tensor, truth: float) -> Dialogue:

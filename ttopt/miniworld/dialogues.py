@@ -111,7 +111,7 @@ def evidence(question: Question, reading: Reading) -> str:
     """What decides a question, for a reading (N = 1): each cell that it is about, and what is there at the end."""
     last = reading.sprite[0, -1]  # (36, 19)
     if isinstance(question, (At, Turned, Keeps)):
-        return f"{CELL_NAMES[question.cell]} {shown(reading, -1, question.cell) or 'nothing'}"
+        return f"{CELL_NAMES[question.cell]} {at_end(reading, question.cell)}"
     if isinstance(question, One):
         return " ".join(CELL_NAMES[cell] for cell in (last[:, question.sprite] > 0.5).nonzero()[:, 0]) or "nothing"
     if isinstance(question, Passes):
@@ -134,15 +134,18 @@ def odd(task: Task, reading: Reading) -> str:
 def bare(task: Task, reading: Reading) -> str:
     """The pads that nothing has to cross, and what is there at the end: "d5 green pad green pad"."""
     pads = sorted(task.bare_pads)
-    return " ".join(
-        f"{CELL_NAMES[cell]} {pad_name(ground)} {shown(reading, -1, cell) or 'nothing'}" for cell, ground in pads
-    )
+    return " ".join(f"{CELL_NAMES[cell]} {pad_name(ground)} {at_end(reading, cell)}" for cell, ground in pads)
 
 
 def grid(reading: Reading, frame: int) -> str:
     """Each cell of a frame of a reading (N = 1) and what it shows, row by row: "a1 b1 red square c1 d1 wall ..."."""
     cells = (f"{CELL_NAMES[cell]} {shown(reading, frame, cell)}".rstrip() for cell in range(CELLS))
     return " ".join(cells) + "."
+
+
+def at_end(reading: Reading, cell: int) -> str:
+    """What a cell of the last frame shows, or "nothing" (N = 1)."""
+    return shown(reading, -1, cell) or "nothing"
 
 
 def shown(reading: Reading, frame: int, cell: int) -> str:

@@ -2,9 +2,9 @@
 
     python -m ttopt.miniworld.evaluate_replies --split dev_id --seed 2002 --samples 200
 
-The teacher writes questions; the chat model plans and verifies. Verdicts are asked about clips of the reasoner, about
-right videos and about wrong ones, all after the VAE; borderline clips, in which the scorer itself is unsure of a rule,
-are left out. Plans are asked about clean frames.
+The teacher writes questions for one-clip tasks; the chat model plans and verifies. Verdicts are asked about clips of
+the reasoner, about right videos and about wrong ones, all after the VAE; borderline clips, in which the scorer itself
+is unsure of a rule, are left out. Plans are asked about clean frames.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from ttopt.miniworld.world import read, render
 from ttopt.reasoner import Reasoner, Schedule
 from ttopt.reasoner.condition import latent_statistics
 from ttopt.replies import parse_reply
+from ttopt.sample import Sample
 from ttopt.statistics import estimate
 from ttopt.teacher.teacher import Teacher
 
@@ -97,6 +98,14 @@ def verdict_row(ask: Ask, task: Task, video: Tensor) -> tuple[bool, bool] | None
     return truth, not truth if said is None else said.verdict == "accept"  # unreadable is wrong either way
 
 
+def writes_right_queries(teacher: Teacher, sample: Sample) -> bool:
+    """Are the teacher's questions about a one-clip task exactly the rule's?"""
+    try:
+        return teacher.write_queries(sample) == miniworld.true_queries(sample)
+    except UserError:
+        return False
+
+
 @torch.no_grad()
 def clips(reasoner: Reasoner, task: Task, index: int, rng: np.random.Generator) -> Tensor:
     """A video (9, 3, 48, 48) of a one-clip task: of the reasoner, the right one or a wrong one, in turn."""
@@ -139,12 +148,8 @@ def main() -> None:
         family = families[index % len(families)]
         task = make_task(family, args.split, args.seed, index // len(families))
         plans.setdefault(family, []).extend(plan_rows(ask, task))
-        try:
-            questions.append(
-                teacher.write_queries(miniworld.to_sample(task)) == miniworld.true_queries(miniworld.to_sample(task))
-            )
-        except UserError:
-            questions.append(False)
+        if family in FAMILIES:
+            questions.append(writes_right_queries(teacher, miniworld.to_sample(task)))
         step = legs(task)[int(rng.integers(len(legs(task))))] if family in MULTI_STEP else task
         row = verdict_row(ask, step, clips(reasoner, step, index, rng))
         if row is not None:

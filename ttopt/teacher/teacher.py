@@ -180,7 +180,7 @@ class Teacher:
     ) -> tuple[str, int, int]:
         shown = [] if images is None else [images] if isinstance(images, Tensor) else list(images)
         patches = [self.vision.image_patches(image.to(self.device, torch.float32)) for image in shown]
-        merged = [grid[1] * grid[2] // self.vision.merge**2 for _, grid in patches]
+        merged = [self.vision.frame_token_count(grid) for _, grid in patches]
         # The slots are filled one by one: a text that holds one was refused before.
         pieces = words.chat_text(self.tokenizer, chat, words.IMAGE_SLOT if shown else "", len(shown)).split(
             words.IMAGE_PAD

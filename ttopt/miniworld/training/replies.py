@@ -79,20 +79,20 @@ class Sight(nn.Module):
         objects, names = words[self.objects], words[self.names]
         weights = torch.ones(1 + len(objects))
         weights[0] = 0.1
-        contents = self.scales[0] * _like(self.content(tokens), torch.cat([self.empty, objects]))  # (N, 36, 26)
-        places = self.scales[1] * _like(self.place(tokens), names)  # (N, 36, 36)
+        contents = self.scales[0] * cosines(self.content(tokens), torch.cat([self.empty, objects]))  # (N, 36, 26)
+        places = self.scales[1] * cosines(self.place(tokens), names)  # (N, 36, 36)
         total = F.cross_entropy(contents.flatten(0, 1), content.flatten(), weights)
         total = total + F.cross_entropy(places.flatten(0, 1), place.flatten())
         there = F.one_hot(content.clamp_min(0), len(weights))[..., 1:].float()  # (N, 36, 25)
         own = F.one_hot(place, CELLS).float()
         for (scale, bias), named, target in zip(self.sums, (objects, names), (there, own), strict=True):
-            logits = scale * _like(tokens, named) + bias
+            logits = scale * cosines(tokens, named) + bias
             total = total + 5 * F.binary_cross_entropy_with_logits(logits, target)
         return total
 
 
-def _like(tokens: Tensor, words: Tensor) -> Tensor:
-    """Cosines of tokens (N, 36, D) and words (K, D): (N, 36, K)."""
+def cosines(tokens: Tensor, words: Tensor) -> Tensor:
+    """Cosines of tokens (..., D) and words (K, D): (..., K)."""
     return F.normalize(tokens, dim=-1) @ F.normalize(words, dim=-1).T
 
 
@@ -116,7 +116,7 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
             patches, grid = vision.image_patches(image)
             pixels.append(patches)
             grids.append(grid)
-            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * (grid[1] * grid[2] // vision.merge**2))
+            slots += words.IMAGE_SLOT.replace(words.IMAGE_PAD, words.IMAGE_PAD * vision.frame_token_count(grid))
         request = words.chat_text(tokenizer, [("user", dialogue.request)], slots)
         question = tokenizer(request, add_special_tokens=False)["input_ids"]
         rows.append(question + tokenizer(dialogue.reply + words.END, add_special_tokens=False)["input_ids"])
@@ -146,8 +146,7 @@ def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Weights of the vocabulary in the loss: names and judgements count more than the glue between them."""
     weights = torch.ones(len(tokenizer))
     for named, weight in (
-        ([*phrases(), *COLOUR_NAMES, *TENTHS, "nothing"], 4.0),
-        (CHOICES, 4.0),
+        ([*phrases(), *COLOUR_NAMES, *TENTHS, *CHOICES, "nothing"], 4.0),
         (["Yes", "true", "false", "accept", "reject"], 8.0),
         (["No"], 16.0),  # one check of five fails in a wrong video
     ):

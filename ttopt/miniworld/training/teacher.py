@@ -230,7 +230,7 @@ class Heads(nn.Module):
         merged = self.merged[-1].unflatten(0, (len(reading.sprite), 5, 9))  # (B, 5, 9, D)
         self.merged.clear()
         words = self.embedding[0].weight[self.ids]  # (24, D), six colours x (three shapes, pad)
-        logits = self.scale * F.normalize(merged, dim=-1) @ F.normalize(words, dim=-1).T + self.bias
+        logits = self.scale * replies.cosines(merged, words) + self.bias
         sprites = reading.sprite[..., 1:].unflatten(-1, (6, 3))  # (B, 9, 36, 6, 3)
         shown = torch.cat([sprites, reading.ground[..., 1:7, None]], -1).flatten(-2)  # (B, 9, 36, 24)
         shown = torch.cat([shown, shown[:, -1:]], 1).unflatten(1, (5, 2)).amax(2)

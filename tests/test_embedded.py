@@ -112,10 +112,14 @@ def test_the_chat_model_plans() -> None:
     assert len(right) == 12 and sum(right) >= 8, right
 
 
-def test_step_loop_through_the_command_line(tmp_path: Path) -> None:
+UNREADABLE = pytest.mark.xfail(reason="the chat model's route for this sample cannot be read", raises=AssertionError)
+
+
+@pytest.mark.parametrize("family", ["tour", pytest.param("doors", marks=UNREADABLE)])
+def test_step_loop_through_the_command_line(tmp_path: Path, family: str) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", "[tour]", "--limit", "1",
-               "--run-dir", str(run)]  # fmt: skip
+    command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", f"[{family}]",
+               "--limit", "1", "--run-dir", str(run)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     (folder,) = (run / "samples").iterdir()

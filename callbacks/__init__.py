@@ -11,7 +11,7 @@ from callbacks.adapters import SaveAdapter
 from callbacks.loss_threshold import LossThreshold
 from callbacks.previews import Previews
 from callbacks.reward_curves import RewardCurves
-from ttopt.config import FitSettings
+from ttopt.settings import FitSettings
 
 __all__ = ["LossThreshold", "Previews", "RewardCurves", "SaveAdapter", "standard"]
 

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 
-from ttopt.config import DecoderSettings, FitSettings, QuerySettings, ReasonerSettings, TeacherSettings
+from ttopt.settings import DecoderSettings, FitSettings, QuerySettings, ReasonerSettings, TeacherSettings
 
 GOAL = "is the red cross on the green pad ?"
 PROCESS = ["is the blue square whole ?"]

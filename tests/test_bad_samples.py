@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ttopt import engine
-from ttopt.config import FitSettings, TeacherSettings
 from ttopt.errors import UserError
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings, TeacherSettings
 
 OWN = [  # what is typed after "ttopt fit --sample.prompt go"
     ("--sample.prompt ''", "sample.prompt is empty; say what should happen: --sample.prompt"),

@@ -12,9 +12,10 @@ from bad_input import FEW, JSON, LONG, Capture, contents, one_sentence, refused,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttopt.config import FitSettings, parse_fit, setting_names
+from ttopt.config import parse_fit, setting_names
 from ttopt.errors import UserError
 from ttopt.result import Cost, Result
+from ttopt.settings import FitSettings
 
 SETTINGS = [  # what is typed after "ttopt fit"
     ("fitt", "unrecognized arguments: fitt"),

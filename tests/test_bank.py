@@ -23,7 +23,6 @@ from callbacks import reward_curves
 from ttopt import bank as banks
 from ttopt import engine, resume
 from ttopt.bank import Bank, keys_of
-from ttopt.config import FitSettings
 from ttopt.console import Console
 from ttopt.engine import fit_all, given_queries
 from ttopt.errors import UserError
@@ -32,6 +31,7 @@ from ttopt.identity import model_digest
 from ttopt.models import Models
 from ttopt.result import Result
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 
 Make = Callable[..., FitSettings]
 STEPS = {"steps": 3, "lr": 3e-2}

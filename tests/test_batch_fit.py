@@ -12,7 +12,7 @@ import rich.console
 import torch
 
 from callbacks import standard
-from ttopt.config import FitSettings, MethodSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.console import Console
 from ttopt.engine import fit_all
 from ttopt.errors import UserError
@@ -20,6 +20,7 @@ from ttopt.models import Models
 from ttopt.reasoner import StandardDecoder
 from ttopt.reasoner.adapter import read_adapter
 from ttopt.result import Result
+from ttopt.settings import FitSettings, MethodSettings
 
 Make = Callable[..., FitSettings]
 

@@ -9,10 +9,10 @@ import torch
 from tiny import tiny_reasoner_folder
 
 from ttopt.batched import BatchResult, BatchReward, optimise_batch
-from ttopt.config import OptimisationSettings
 from ttopt.reasoner import Adapter, BatchedAdapter, Reasoner, Schedule, StandardDecoder
 from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
 from ttopt.sample import Sample
+from ttopt.settings import OptimisationSettings
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from ttopt.chat import ChatError, LocalChat, Message, OpenAIChat, Reply, ask, check_chat, fingerprint, make_chat
-from ttopt.config import ChatSettings
 from ttopt.errors import UserError
 from ttopt.fit import Models
 from ttopt.replies import parse_reply
+from ttopt.settings import ChatSettings
 from ttopt.teacher import Teacher
 from ttopt.video import to_uint8
 

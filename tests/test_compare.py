@@ -15,11 +15,12 @@ from ttopt import grading as module
 from ttopt.cli import main
 from ttopt.compare import Comparison, compare
 from ttopt.compare_config import CompareSettings, parse_compare, settings_of
-from ttopt.config import CONFIG_FOLDERS, to_yaml
+from ttopt.config import CONFIG_FOLDERS
 from ttopt.console import Console
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.grading import Loader
+from ttopt.settings import to_yaml
 
 COMPARISONS = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:" in p.read_text())
 METHODS = """

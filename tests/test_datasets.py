@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ttopt.config import SampleSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.datasets import folder, genvire, miniworld, ruler, vbvr
 from ttopt.datasets.files import fitted_length, fitted_size
 from ttopt.engine import find_samples
 from ttopt.errors import UserError
 from ttopt.module import sample_frames
 from ttopt.sample import Sample
+from ttopt.settings import SampleSettings
 from ttopt.video import read_video, write_video
 
 FORM = SampleSettings(frames=81, fps=24, height=704, width=1280)

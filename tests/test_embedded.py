@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ttopt.batched import optimise_batch
-from ttopt.config import WEIGHTS, OptimisationSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.datasets import miniworld
 from ttopt.fit import Models, load_models, seed_of
 from ttopt.miniworld.corruptions import corrupt
@@ -23,6 +23,7 @@ from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import FPS, FRAMES, render
 from ttopt.reasoner import BatchedAdapter
 from ttopt.reasoner.condition import latent_statistics
+from ttopt.settings import WEIGHTS, OptimisationSettings
 from ttopt.teacher import Teacher
 
 

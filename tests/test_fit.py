@@ -17,7 +17,7 @@ from torch import Tensor
 
 import callbacks
 from ttopt import engine, tracking
-from ttopt.config import CallbackSettings, FitSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.console import Console
 from ttopt.engine import extra_callbacks, find_samples, fit_all, given_queries
 from ttopt.errors import UserError
@@ -27,6 +27,7 @@ from ttopt.metrics import drift
 from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimisation, Result
 from ttopt.runfolder import RunFolder, new_path
 from ttopt.sample import Sample
+from ttopt.settings import CallbackSettings, FitSettings
 from ttopt.video import read_video
 
 Make = Callable[..., FitSettings]

@@ -15,9 +15,9 @@ from tiny_loop import NO, UNREACHABLE, YES, Scripted, plan, solve
 from torch import Tensor
 
 from ttopt.chat import Message, Reply
-from ttopt.config import FitSettings, MethodSettings
 from ttopt.fit import Models
 from ttopt.runfolder import RunFolder
+from ttopt.settings import FitSettings, MethodSettings
 from ttopt.teacher import Queries
 
 Make = Callable[..., FitSettings]

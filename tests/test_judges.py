@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.cli import main
 from ttopt.compare_config import parse_evaluate
-from ttopt.config import SampleSettings
 from ttopt.datasets import genvire as genvire_data
 from ttopt.datasets import miniworld
 from ttopt.datasets import ruler as ruler_data
@@ -25,6 +24,7 @@ from ttopt.datasets import vbvr as vbvr_data
 from ttopt.errors import UserError
 from ttopt.judges import genvire, ruler, vbvr
 from ttopt.sample import Sample
+from ttopt.settings import SampleSettings
 from ttopt.video import write_video
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)

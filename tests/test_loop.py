@@ -26,7 +26,7 @@ from loop.verifier import Verdict
 from loop.wording import Wording, done_text, message
 from ttopt import engine
 from ttopt.compare_config import parse_compare
-from ttopt.config import FitSettings, LoggingSettings, MethodSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.console import Console
 from ttopt.cost import Meter
 from ttopt.datasets import miniworld
@@ -39,6 +39,7 @@ from ttopt.miniworld.world import render
 from ttopt.replies import parse_reply
 from ttopt.result import Result, Scored
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings, LoggingSettings, MethodSettings
 from ttopt.teacher import Queries
 from ttopt.video import read_image, read_video
 

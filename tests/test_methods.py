@@ -15,7 +15,6 @@ from tiny import tiny_sample
 from torch import Tensor
 
 from ttopt.chat import ChatError, Message, Reply
-from ttopt.config import FitSettings
 from ttopt.cost import Meter
 from ttopt.errors import UserError
 from ttopt.fit import TeacherReward, seed_of
@@ -24,6 +23,7 @@ from ttopt.models import Models
 from ttopt.reasoner import Schedule
 from ttopt.result import Result
 from ttopt.reward import multi_vqa_loss
+from ttopt.settings import FitSettings
 from ttopt.teacher import Queries
 from ttopt.video import read_video
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from callbacks import LossThreshold
 from ttopt import module as heart
-from ttopt.config import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
 from ttopt.fit import Models, load_models
 from ttopt.reasoner import LightDecoder
 from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
+from ttopt.settings import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_sample
 from torch import Tensor
 
-from ttopt.config import FitSettings
 from ttopt.engine import given_queries
 from ttopt.fit import Models, fit_sample, kept_video, noise_name, seed_of
 from ttopt.noise import best_noise
+from ttopt.settings import FitSettings
 
 Make = Callable[..., FitSettings]
 

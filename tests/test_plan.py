@@ -15,11 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ttopt import estimate as planning
 from ttopt.cli import main
-from ttopt.config import FitSettings, parse_fit, to_yaml
+from ttopt.config import parse_fit
 from ttopt.errors import UserError
 from ttopt.fit import load_models
 from ttopt.gpus import GPUS
 from ttopt.roofline import Roofline
+from ttopt.settings import FitSettings, to_yaml
 from ttopt.shapes import REASONERS, TEACHERS
 
 

@@ -27,7 +27,6 @@ from tiny import tiny_sample
 import callbacks
 import ttopt
 from ttopt import engine
-from ttopt.config import FitSettings
 from ttopt.console import Console
 from ttopt.engine import Run, fit_all
 from ttopt.errors import UserError
@@ -35,6 +34,7 @@ from ttopt.models import Models
 from ttopt.result import versions
 from ttopt.runfolder import CLAIMS, RunFolder
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.simulate import Workers, simulate
 from ttopt.solver import Failure, Job
 from ttopt.step_counts import work_of_run

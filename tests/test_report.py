@@ -17,10 +17,10 @@ import torch
 from ttopt.cli import main
 from ttopt.compare import tabulate
 from ttopt.compare_config import CompareSettings, parse_compare
-from ttopt.config import to_yaml
 from ttopt.report import FILE, write_report
 from ttopt.report import views as views
 from ttopt.result import Cost, Graded, Optimisation, Result, Scored
+from ttopt.settings import to_yaml
 from ttopt.video import write_video
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=1'> \"quoted\" & 'single'"

@@ -23,7 +23,6 @@ from torch import Tensor
 
 import callbacks
 from ttopt import engine, resume
-from ttopt.config import FitSettings
 from ttopt.console import Console
 from ttopt.engine import fit_all, given_queries
 from ttopt.errors import UserError
@@ -32,6 +31,7 @@ from ttopt.reasoner import StandardDecoder
 from ttopt.result import NON_FINITE, Result
 from ttopt.runfolder import STATE, RunFolder
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.teacher import prompts as words
 
 Make = Callable[..., FitSettings]

@@ -18,7 +18,6 @@ from test_chat import Server, fails, ok
 
 from ttopt.chat import check_chat
 from ttopt.cli import main
-from ttopt.config import ChatSettings, FitSettings, SampleSettings, TeacherSettings
 from ttopt.console import Console
 from ttopt.datasets import folder, vbvr
 from ttopt.datasets.files import inside
@@ -30,6 +29,7 @@ from ttopt.report.page import render
 from ttopt.report.views import Clip, Page, SampleView
 from ttopt.result import Cost, Result, Scored
 from ttopt.sample import Sample
+from ttopt.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings
 from ttopt.table import Entry, Judged, rows
 from ttopt.teacher import Teacher
 

@@ -30,11 +30,12 @@ from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneratio
 
 from loop.wording import Wording, message
 from ttopt.chat import LocalChat, Message, OpenAIChat, make_chat
-from ttopt.config import WEIGHTS, ChatSettings, FitSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.datasets import miniworld
 from ttopt.fit import Models, load_models
 from ttopt.result import Scored
 from ttopt.sample import Sample
+from ttopt.settings import WEIGHTS, ChatSettings, FitSettings
 from ttopt.teacher import Teacher, prompts
 
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")

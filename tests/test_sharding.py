@@ -18,11 +18,12 @@ from test_resume import content
 from tiny import tiny_two_experts_folder
 from tiny_fit import QUERIES, prepare
 
+from ttopt.checks import check
 from ttopt.cli import main
-from ttopt.config import FitSettings, check, to_yaml
 from ttopt.errors import UserError
 from ttopt.fit import Models, generate, load_models
 from ttopt.processes import joined
+from ttopt.settings import FitSettings, to_yaml
 from ttopt.video import write_image
 
 Make = Callable[..., FitSettings]

@@ -15,13 +15,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ttopt.cli import main
-from ttopt.config import FitSettings, to_yaml
 from ttopt.console import Console
 from ttopt.engine import fit_all
 from ttopt.errors import UserError
 from ttopt.fit import Models, load_models
 from ttopt.result import FILE, Result
 from ttopt.runfolder import CONFIG
+from ttopt.settings import FitSettings, to_yaml
 from ttopt.simulate import Work, Workers, bound, simulate
 from ttopt.step_counts import even, of_run, shipped, work_of_run
 

@@ -13,13 +13,15 @@ from tiny import tiny_reasoner_folder, tiny_sample, tiny_transformer, tiny_two_e
 from tiny_fit import prepare
 from torch import Tensor
 
-from ttopt.config import FitSettings, check, parse_fit
+from ttopt.checks import check
+from ttopt.config import parse_fit
 from ttopt.errors import UserError
 from ttopt.models import load_models, sources
 from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule
 from ttopt.reasoner import forward as cut
 from ttopt.reasoner.recipe import size_warning
 from ttopt.reasoner.speed import block_range, set_attention, to_float8
+from ttopt.settings import FitSettings
 
 Make = Callable[..., FitSettings]
 

@@ -12,9 +12,9 @@ import pytest
 from tiny import tiny_sample
 from wandb.proto import wandb_internal_pb2 as wandb_records
 
-from ttopt.config import FitSettings
 from ttopt.engine import given_queries
 from ttopt.fit import Models, fit_sample
+from ttopt.settings import FitSettings
 from ttopt.statistics import Estimate
 from ttopt.table import rows
 from ttopt.tracking import log_comparison, log_result, wandb_run

@@ -10,8 +10,8 @@ from tiny import tiny_sample
 from torch import Tensor
 
 from ttopt import module as heart
-from ttopt.config import OptimisationSettings
 from ttopt.fit import Models, TeacherReward
+from ttopt.settings import OptimisationSettings
 from ttopt.teacher import Queries
 
 FRAMES = [0, 2, 4, 6, 8]

@@ -14,12 +14,12 @@ from torch import Tensor
 from loop import StepLoop
 from loop.wording import Wording
 from ttopt.chat import Chat, ChatError, Message, Reply
-from ttopt.config import FitSettings
 from ttopt.cost import Meter
 from ttopt.fit import Models
 from ttopt.methods.base import Context
 from ttopt.result import Result, Scored
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 
 OPENINGS = {"Plan:": "plan", "Check:": "verify", "Route:": "route"}
 

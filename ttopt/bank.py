@@ -25,13 +25,13 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttopt.config import FitSettings
 from ttopt.errors import UserError
 from ttopt.identity import model_digest
 from ttopt.reasoner import Adapter, Condition
 from ttopt.reasoner.adapter import read_adapter, save_diffusers
 from ttopt.runfolder import replacing, write_text, writing
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 
 FORMAT = 2  # of an entry; another one is not read
 SUFFIX = ".safetensors"

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ttopt.bank import Bank, Neighbour, keys_of
 from ttopt.batched import BatchReward, Instance, optimise_batch
-from ttopt.config import FitSettings
 from ttopt.errors import UserError
 from ttopt.fit import Models, noise_seed, seed_of
 from ttopt.module import Grade, Start, TestTimeTraining, sample_frames
@@ -26,6 +25,7 @@ from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.result import Result
 from ttopt.reward import multi_vqa_loss
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.teacher import Queries
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ttopt.config import OptimisationSettings
 from ttopt.errors import UserError
 from ttopt.module import Decoder, Grade, kept_grade
 from ttopt.reasoner import Condition, Reasoner
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
 from ttopt.reward import multi_vqa_loss
+from ttopt.settings import OptimisationSettings
 
 # frames (B, K, 3, H, W), latents -> losses of the queries (B, Q), goal first; or total losses (B,)
 BatchReward = Callable[[Tensor, Tensor], Tensor]

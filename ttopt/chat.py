@@ -21,11 +21,11 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
-from ttopt.config import ChatSettings
 from ttopt.errors import UserError
 from ttopt.grammar import Grammar
 from ttopt.processes import led
 from ttopt.replies import parse_reply, spoken, storable
+from ttopt.settings import ChatSettings
 from ttopt.video import to_uint8
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from ttopt.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from ttopt.compare_config import CompareSettings
-    from ttopt.config import FitSettings
+    from ttopt.settings import FitSettings
 
 T = TypeVar("T")
 

@@ -15,12 +15,12 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttopt.config import FitSettings
 from ttopt.console import LiveSteps
 from ttopt.errors import UserError, brief, one_line
 from ttopt.result import Result, versions
 from ttopt.runfolder import CLAIMS, writing
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.solver import Failure, Job
 from ttopt.worker import Worker
 

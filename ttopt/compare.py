@@ -23,7 +23,6 @@ from rich.table import Table
 from ttopt import judges
 from ttopt.chat import check_chat
 from ttopt.compare_config import CompareSettings, chosen, parse_compare, settings_of
-from ttopt.config import MethodSettings, to_yaml
 from ttopt.console import Console
 from ttopt.engine import MakeCallbacks, find_samples, fit_all, open_workers
 from ttopt.errors import UserError
@@ -35,6 +34,7 @@ from ttopt.report import write_report
 from ttopt.result import FILE, Result
 from ttopt.runfolder import CONFIG, new_path, read_json, write_text, writing
 from ttopt.sample import Sample
+from ttopt.settings import MethodSettings, to_yaml
 from ttopt.statistics import Estimate
 from ttopt.table import Entry, Judged, Row, agrees, columns, rows, score_name
 from ttopt.tracking import log_comparison

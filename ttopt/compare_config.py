@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ttopt.config import FitSettings, MethodSettings, changed, check, config_path, parse, read_config
+from ttopt.checks import check
+from ttopt.config import changed, config_path, parse, read_config
 from ttopt.errors import UserError
+from ttopt.settings import FitSettings, MethodSettings
 
 DEFAULT = "compare"
 JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own

@@ -21,7 +21,6 @@ from ttopt import __version__
 from ttopt.bank import Bank
 from ttopt.batch_fit import batched
 from ttopt.chat import check_chat, make_chat
-from ttopt.config import CallbackSettings, FitSettings
 from ttopt.console import Console, LiveSteps
 from ttopt.errors import UserError
 from ttopt.finish import Scorer
@@ -33,6 +32,7 @@ from ttopt.processes import led
 from ttopt.result import NON_FINITE, Result
 from ttopt.runfolder import RunFolder, new_path
 from ttopt.sample import Sample
+from ttopt.settings import CallbackSettings, FitSettings
 from ttopt.solver import Failure, Job, Solver
 from ttopt.teacher import Queries
 from ttopt.video import read_image

@@ -19,7 +19,6 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, UMT5Config, UMT5EncoderModel
 
-from ttopt.config import EMBEDDED, WEIGHTS, DecoderSettings, FitSettings
 from ttopt.errors import UserError
 from ttopt.gpus import Gpu
 from ttopt.module import Decoder, sample_frames
@@ -30,6 +29,7 @@ from ttopt.reasoner.loading import BOUNDARY, DTYPES
 from ttopt.reasoner.speed import block_range
 from ttopt.roofline import Roofline, Work
 from ttopt.sample import Sample
+from ttopt.settings import EMBEDDED, WEIGHTS, DecoderSettings, FitSettings
 from ttopt.shapes import reasoner_config, teacher_config, text_tokens
 from ttopt.teacher.vision import Vision, speed_up
 

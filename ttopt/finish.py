@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ttopt import metrics
-from ttopt.config import FitSettings, to_yaml
 from ttopt.cost import Meter
 from ttopt.identity import inputs
 from ttopt.result import Optimisation, Result, Scored, versions
 from ttopt.runfolder import CONFIG, writing
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings, to_yaml
 from ttopt.video import write_frames, write_video
 
 Scorer = Callable[[Sample, Tensor], Any]  # sample, video (T,3,H,W) -> object with success, partial, rules

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ttopt import metrics
 from ttopt.bank import Bank, Neighbour, keys_of
-from ttopt.config import FitSettings
 from ttopt.cost import Meter
 from ttopt.finish import Scorer, finish, scored
 from ttopt.models import Models as Models
@@ -39,6 +38,7 @@ from ttopt.resume import KeepState, State, digest, read
 from ttopt.reward import multi_vqa_loss
 from ttopt.runfolder import STATE, writing
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.teacher import Queries, Teacher
 from ttopt.timing import PartTimer
 from ttopt.video import write_video

@@ -12,7 +12,6 @@ import torch
 
 from ttopt import metrics
 from ttopt.compare_config import CompareSettings, chosen
-from ttopt.config import FitSettings
 from ttopt.engine import given_queries
 from ttopt.errors import UserError
 from ttopt.models import Models, load_models, load_teacher, sources
@@ -20,6 +19,7 @@ from ttopt.module import sample_frames
 from ttopt.result import FILE, Result
 from ttopt.runfolder import read_json, write_text, writing
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.table import Judged
 from ttopt.teacher import Queries, Teacher
 from ttopt.video import read_frames

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from ttopt.config import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.sample import Sample
+from ttopt.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 
 KINDS = {".safetensors", ".json", ".txt", ".jinja", ".model"}
 ENDS = 2**16  # bytes; weights are told apart by their sizes, beginnings and ends, as reading 30 GB takes too long

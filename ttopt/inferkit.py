@@ -19,13 +19,14 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.config import MethodSettings, changed, parse_fit
+from ttopt.config import changed, parse_fit
 from ttopt.cost import Meter
 from ttopt.datasets.files import first_frame, fitted_length
 from ttopt.errors import UserError
 from ttopt.methods import Context, make_method
 from ttopt.models import Models, load_models
 from ttopt.sample import Sample
+from ttopt.settings import MethodSettings
 
 if TYPE_CHECKING:
     from ttopt.chat import Chat

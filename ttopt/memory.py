@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ttopt.config import FitSettings
 from ttopt.models import TOO_SMALL, Models
 from ttopt.plan import CURES
 from ttopt.reasoner import StandardDecoder
+from ttopt.settings import FitSettings
 
 SPARED = "the GPU's memory is too small: from here on activations are computed again instead of kept, which is slower"
 

@@ -8,13 +8,13 @@ from typing import cast
 
 import torch
 
-from ttopt.config import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.errors import UserError
 from ttopt.module import Decoder
 from ttopt.processes import COMMAND, several
 from ttopt.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
 from ttopt.reasoner.sharding import all_processes
 from ttopt.reasoner.speed import block_range, compiled_block, set_attention, to_float8
+from ttopt.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.teacher import Teacher
 
 TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"

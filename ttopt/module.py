@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from ttopt.bank import Neighbour
-from ttopt.config import OptimisationSettings
 from ttopt.processes import led
 from ttopt.reasoner import Activation, Adapter, Condition, Reasoner
 from ttopt.result import ALL_STEPS, NON_FINITE, Graded
 from ttopt.reward import multi_vqa_loss
+from ttopt.settings import OptimisationSettings
 from ttopt.timing import PartTimer
 
 Decoder = Callable[[Tensor, Sequence[int]], Tensor]  # latents (1,C,T,h,w), K frame numbers -> frames (1,K,3,H,W)

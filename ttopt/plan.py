@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.config import EMBEDDED, FitSettings, check, parse_fit
+from ttopt.checks import check
+from ttopt.config import parse_fit
 from ttopt.errors import Arguments, UserError
 from ttopt.gpus import GPUS
+from ttopt.settings import EMBEDDED, FitSettings
 
 if TYPE_CHECKING:
     from ttopt.estimate import Plan

@@ -24,8 +24,8 @@ from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnv
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from ttopt.config import FitSettings
 from ttopt.errors import UserError, brief
+from ttopt.settings import FitSettings
 
 T = TypeVar("T")
 

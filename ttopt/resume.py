@@ -23,13 +23,13 @@ import lightning as L
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttopt.config import FitSettings, flat, to_dict
 from ttopt.cost import Meter
 from ttopt.identity import inputs
 from ttopt.module import Grade, TestTimeTraining
 from ttopt.result import versions
 from ttopt.runfolder import FREE, STATE, replacing
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings, flat, to_dict
 from ttopt.teacher import Queries
 from ttopt.tensorfile import save_tensors
 

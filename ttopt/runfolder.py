@@ -24,9 +24,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from ttopt.config import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
 from ttopt.errors import UserError
 from ttopt.result import FILE, Result
+from ttopt.settings import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
 
 CONFIG = "config.yaml"
 STATE = "state.safetensors"

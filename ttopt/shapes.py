@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ttopt.config import EMBEDDED, WEIGHTS
 from ttopt.errors import UserError
 from ttopt.reasoner.condition import TEXT_TOKENS
+from ttopt.settings import EMBEDDED, WEIGHTS
 
 WAN_5B: dict[str, dict[str, Any]] = {
     "transformer": {

@@ -11,7 +11,6 @@ import torch
 
 from ttopt.bank import Bank
 from ttopt.chat import Chat
-from ttopt.config import FitSettings
 from ttopt.cost import Meter
 from ttopt.errors import UserError
 from ttopt.finish import Scorer
@@ -22,6 +21,7 @@ from ttopt.processes import met_by_all, several
 from ttopt.result import Result
 from ttopt.runfolder import RunFolder
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.teacher import Queries
 from ttopt.tracking import log_result, wandb_run
 

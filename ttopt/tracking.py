@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.config import FitSettings, to_dict
 from ttopt.result import Result
+from ttopt.settings import FitSettings, to_dict
 from ttopt.table import Row, columns
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ttopt.config import SampleSettings
 from ttopt.errors import UserError, brief
+from ttopt.settings import SampleSettings
 from ttopt.video import UNREADABLE, fit_image
 
 T = TypeVar("T")

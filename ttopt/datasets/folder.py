@@ -14,10 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ttopt.config import SampleSettings
 from ttopt.datasets.files import IMAGES, choose, first_frame, inside, records, text
 from ttopt.errors import UserError, wrong_fields
 from ttopt.sample import Sample
+from ttopt.settings import SampleSettings
 
 score = None
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ttopt.config import SampleSettings
 from ttopt.datasets.files import choose, field, first_frame, inside, path_part, records, sample_id, words
 from ttopt.errors import UserError
 from ttopt.sample import Sample
+from ttopt.settings import SampleSettings
 
 score = None  # judged by ttopt/judges/genvire.py
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import av
 
-from ttopt.config import SampleSettings
 from ttopt.datasets.files import choose, first_frame, fitted_length, inside, sample_id, text
 from ttopt.errors import UserError
 from ttopt.sample import Sample
+from ttopt.settings import SampleSettings
 
 FOLDERS = {"id": "In-Domain_50", "ood": "Out-of-Domain_50"}
 ENDING = "_data-generator"

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from ttopt.bank import Bank
 from ttopt.chat import Chat, Message, Reply, ask
-from ttopt.config import FitSettings, MethodSettings
 from ttopt.cost import Meter
 from ttopt.errors import UserError
 from ttopt.finish import Scorer, finish
 from ttopt.fit import Models
 from ttopt.result import Result
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings, MethodSettings
 from ttopt.teacher import Queries
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ttopt.batched import BatchReward, optimise_batch
-from ttopt.config import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimisationSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import kept_video, noise_seed, seed_of
@@ -32,6 +32,7 @@ from ttopt.reasoner.condition import latent_statistics
 from ttopt.result import versions
 from ttopt.reward import multi_vqa_loss
 from ttopt.sample import Sample
+from ttopt.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimisationSettings
 from ttopt.statistics import estimate, paired
 from ttopt.teacher.queries import Queries
 from ttopt.teacher.teacher import Teacher

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ttopt.bank import Bank, keys_of
 from ttopt.batch_fit import train_batch
-from ttopt.config import FitSettings, parse_fit
+from ttopt.config import parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError, one_line
 from ttopt.fit import kept_video
@@ -35,6 +35,7 @@ from ttopt.result import ACCEPTED, versions
 from ttopt.reward import multi_vqa_loss
 from ttopt.runfolder import write_text
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.statistics import Estimate, estimate, paired
 from ttopt.teacher import Queries
 

@@ -21,7 +21,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from ttopt.config import WEIGHTS, parse_fit
+from ttopt.config import parse_fit
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import noise_seed
@@ -37,6 +37,7 @@ from ttopt.reasoner import Reasoner, Schedule
 from ttopt.reasoner.condition import latent_statistics
 from ttopt.replies import parse_reply
 from ttopt.sample import Sample
+from ttopt.settings import WEIGHTS
 from ttopt.statistics import estimate
 from ttopt.teacher.teacher import Teacher
 

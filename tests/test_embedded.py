@@ -113,10 +113,7 @@ def test_the_chat_model_plans() -> None:
     assert len(right) == 12 and sum(right) >= 8, right
 
 
-UNREADABLE = pytest.mark.xfail(reason="the chat model's route for this sample cannot be read", raises=AssertionError)
-
-
-@pytest.mark.parametrize("family", ["tour", pytest.param("doors", marks=UNREADABLE)])
+@pytest.mark.parametrize("family", ["tour", "doors"])
 def test_step_loop_through_the_command_line(tmp_path: Path, family: str) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", f"[{family}]",

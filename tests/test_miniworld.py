@@ -16,13 +16,13 @@ import torch
 from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.miniworld.corruptions import CORRUPTIONS, corrupt
-from ttopt.miniworld.dialogues import as_text, checks, plan, route, verdict
+from ttopt.miniworld.dialogues import PAD_NAMES, SPRITE_NAMES, as_text, checks, ending, plan, route, verdict
 from ttopt.miniworld.multistep import LONGEST, legs
 from ttopt.miniworld.scene import Actor, Task, distance
 from ttopt.miniworld.scorer import rule_truths, score_videos
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
 from ttopt.miniworld.tokenizer import CELL_NAMES, reasoner_tokenizer, teacher_tokenizer
-from ttopt.miniworld.world import CODES, COLOUR_NAMES, pad, read, render, sprite_colour
+from ttopt.miniworld.world import CODES, COLOUR_NAMES, pad, pad_name, read, render, sprite_colour
 
 
 def tasks(split: str, each: int = 12) -> list[Task]:
@@ -49,6 +49,21 @@ def test_each_corruption_fails_for_its_rule(name: str) -> None:
         assert not score.success and wanted <= failed, (task.name, wanted, failed)
         tried += 1
     assert tried >= 5
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_verdict_follows_from_what_it_says_is_seen(name: str) -> None:
+    rng = np.random.default_rng(1)
+    for task in tasks("ood"):
+        for codes in (task.codes(), *(made[0] for made in [CORRUPTIONS[name](task, rng)] if made)):
+            reading = read(render(codes[None]))
+            new, pads = checks(task, reading)[-2:]
+            assert new.holds == (new.evidence == "nothing"), (task.name, new)
+            shown = dict(re.findall(r"([a-f]\d)((?: [a-z]+ (?:pad|square|triangle|cross))?)", ending(reading)))
+            shown = {CELL_NAMES.index(cell): name.strip() for cell, name in shown.items()}
+            kept = all(shown[cell] in {pad_name(ground)} | SPRITE_NAMES for cell, ground in task.pads.items())
+            added = any(name in PAD_NAMES for cell, name in shown.items() if cell not in task.pads)
+            assert pads.holds == (kept and not added), (task.name, pads)
 
 
 @pytest.mark.parametrize("family", MULTI_STEP)

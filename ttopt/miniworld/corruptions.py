@@ -6,7 +6,7 @@ Used as an independent check of the scorer, as teacher training data, and as wro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from ttopt.miniworld.scene import Actor, Task, shortest_way
 from ttopt.miniworld.world import (
     CELLS,
     COLOUR_NAMES,
+    EMPTY,
     FRAMES,
     SHAPE_NAMES,
     SPRITES,
+    WALL,
     sprite,
     sprite_colour,
     sprite_shape,
@@ -258,12 +260,24 @@ def other_copied(task: Task, rng: np.random.Generator) -> Corrupted:
 
 
 def pad_erased(task: Task, rng: np.random.Generator) -> Corrupted:
-    bare = [cell for cell, _ in task.bare_pads]
-    if not bare:
+    return _other_ground(task, rng, [cell for cell, _ in task.bare_pads], [EMPTY])
+
+
+def pad_repainted(task: Task, rng: np.random.Generator) -> Corrupted:
+    return _other_ground(task, rng, [cell for cell, _ in task.bare_pads], range(EMPTY + 1, WALL))
+
+
+def pad_appears(task: Task, rng: np.random.Generator) -> Corrupted:
+    return _other_ground(task, rng, [_free(task, rng)], range(EMPTY + 1, WALL))
+
+
+def _other_ground(task: Task, rng: np.random.Generator, cells: list[int], grounds: Sequence[int]) -> Corrupted:
+    if not cells:
         return None
     codes, start = task.codes(), int(rng.integers(1, FRAMES))
-    cell = int(rng.choice(bare))
-    codes[start:, cell] = codes[start:, cell] % SPRITES
+    cell = int(rng.choice(cells))
+    ground = int(rng.choice([g for g in grounds if g != task.pads.get(cell)]))
+    codes[start:, cell] = codes[start:, cell] % SPRITES + ground * SPRITES
     return codes, frozenset({"pads"})
 
 
@@ -281,8 +295,8 @@ CORRUPTIONS: dict[str, Callable[[Task, np.random.Generator], Corrupted]] = {
     for f in (
         nothing_happens, wrong_place, stops_short, wrong_pad, mover_vanishes, mover_copied, mover_repainted,
         mover_reshaped, other_vanishes, other_moves, other_repainted, other_reshaped, wrong_actor, through_wall,
-        skips_first, wrong_order, only_one_moves, something_appears, other_copied, pad_erased,
-        old_stays_too,
+        skips_first, wrong_order, only_one_moves, something_appears, other_copied, pad_erased, pad_repainted,
+        pad_appears, old_stays_too,
     )
 }  # fmt: skip
 
@@ -292,11 +306,21 @@ def drawn(task: Task, rng: np.random.Generator, right: float) -> Tensor:
     return task.codes() if rng.random() < right else corrupt(task, rng)[1]
 
 
+def with_copies(codes: Tensor, rng: np.random.Generator) -> Tensor:
+    """The codes (T, 36) with one or two things of the last frame in an empty cell too, from some frame on."""
+    codes = codes.clone()
+    for _ in range(int(rng.integers(1, 3))):
+        free = (codes == 0).all(0).nonzero()[:, 0].numpy()
+        things = codes[-1][(codes[-1] > 0) & (codes[-1] < WALL * SPRITES)].numpy()
+        codes[int(rng.integers(1, len(codes))) :, int(rng.choice(free))] = int(rng.choice(things))
+    return codes
+
+
 def corrupt(task: Task, rng: np.random.Generator) -> tuple[str, Tensor, Rules]:
     """A random applicable corruption: its name, the codes (9, 36) and the rules that must fail."""
     names = list(CORRUPTIONS)
     while True:
-        name = str(rng.choice(names))
+        name = names[int(rng.integers(len(names)))]
         made = CORRUPTIONS[name](task, rng)
         if made is not None and not torch.equal(made[0], task.codes()):
             return name, *made

@@ -19,8 +19,10 @@ from ttopt.miniworld.questions import (
     Both,
     InOrder,
     Keeps,
+    NothingNew,
     OffWalls,
     One,
+    PadsStay,
     Passes,
     Question,
     Tours,
@@ -28,7 +30,6 @@ from ttopt.miniworld.questions import (
     Visits,
 )
 from ttopt.miniworld.scene import Stop, Task, distance
-from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES
 from ttopt.miniworld.world import (
     CELLS,
@@ -47,8 +48,9 @@ PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"
 ROUTE = "Route: {action} Task: {prompt} Wrong: {reason}"
 NOTHING = "nothing."
-NOTHING_NEW = "Is there no other square, triangle or cross at the end?"
-PADS = "Do all pads stay as they are?"
+SPRITE_NAMES = {sprite_name(number) for number in range(NONE + 1, SPRITES)}
+PAD_NAMES = {pad_name(ground) for ground in range(EMPTY + 1, WALL)}
+FATES = ("still", "moved", "other", "copy")  # of what the last frame shows
 SEEN = [0, 2, 4, 6, 8]  # frames of a clip that the verifier is shown, four a second
 
 
@@ -100,10 +102,8 @@ def checks(task: Task, reading: Reading) -> list[Check]:
             add(question, "")
         elif isinstance(question, Keeps):
             add(question, f"The {sprite_name(question.sprite)} stays.")
-    unasked = rule_truths(task, reading)
-    for name, text, told in (("nothing new", NOTHING_NEW, odd(task, reading)), ("pads", PADS, bare(task, reading))):
-        if name in unasked:
-            out.append(Check(text, float(unasked[name]) > 0.5, out[0].suggestion, told))
+    for question in task.unasked.values():
+        add(question, out[0].suggestion)
     return out
 
 
@@ -119,28 +119,54 @@ def evidence(question: Question, reading: Reading) -> str:
     if isinstance(question, OffWalls):
         touched = (reading.sprite[0, :, :, question.sprite] > 0.5).any(0)  # (36,)
         return " ".join(CELL_NAMES[cell] for cell in sorted(question.walls) if touched[cell]) or "nothing"
+    if isinstance(question, NothingNew):
+        return odd(question, reading)
+    if isinstance(question, PadsStay):
+        return pads(question, reading)
     return ""
 
 
-def odd(task: Task, reading: Reading) -> str:
-    """Sprites of the last frame that should not be there, or are there twice: "a1 red cross b2 red cross"."""
-    last = reading.sprite[0, -1] > 0.5  # (36, 19)
-    expected = {actor.looks[-1] for actor in task.actors}
-    strange = [n for n in range(1, SPRITES) if int(last[:, n].sum()) > (n in expected)]
-    found = [f"{CELL_NAMES[cell]} {sprite_name(n)}" for cell in range(CELLS) for n in strange if last[cell, n]]
+def odd(question: NothingNew, reading: Reading) -> str:
+    """Sprites of the last frame that should not be there, or are there again: "a1 red cross b2 red cross"."""
+    missing, found = set(question.looks), []
+    for cell, number in (reading.sprite[0, -1] > 0.5).nonzero().tolist():
+        if number in missing:
+            missing.remove(number)
+        elif number != NONE:
+            found.append(f"{CELL_NAMES[cell]} {sprite_name(number)}")
     return " ".join(found) or "nothing"
 
 
-def bare(task: Task, reading: Reading) -> str:
-    """The pads that nothing has to cross, and what is there at the end: "d5 green pad green pad"."""
-    pads = sorted(task.bare_pads)
-    return " ".join(f"{CELL_NAMES[cell]} {pad_name(ground)} {at_end(reading, cell)}" for cell, ground in pads)
+def pads(question: PadsStay, reading: Reading) -> str:
+    """The pads and what is there at the end, then those that are new: "d5 green pad green pad, e1 red pad"."""
+    known = dict(question.pads)
+    old = " ".join(f"{CELL_NAMES[cell]} {pad_name(ground)} {at_end(reading, cell)}" for cell, ground in question.pads)
+    at = {cell: at_end(reading, cell) for cell in range(CELLS) if cell not in {*known, *question.crossed}}
+    new = " ".join(f"{CELL_NAMES[cell]} {name}" for cell, name in at.items() if name in PAD_NAMES)
+    return f"{old}, {new or 'nothing'}" if old else new or "nothing"
 
 
 def grid(reading: Reading, frame: int) -> str:
     """Each cell of a frame of a reading (N = 1) and what it shows, row by row: "a1 b1 red square c1 d1 wall ..."."""
     cells = (f"{CELL_NAMES[cell]} {shown(reading, frame, cell)}".rstrip() for cell in range(CELLS))
     return " ".join(cells) + "."
+
+
+def ending(reading: Reading) -> str:
+    """The last frame (N = 1) as ``grid`` tells it, and how each sprite and pad got there since the first one.
+
+    "still" was in this place, "moved" elsewhere, "other" nowhere, "copy" is in a cell told before too.
+    """
+    start = [shown(reading, 0, cell) for cell in range(CELLS)]
+    told, met = [], set()
+    for cell in range(CELLS):
+        name, fate = shown(reading, -1, cell), ""
+        if name in SPRITE_NAMES | PAD_NAMES:
+            fate = "still" if start[cell] == name else "moved" if name in start else "other"
+            fate = "copy" if name in met else fate
+            met |= {name} & SPRITE_NAMES
+        told.append(f"{CELL_NAMES[cell]} {name} {fate}".rstrip())
+    return " ".join(told) + "."
 
 
 def at_end(reading: Reading, cell: int) -> str:
@@ -183,7 +209,7 @@ def verdict(task: Task, reading: Reading) -> dict[str, object]:
     accept = all(c.holds for c in found)
     wrong = next((c.suggestion for c in found if not c.holds), "")
     return {
-        "seen": f"First: {grid(reading, 0)} End: {grid(reading, -1)} Motion: {motion(task, reading)}",
+        "seen": f"First: {grid(reading, 0)} End: {ending(reading)} Motion: {motion(task, reading)}",
         "reason": reason(found),
         "action_executed": found[0].holds,
         "progress": 1.0 if accept else progress(task, reading),
@@ -241,7 +267,7 @@ def good_fraction(task: Task, reading: Reading) -> float:
     strange = [s for s in range(1, SPRITES) if s not in looks]
     fine = (seen[..., strange].flatten(1).amax(1) < 0.5) & (seen[..., looks].topk(2, dim=1).values[:, 1].amax(1) < 0.5)
     for cell, number in task.bare_pads:
-        fine &= ground[:, cell, number] > 0.5
+        fine &= (ground[:, cell, number] > 0.5) | (seen[:, cell, NONE] <= 0.5)
     good = min(good, int(fine.long().cumprod(0).sum()))
     for actor in task.actors[: task.movers]:  # gone for good
         here = reading.trace[0][:, :, sorted(set(actor.looks))].flatten(1).amax(1) > 0.5

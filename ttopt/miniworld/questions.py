@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ttopt.miniworld.world import Reading, pad_name, sprite_colour, sprite_name
+from ttopt.miniworld.world import EMPTY, NONE, SPRITES, WALL, Reading, pad_name, sprite_colour, sprite_name
 
 
 @dataclass(frozen=True)
@@ -190,4 +190,46 @@ class OffWalls:
         return 1 - reading.sprite[:, :, list(self.walls), self.sprite].flatten(1).amax(1)
 
 
-Question = At | Both | Turned | Visits | AllAt | Passes | Tours | InOrder | One | Keeps | OffWalls
+@dataclass(frozen=True)
+class NothingNew:
+    """At the end there is no sprite but those that the task ends with, and none of them twice."""
+
+    looks: frozenset[int]
+
+    def text(self) -> str:
+        return "Is there no other square, triangle or cross at the end?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        last = reading.sprite[:, -1]  # (N, 36, 19)
+        strange = [number for number in range(NONE + 1, SPRITES) if number not in self.looks]
+        twice = last[..., sorted(self.looks)].topk(2, dim=1).values[:, 1].amax(1)
+        return 1 - torch.maximum(last[..., strange].flatten(1).amax(1), twice)
+
+
+@dataclass(frozen=True)
+class PadsStay:
+    """At the end every pad is there or something stands on it, and there are no others.
+
+    What a mover leaves in the cells that it has to cross does not count: few-step models smear it.
+    """
+
+    pads: tuple[tuple[int, int], ...]  # cell, ground
+    crossed: frozenset[int] = frozenset()
+
+    def text(self) -> str:
+        return "Do all pads stay as they are?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        bare = reading.sprite[:, -1, :, NONE]  # (N, 36)
+        seen = reading.ground[:, -1, :, EMPTY + 1 : WALL]  # (N, 36, 6)
+        new = torch.minimum(seen, bare[..., None])
+        kept = torch.ones_like(bare)
+        new[:, sorted(self.crossed)] = 0
+        for cell, ground in self.pads:
+            kept[:, cell] = torch.maximum(seen[:, cell, ground - 1], 1 - bare[:, cell])
+            new[:, cell, ground - 1] = 0
+        return torch.minimum(kept.amin(1), 1 - new.flatten(1).amax(1))
+
+
+Goal = At | Both | Turned | Visits | AllAt | Passes | Tours
+Question = Goal | InOrder | One | Keeps | OffWalls | NothingNew | PadsStay

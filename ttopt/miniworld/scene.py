@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttopt.miniworld.questions import Keeps, Question
+from ttopt.miniworld.questions import Keeps, NothingNew, PadsStay, Question
 from ttopt.miniworld.world import (
     CELLS,
     COLOUR_NAMES,
@@ -81,10 +81,20 @@ class Task:
         return (self.goal, *self.process[:3])
 
     @property
+    def unasked(self) -> dict[str, Question]:
+        """What the scorer checks of every task though the teacher does not ask it, by the rule's name."""
+        looks = frozenset(actor.looks[-1] for actor in self.actors)
+        return {"nothing new": NothingNew(looks), "pads": PadsStay(tuple(sorted(self.bare_pads)), self.crossed)}
+
+    @property
     def bare_pads(self) -> list[tuple[int, int]]:
         """Cells and ground numbers of the pads that nothing has to cross."""
-        crossed = {cell for actor in self.actors for cell in actor.track}
-        return [(cell, ground) for cell, ground in self.pads.items() if cell not in crossed]
+        return [(cell, ground) for cell, ground in self.pads.items() if cell not in self.crossed]
+
+    @property
+    def crossed(self) -> frozenset[int]:
+        """The cells in which something is at any time in the right video."""
+        return frozenset(cell for actor in self.actors for cell in actor.track)
 
     def grounds(self) -> Tensor:
         """Ground numbers (36,) int64."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttopt.miniworld.questions import InOrder, Keeps, OffWalls, One
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.world import NONE, Reading, read
+from ttopt.miniworld.world import Reading, read
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Score:
 def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
     """Soft truth (N,) of every rule of a task for N readings of its videos.
 
-    "goal" and the process rules are the teacher's questions. Two rules have no question: "nothing new" (no sprite at
-    the end that was not there before and was not asked for, none twice, and what was asked to turn has turned) and
-    "pads" (none that nothing has to cross is erased or repainted).
+    "goal" and the process rules are the teacher's questions. Two rules it does not ask about: "nothing new" (no sprite
+    at the end that was not there before and was not asked for, none twice, and what was asked to turn has turned) and
+    "pads" (none is erased or repainted, and none has appeared, but in the cells that something has to cross).
     """
     truths = {"goal": task.goal.truth(reading)}
     for question in task.process:
@@ -41,14 +41,7 @@ def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
             assert isinstance(question, Keeps)
             name = f"keeps {next(i for i, a in enumerate(task.actors) if a.sprite == question.sprite)}"
         truths[name] = question.truth(reading)
-    last = reading.sprite[:, -1]  # (N, 36, 19)
-    expected = {a.looks[-1] for a in task.actors}
-    strange = [s for s in range(last.shape[-1]) if s not in expected and s != NONE]
-    twice = last[..., list(expected)].topk(2, dim=1).values[:, 1].amax(1)
-    truths["nothing new"] = 1 - torch.maximum(last[..., strange].flatten(1).amax(1), twice)
-    if bare := task.bare_pads:
-        truths["pads"] = torch.stack([reading.ground[:, -1, cell, ground] for cell, ground in bare]).amin(0)
-    return truths
+    return truths | {name: question.truth(reading) for name, question in task.unasked.items()}
 
 
 def score_videos(task: Task, videos: Tensor) -> list[Score]:

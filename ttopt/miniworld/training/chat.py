@@ -6,7 +6,6 @@ stays as it is: what makes a gradient hard to fool and what makes words right pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,14 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ttopt.miniworld.corruptions import drawn
+from ttopt.miniworld.corruptions import drawn, with_copies
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import MULTI_STEP
 from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
+from ttopt.miniworld.training.sight import Sight
 from ttopt.miniworld.training.student import TEXT_LENGTH, embed, load, sample, statistics
 from ttopt.miniworld.training.teacher import build, choose_questions, snapshot
 from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
@@ -31,7 +31,9 @@ from ttopt.teacher import Teacher
 STEPS, RATE, WARM_UP = 4000, 7e-4, 200
 SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 3, 6, 2, 2  # rows of a step
-CONCLUSIONS, LOOK_EVERY = 10, 3  # rows of every step; the others, with pictures, come in one step of so many
+TOLD_VERDICTS, TOLD_PLANS, TOLD_ROUTES = 10, 4, 2  # rows of every step, without pictures
+LOOK_EVERY = 3  # the others come in one step of so many
+WHOLE = 0.3  # share of the first steps of long tasks whose clips are judged as if they were of the whole task
 
 
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
@@ -44,7 +46,7 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     rows = shared_rows(teacher_tokenizer(), known.tokenizer)
     carry_over(known.model.state_dict(), chat.model, "model.language_model.embed_tokens.weight", rows)
     chat.model.train().requires_grad_(True)
-    sight = replies.Sight(chat)
+    sight = Sight(chat)
     networks = nn.ModuleList([chat.model, sight])
     optimiser = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
     ema = Ema(chat.model, 0.998)
@@ -52,9 +54,8 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     means: dict[str, float] = {}
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
-        losses = {"conclusions": replies.reply_loss(chat, clips.conclusions(rng))}
-        if step % LOOK_EVERY == 0:
-            losses |= {name: replies.reply_loss(chat, rows, sight) for name, rows in clips.dialogues(rng)}
+        kinds = {**clips.told(rng), **(clips.dialogues(rng) if step % LOOK_EVERY == 0 else {})}
+        losses = {name: replies.reply_loss(chat, rows, sight) for name, rows in kinds.items()}
         loss = torch.stack(list(losses.values())).sum()
         update(loss, networks, optimiser, ema, cosine(step, steps, RATE, WARM_UP), averaged=chat.model)
         for name, value in losses.items():
@@ -94,26 +95,37 @@ class Clips:
         numbers = list(self.kinds.values())[int(rng.integers(len(self.kinds)))]
         return numbers[int(rng.integers(len(numbers)))]
 
-    def clip(self, rng: np.random.Generator) -> tuple[Task, Tensor]:
-        """A task or step and a video of it (9, 3, 48, 48): the reasoner's, or a drawn one, right or wrong."""
+    def clip(self, rng: np.random.Generator, *, decoded: float = 0.5, copies: float = 0.0) -> tuple[Task, Tensor]:
+        """A task or step and a video of it (9, 3, 48, 48): the reasoner's, or a drawn one, right or wrong.
+
+        Of the drawn ones the share ``decoded`` goes through the VAE, and the share ``copies`` has things twice.
+        """
         i = self.pick(rng)
         task = self.tasks[i]
         if rng.random() < 0.45:
             return task, self.frames[i].float() / 255
-        video = render(drawn(task, rng, 0.4)[None])
-        if rng.random() < 0.5:
+        codes = drawn(task, rng, 0.4)
+        video = render((with_copies(codes, rng) if rng.random() < copies else codes)[None])
+        if rng.random() < decoded:
             with torch.no_grad():
                 video = decode(self.vae, encode(self.vae, video)).clamp(0, 1)
         return task, replies.noisy(video[0], rng)
 
-    def conclusions(self, rng: np.random.Generator) -> list[replies.Dialogue]:
-        """Verdicts about drawn videos, right or wrong, that are only told."""
-        picked = [self.tasks[self.pick(rng)] for _ in range(CONCLUSIONS)]
-        codes = [drawn(task, rng, 0.35) for task in picked]
-        reading = read(render(torch.stack(codes)))
-        return [replies.conclude(task, reading[i : i + 1], rng) for i, task in enumerate(picked)]
+    def told(self, rng: np.random.Generator) -> dict[str, list[replies.Dialogue]]:
+        """The rows of one step in which what there is to see is only told, and what follows is learnt."""
+        verdicts: list[replies.Dialogue] = []
+        routes: list[replies.Dialogue] = []
+        while len(verdicts) < TOLD_VERDICTS:
+            task, frames = self.clip(rng, decoded=0.0, copies=0.4)
+            task, reading = _perhaps_whole(task, rng), read(frames[None])
+            if len(routes) < TOLD_ROUTES:
+                routes.append(replies.told(replies.route(task, frames, reading, rng)))
+            if verdict := replies.verify(task, frames, reading, rng):
+                verdicts.append(replies.told(verdict, '"reason"'))
+        plans = [replies.told(replies.plan(self._any(rng), rng), '"observation"') for _ in range(TOLD_PLANS)]
+        return {"told verdicts": verdicts, "told plans": plans, "told routes": routes}
 
-    def dialogues(self, rng: np.random.Generator) -> Iterator[tuple[str, list[replies.Dialogue]]]:
+    def dialogues(self, rng: np.random.Generator) -> dict[str, list[replies.Dialogue]]:
         """The rows of one step, those of like length together."""
         checked: list[replies.Dialogue] = []
         answers: list[replies.Dialogue] = []
@@ -122,24 +134,27 @@ class Clips:
         while len(checked) < VERDICTS:
             task, frames = self.clip(rng)
             reading = read(frames[None])
-            if len(routes) < ROUTES:
-                routes.append(replies.route(task, frames, reading, rng))
             if len(plans) < 2 and (after := replies.plan_after(task, frames, rng)):
                 plans.append(after)
             if len(answers) < ANSWERS:
                 ((question, *_),), truths = choose_questions([task], reading, rng)
                 answers.append(replies.answer(question, frames, float(truths[0, 0])))
+            task = _perhaps_whole(task, rng)
+            if len(routes) < ROUTES:
+                routes.append(replies.route(task, frames, reading, rng))
             if verdict := replies.verify(task, frames, reading, rng):
                 checked.append(verdict)
-        yield "verdicts", checked
-        yield "answers", answers
-        yield "routes", routes
         plans += [replies.plan(self._any(rng), rng) for _ in range(PLANS - len(plans))]
-        yield "plans", plans
-        yield "queries", [replies.queries(self._any(rng), rng) for _ in range(QUERIES)]
+        queries = [replies.queries(self._any(rng), rng) for _ in range(QUERIES)]
+        return {"verdicts": checked, "answers": answers, "routes": routes, "plans": plans, "queries": queries}
 
     def _any(self, rng: np.random.Generator) -> Task:
         return self.long[int(rng.integers(len(self.long)))] if rng.random() < 0.4 else self.tasks[self.pick(rng)]
+
+
+def _perhaps_whole(task: Task, rng: np.random.Generator) -> Task:
+    """For some first steps of long tasks the whole one, as a loop that does not plan has its clips verified."""
+    return task.parent if task.parent is not None and task.number == 0 and rng.random() < WHOLE else task
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ from ttopt.miniworld.training.common import (
     step_bank,
     task_bank,
 )
+from ttopt.miniworld.training.sight import cosines
 from ttopt.miniworld.training.student import Bank, statistics
 from ttopt.miniworld.training.vae import load_vae
 from ttopt.miniworld.world import (
@@ -230,7 +231,7 @@ class Heads(nn.Module):
         merged = self.merged[-1].unflatten(0, (len(reading.sprite), 5, 9))  # (B, 5, 9, D)
         self.merged.clear()
         words = self.embedding[0].weight[self.ids]  # (24, D), six colours x (three shapes, pad)
-        logits = self.scale * replies.cosines(merged, words) + self.bias
+        logits = self.scale * cosines(merged, words) + self.bias
         sprites = reading.sprite[..., 1:].unflatten(-1, (6, 3))  # (B, 9, 36, 6, 3)
         shown = torch.cat([sprites, reading.ground[..., 1:7, None]], -1).flatten(-2)  # (B, 9, 36, 24)
         shown = torch.cat([shown, shown[:, -1:]], 1).unflatten(1, (5, 2)).amax(2)

@@ -179,6 +179,32 @@ def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert table["rows"][0]["score"]["mean"] == pytest.approx((0.875 + 1) / 2)
 
 
+def test_a_verdict_is_reused_only_for_the_same_samples_and_instruction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sample more, whose video is missing, halves the score although no video changed."""
+    from test_chat import Server, ok
+
+    rows = [row("chemistry", 1, "science", *FOUR), row("chemistry", 2, "science", *FOUR)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    film(tmp_path / "videos/chemistry/1.mp4")
+    server, prompt = Server(), tmp_path / "prompt.txt"
+    server.answers = [ok('<think>.</think><answer>["Good", "Good", "Good", "Good"]</answer>')]
+    args = ["evaluate", "--dataset", "ruler", "--root", str(tmp_path), "--videos", f"[{tmp_path / 'videos'}]"]
+    args += ["--official", "true", "--questions", "false", "--run-dir", str(tmp_path / "run")]
+    args += ["--chat.backend", "openai", "--chat.model", "judge", "--chat.base_url", server.url, "--chat.key_env", ""]
+    args += ["--logging.wandb", "disabled", "--report", "false", "--judge_prompt", str(prompt), "--limit"]
+    try:
+        prompt.write_text("Judge.")
+        assert main([*args, "1"]) == 0 and '"overall": 100.0' in capsys.readouterr().out
+        assert main([*args, "2"]) == 2 and '"overall": 50.0' in capsys.readouterr().out
+        assert len(server.requests) == 1
+        prompt.write_text("Judge well.")
+        assert main([*args, "1"]) == 0 and len(server.requests) == 2
+    finally:
+        server.http.shutdown()
+
+
 # Gen-ViRe
 
 

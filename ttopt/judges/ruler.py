@@ -23,7 +23,7 @@ from ttopt.compare_config import CompareSettings
 from ttopt.datasets.files import inside
 from ttopt.datasets.ruler import METRICS, output_path
 from ttopt.errors import UserError
-from ttopt.judges import Evaluator, Verdict, mean_of
+from ttopt.judges import Evaluator, Verdict, judge_prompt, mean_of
 from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
 from ttopt.video import fit_image, read_video_rate
@@ -51,7 +51,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
     """The judge behind chat.*; the benchmark's own is o3. Raises UserError without a server."""
     if settings.chat.backend != "openai":
         raise UserError("RULER-Bench needs a judge; give --chat.backend openai and --chat.model (the paper's: o3)")
-    chat, system = OpenAIChat(settings.chat), _system(settings.judge_prompt)
+    chat, system = OpenAIChat(settings.chat), judge_prompt(settings) or SYSTEM
     root = Path(str(settings.root))
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
@@ -194,13 +194,3 @@ def _image(path: Path) -> Tensor:
     except OSError as error:
         raise UserError(f"image {path} cannot be read; fetch the data set again") from error
     return fit_image(image, image.height, image.width)
-
-
-def _system(path: str | None) -> str:
-    """The judge's instruction: the benchmark's own file if given, else the same in our words."""
-    if path is None:
-        return SYSTEM
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge_prompt {path} cannot be read ({error})") from error

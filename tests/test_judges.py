@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -352,6 +353,13 @@ def test_evaluate_scores_videos_without_any_model(
     # mp4 files of 48x48 pixels lose colours, so that the scorer refuses some that are right.
     assert rows["right"]["score"]["mean"] >= 0.5 and rows["still"]["score"]["mean"] == 0
     assert rows["still"]["gain"]["difference"]["high"] <= 0 and (tmp_path / "run/report.html").exists()
+    assert rows["right"]["ssim"] > 0.9999
+
+    assert main([*args, "--reference", "still", "--report", "false"]) == 2
+    rows = {row["method"]: row for row in json.loads((tmp_path / "run/comparison.json").read_text())["rows"]}
+    assert rows["still"]["ssim"] > 0.9999 and rows["right"]["ssim"] < 0.999, "another reference"
+    shutil.copyfile(still / f"{samples[0].id}.mp4", right / f"{samples[0].id}.mp4")
+    assert main(args) == 2 and "was made with another video" in capsys.readouterr().err
 
 
 def test_evaluate_mistakes(tmp_path: Path) -> None:

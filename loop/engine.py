@@ -11,8 +11,9 @@
         else: route: one more try | smaller steps | the whole task in one clip
     return concat(H)
 
-Only a verifier's "accept" accepts. A model that cannot be reached or understood ends the sample: the best video so far
-is kept and marked as not accepted, and the result says why.
+Only a verifier's "accept" accepts. A model that cannot be reached or understood ends the sample, marked as not
+accepted, and the result says why. The video is always H, the accepted clips; only where there is none, it is the
+rejected attempt that the verifier likes best.
 
 A sample's folder holds, besides video.mp4, result.json and config.yaml:
 
@@ -93,7 +94,7 @@ class Loop:
         self.frame = sample.image  # f
         self.planned_more = False  # the planner's own count, at the last step
         self.generate = Generator(settings, sample, folder, context, self.trace, self.journal, self.warn)
-        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and video of the best there is so far
+        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and clip of the best attempt so far
 
     def run(self) -> Result:
         try:
@@ -106,7 +107,7 @@ class Loop:
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
         result = self.context.finish(
             self.sample,
-            self.best and self.best[1],
+            join(self.clips) if self.clips else self.best and self.best[1],
             self.folder,
             method=self.settings.name,
             seeds=self.generate.seeds,
@@ -174,11 +175,11 @@ class Loop:
         self.context.status(f"step {step.number}/{self.steps}, attempt {number}: the reasoner generates")
         attempt = Attempt(self.generate(step))
         step.attempts.append(attempt)
-        self.consider(step, attempt)
+        self.consider(attempt)
         if not self.settings.verification:
             return True
         attempt.verdict = verdict = self.verify(step, attempt.clip)
-        self.consider(step, attempt)
+        self.consider(attempt)
         if verdict.accepted:
             return True
         if not verdict.suggestion:
@@ -191,7 +192,6 @@ class Loop:
     def accept(self, step: Step) -> None:
         clip = step.attempts[-1].clip
         self.clips, self.done, self.frame = (*step.clips, clip), (*step.done, step.action), clip[-1]
-        self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
 
     def route(self, step: Step) -> str:
         """What to do with a step whose attempts were all rejected."""
@@ -258,11 +258,11 @@ class Loop:
             count = max(count, len(step.kept))
         return clip[:count] if count else None
 
-    def consider(self, step: Step, attempt: Attempt) -> None:
-        """Remembers the best video so far: first by accepted steps, then by the verifier's own order."""
+    def consider(self, attempt: Attempt) -> None:
+        """Remembers the best attempt so far, by the verifier's own order; one that is not judged is the worst."""
         rank = (-1.0,) * 3 if attempt.verdict is None else attempt.verdict.rank
-        if self.best is None or (len(step.clips), *rank) > self.best[0]:
-            self.best = ((len(step.clips), *rank), join([*step.clips, attempt.clip]))
+        if self.best is None or rank > self.best[0]:
+            self.best = rank, attempt.clip
 
     # Talking
 

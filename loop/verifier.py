@@ -45,8 +45,9 @@ class Verdict(BaseModel):
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """The verifier's own order of attempts."""
-        return self.progress, self.good_fraction, self.confidence or 0.0
+        """The verifier's own order of attempts: of two that it rejects alike, the less sure one is the better."""
+        sure = self.confidence or 0.0
+        return self.progress, self.good_fraction, sure if self.accepted else -sure
 
 
 def verify(

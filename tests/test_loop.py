@@ -186,7 +186,9 @@ def test_regen_is_one_more_try(models: Models, mini: FitSettings, tmp_path: Path
 
 
 def test_rejected_to_the_end_is_the_best_attempt(models: Models, mini: FitSettings, tmp_path: Path) -> None:
-    answers = [verdict(False, 0.1, 0.2), verdict(False, 0.1, 0.6, confidence=0.3), verdict(False, 0.1, 0.6)]
+    """Of two rejected alike, the one that the verifier is less sure of."""
+    answers = [verdict(False, 0.1, *rest) for rest in ((0.2,), (0.6,), (0.6,))]
+    answers = [a | {"confidence": c} for a, c in zip(answers, (0.9, 0.3, 0.8), strict=True)]
     chat = Scripted(plan=[plan()], verify=[*answers, verdict(False, 0.0, 0.5)], route=[{"action": "regen"}])
     videos: list[Tensor] = []
     found, _ = solve(chat, models, mini, tmp_path, videos=videos)
@@ -220,10 +222,13 @@ def test_fallback_replaces_everything(models: Models, mini: FitSettings, tmp_pat
     assert trace["clips"][-1]["kept_frames"] == 0
 
 
-def test_a_failed_step_does_not_lose_the_accepted_ones(models: Models, mini: FitSettings, tmp_path: Path) -> None:
-    chat = Scripted(plan=[plan()], verify=[YES, NO], route=[{"action": "fallback"}])
-    found, _ = solve(chat, models, mini, tmp_path)
-    assert found.accepted is False and len(read_video(tmp_path / "video.mp4")) == 17
+def test_a_failed_step_leaves_the_accepted_ones(models: Models, mini: FitSettings, tmp_path: Path) -> None:
+    """No rejected clip is appended, however much progress it made."""
+    videos: list[Tensor] = []
+    chat = Scripted(plan=[plan()], verify=[YES, verdict(False, 0.9, 0.9)], route=[{"action": "fallback"}])
+    found, _ = solve(chat, models, mini, tmp_path, videos=videos)
+    shown = [torch.stack(asked.images) for role, asked in chat.asked if role == "verify"]
+    assert found.accepted is False and torch.equal(videos[0], shown[0])
 
 
 @pytest.mark.parametrize(

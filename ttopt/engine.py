@@ -177,9 +177,7 @@ def _problem(outcome: Result | Failure) -> str:
     return ""
 
 
-def _finished(
-    samples: Sequence[Sample], folder: RunFolder, settings: FitSettings, method: Method
-) -> dict[str, Result]:
+def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSettings, method: Method) -> dict[str, Result]:
     """What earlier calls finished. Raises UserError for a result that was made from something else."""
     found, files = {}, files_digest(settings)
     for sample in samples:

@@ -45,8 +45,10 @@ from loop.verifier import Verdict, verify
 from loop.wording import Wording
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.errors import UserError, one_line
+from ttopt.memory import can_spare
 from ttopt.methods.base import Context
 from ttopt.models import TOO_SMALL
+from ttopt.processes import several
 from ttopt.result import Result
 from ttopt.resume import digest
 from ttopt.sample import Sample
@@ -102,7 +104,10 @@ class Loop:
         except (UserError, torch.OutOfMemoryError) as error:
             if isinstance(error.__cause__, OSError):  # the disk, not a model
                 raise
-            why = TOO_SMALL if isinstance(error, torch.OutOfMemoryError) else str(error)
+            full = isinstance(error, torch.OutOfMemoryError)
+            if full and (several() or can_spare(self.context.models)):
+                raise  # ttopt/solver.py tries once more, which the journal makes cheap; several processes end together
+            why = TOO_SMALL if full else str(error)
             ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", why)
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
         result = self.context.finish(

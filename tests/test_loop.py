@@ -416,20 +416,34 @@ def test_the_users_questions_are_about_the_whole_task(
     assert asked_about == ["move the red square"]
 
 
-def test_too_little_memory_loses_no_clip(
-    models: Models, mini: FitSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("enough", [True, False])
+def test_too_little_memory_is_tried_once_more_and_loses_no_clip(
+    enough: bool, models: Models, mini: FitSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = iter([torch.zeros(9, 3, 48, 48)])
+    """The second clip needs more than there is, unless (or even if) everything is computed again."""
+    made: list[str] = []
 
-    def generate(*_: Any) -> Tensor:
-        for clip in made:
-            return clip
-        raise torch.OutOfMemoryError
+    def generate(self: Context, sample: Sample, seed: int) -> Tensor:
+        made.append(sample.prompt)
+        if len(made) > 1 and not (enough and self.models.reasoner.recompute):
+            raise torch.OutOfMemoryError
+        return torch.zeros(9, 3, 48, 48)
 
     monkeypatch.setattr(Context, "generate", generate)
-    found, trace = solve(Scripted(plan=[plan()], verify=[YES]), models, mini, tmp_path)
-    assert found.accepted is False and "memory is too small" in found.error
-    assert len(trace["clips"]) == 1 and len(read_video(tmp_path / "video.mp4")) == 9
+    monkeypatch.setattr(engine, "find_samples", lambda settings: ([tiny_sample()], None))
+    monkeypatch.setattr(engine, "load_models", lambda settings: models)
+    chat = Scripted(plan=[plan("one"), plan("two"), DONE], verify=[YES])
+    monkeypatch.setattr(engine, "make_chat", lambda settings, teacher: chat)
+    s = dataclasses.replace(mini, run_dir=str(tmp_path / "run"), method=MethodSettings("loop.StepLoop"))
+    try:
+        found = engine.fit_all(s, Console(), callbacks.standard)
+    finally:
+        models.reasoner.recompute = ()
+        models.teacher.set_recompute(False)
+    (result,) = found.results
+    assert made == ["one", "two", "two"], "what was made is not made again"
+    assert result.accepted is enough and ("memory is too small" in result.error) is not enough
+    assert len(read_video(tmp_path / "run/samples/a/video.mp4")) == (17 if enough else 9)
 
 
 def test_queries_about_the_bare_action_where_the_suggestion_is_unheard_of(

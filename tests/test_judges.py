@@ -129,6 +129,10 @@ def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
     third = ruler.judge_all(down, "SYSTEM", tmp_path, videos, judged, science, work, "o3")
     assert list(third.errors) == ["chemistry.2"] and list(third.scores) == ["chemistry.1"], "a new video, a new verdict"
 
+    (tmp_path / "in.png").write_text("no image")
+    fourth = ruler.judge_all(Judge(good.format("")), "SYSTEM", tmp_path, videos, judged, science, work, "o3")
+    assert "in.png cannot be read" in fourth.errors["chemistry.1"] and fourth.scores == {"chemistry.2": 1.0}
+
 
 @pytest.mark.parametrize(
     "reply, problem",

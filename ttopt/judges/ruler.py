@@ -68,10 +68,10 @@ def judge_all(
     answers: dict[str, list[str]] = {}
     errors: dict[str, str] = {}
     for sample in judged:
-        messages = question(sample, root, videos / output_path(sample), system)
         path = work / output_path(sample).with_suffix(".json")
-        key = fingerprint(messages)
         try:
+            messages = question(sample, root, videos / output_path(sample), system)
+            key = fingerprint(messages)
             kept = read_json(path)
             if kept.get("asked") != [model, key]:
                 labels, text = ask(chat, messages, len(sample.answer["checklist"]))
@@ -79,7 +79,7 @@ def judge_all(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
             answers[sample.id] = kept["eval_results"]
-        except ChatError as error:
+        except UserError as error:  # a file of the data set, or a ChatError
             errors[sample.id] = str(error)
     metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
     scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}

@@ -45,7 +45,7 @@ class Judge:
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if isinstance(reply, Exception):
             raise reply
-        return Reply(reply, 0.0, 0, 0, 0.0, self.name)
+        return reply if isinstance(reply, Reply) else Reply(reply, 0.0, 0, 0, 0.0, self.name)
 
 
 def film(path: Path, frames: int = 9, fps: int = 8, size: int = 48) -> None:
@@ -153,6 +153,13 @@ def test_a_malformed_reply_is_no_verdict(reply: str, problem: str) -> None:
     assert len(judge.asked) == 3
 
 
+def test_a_verdict_that_was_cut_off_is_none() -> None:
+    """What looks like an answer may be a draft."""
+    judge = Judge(Reply('<answer>["Good", "Good"]</answer> But', 0.0, 9, 400, 0.0, "judge", cut=True))
+    with pytest.raises(ChatError, match="cut off after 400 tokens; raise chat.max_tokens"):
+        ruler.ask(judge, [Message("user", ("?",))], 2)
+
+
 def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A judge behind a real server; the second call asks nothing, and one that failed is tried again."""
     from test_chat import Server, fails, ok
@@ -176,6 +183,7 @@ def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
         )
         server.answers = [ok('<think>.</think><answer>["Good", "Good", "Good"]</answer>')]
         assert main(args) == 0 and len(server.requests) == 3, "only what had failed is asked"
+        assert server.requests[0]["max_tokens"] == 8192
         assert main(args) == 0 and len(server.requests) == 3
     finally:
         server.http.shutdown()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttopt.chat import OpenAIChat
 from ttopt.compare_config import CompareSettings, chosen
 from ttopt.errors import UserError
 from ttopt.result import FILE, Result
@@ -18,6 +19,7 @@ from ttopt.runfolder import read_json, write_text, writing
 from ttopt.sample import Sample
 
 OFFICIAL = "official.json"
+JUDGE_TOKENS = 8192  # at least: a judge thinks about every question first, and its thoughts count
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,16 @@ def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], no
             problems.append(f"{method.name}: no video for {', '.join(missing)}; counted as 0")
         problems += [f"{method.name}: {sample}: {error}" for sample, error in verdict.errors.items()]
     return problems
+
+
+def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
+    """The judge behind chat.*; ``model`` is the benchmark's own. Raises UserError without a server."""
+    chat = settings.chat
+    if chat.backend != "openai":
+        raise UserError(
+            f"{benchmark} needs a judge; give --chat.backend openai and --chat.model (the paper's: {model})"
+        )
+    return OpenAIChat(dataclasses.replace(chat, max_tokens=max(chat.max_tokens, JUDGE_TOKENS)))
 
 
 def judge_prompt(settings: CompareSettings) -> str:

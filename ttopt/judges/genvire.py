@@ -15,12 +15,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, create_model
 from torch import Tensor
 
-from ttopt.chat import Chat, Message, OpenAIChat, ask, fingerprint
+from ttopt.chat import Chat, Message, ask, fingerprint
 from ttopt.compare_config import CompareSettings
 from ttopt.datasets.files import inside
 from ttopt.datasets.genvire import output_path
 from ttopt.errors import UserError
-from ttopt.judges import Evaluator, Verdict, mean_of
+from ttopt.judges import Evaluator, Verdict, mean_of, server
 from ttopt.judges.ruler import frames
 from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
@@ -38,9 +38,7 @@ Reply with JSON only: {{"reason": "...", "scores": [one number a criterion, in o
 
 def evaluator(settings: CompareSettings) -> Evaluator:
     """The judge behind chat.*; the benchmark's own is gemini-2.5-pro. Raises UserError without a server."""
-    if settings.chat.backend != "openai":
-        raise UserError("Gen-ViRe needs a judge; give --chat.backend openai and --chat.model (gemini-2.5-pro)")
-    chat, model = OpenAIChat(settings.chat), settings.chat.model
+    chat, model = server(settings, "Gen-ViRe", "gemini-2.5-pro"), settings.chat.model
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
         return judge_all(chat, videos, judged, samples, work, model)

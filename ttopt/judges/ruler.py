@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ttopt.chat import Chat, ChatError, Message, OpenAIChat, fingerprint
+from ttopt.chat import Chat, ChatError, Message, fingerprint
 from ttopt.compare_config import CompareSettings
 from ttopt.datasets.files import inside
 from ttopt.datasets.ruler import METRICS, output_path
 from ttopt.errors import UserError
-from ttopt.judges import Evaluator, Verdict, judge_prompt, mean_of
+from ttopt.judges import Evaluator, Verdict, judge_prompt, mean_of, server
 from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
 from ttopt.video import fit_image, read_video_rate
@@ -49,9 +49,7 @@ with as many labels as there are questions, in their order."""
 
 def evaluator(settings: CompareSettings) -> Evaluator:
     """The judge behind chat.*; the benchmark's own is o3. Raises UserError without a server."""
-    if settings.chat.backend != "openai":
-        raise UserError("RULER-Bench needs a judge; give --chat.backend openai and --chat.model (the paper's: o3)")
-    chat, system = OpenAIChat(settings.chat), judge_prompt(settings) or SYSTEM
+    chat, system = server(settings, "RULER-Bench", "o3"), judge_prompt(settings) or SYSTEM
     root = Path(str(settings.root))
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
@@ -106,14 +104,17 @@ def question(sample: Sample, root: Path, video: Path, system: str) -> list[Messa
 
 def ask(chat: Chat, messages: Sequence[Message], count: int) -> tuple[list[str], str]:
     """``count`` labels and the reply they stand in. Raises ChatError after ASKED malformed replies."""
-    problem = ""
+    problem, cure = "", ""
     for _ in range(ASKED):
-        text = chat.reply(messages).text
+        reply = chat.reply(messages)
+        if reply.cut:
+            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
+            continue
         try:
-            return labels_of(text, count), text
+            return labels_of(reply.text, count), reply.text
         except ValueError as error:
-            problem = str(error)
-    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; use another judge")
+            problem, cure = str(error), "use another judge"
+    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
 
 
 def labels_of(reply: str, count: int) -> list[str]:

@@ -245,17 +245,33 @@ def test_genvire(tmp_path: Path) -> None:
     assert found.scores == {"A.x.1": pytest.approx((0.75 + 0 + 1) / 3), "A.x.2": pytest.approx((0.7 + 0 + 1) / 3)}
     assert set(found.errors) == {"B.x.3", "B.x.4"} and "left_half" in found.errors["B.x.4"]
     half = (sum(found.scores.values()) / 2) / 2
-    assert found.summary == {"A": round(2 * half, 4), "B": 0.0, "average": round(half, 4)}
+    assert found.summary == {
+        "A": round(2 * half, 4), "B": 0.0, "average": round(half, 4),
+        "unsupported": 1, "average without unsupported": round(half, 4),
+    }  # fmt: skip
+    alone = genvire.summary([by_sample["A.x.1"], by_sample["B.x.4"]], {"A.x.1": 0.5})
+    assert (alone["average"], alone["average without unsupported"]) == (0.25, 0.5)
     assert len(judge.asked[3][0].images) == len(judge.asked[0][0].images) + 1, "the last frame once more"
     assert genvire.judge_all(judge, tmp_path / "videos", ordered, samples, tmp_path / "work", "m") == found
     assert len(judge.asked) == 6, "replies are kept"
 
 
 def test_genvire_scores_must_be_in_range(tmp_path: Path) -> None:
-    schema = genvire._schema({"criteria": ["a", "b"], "max_score": 10})
-    for wrong in ([6, 0], [1], [1, 2, 3], [-1, 0]):
-        with pytest.raises(ValueError):
-            schema.model_validate({"scores": wrong})
+    """A criterion's own maximum where the rubric states one, else only the sum is bounded."""
+    unstated: dict[str, Any] = {"criteria": ["a", "b"], "max_score": 10}
+    stated: dict[str, Any] = {"criteria": [{"name": str(most), "max_score": most} for most in (5, 3, 2)]}
+    cases: list[tuple[dict[str, Any], list[float], list[list[float]]]] = [
+        (unstated, [8, 2], [[8, 3], [1], [1, 2, 3], [-1, 0], [float("nan"), 0]]),
+        (stated | {"max_score": 10}, [5, 3, 2], [[4, 4, 2], [0, 0, 3]]),
+        (stated, [5, 3, 2], [[4, 4, 2]]),
+        ({"criteria": ["a", "b"]}, [1, 1], [[2, 0]]),
+    ]
+    for rubric, right, wrongs in cases:
+        schema: Any = genvire._schema(rubric)
+        assert genvire.run_score(rubric, schema.model_validate({"scores": right}).scores) == 1
+        for wrong in wrongs:
+            with pytest.raises(ValueError):
+                schema.model_validate({"scores": wrong})
 
 
 # VBVR-Bench, with a stand-in for the kit of the same interface

@@ -1,7 +1,8 @@
 """A clip that is optimised by the teacher's LoRA (VLM-as-Teacher, Algorithm 1) before the verifier sees it.
 
 The queries are written for the planned action and the frame it starts from. The action's prompt carries the verifier's
-suggestions, so that its diagnosis reaches the queries; where ``diagnosis_query`` is given, it becomes one of its own.
+suggestions, so that its diagnosis reaches the queries. Where ``diagnosis_query`` is given, the step's newest diagnoses
+also become the first process queries, as many as leave room for at least one of the teacher's own.
 """
 
 from __future__ import annotations
@@ -133,11 +134,14 @@ class InnerLora:
                 return self.queries(dataclasses.replace(part, prompt=action), action, diagnoses)
         if not self.diagnosis_query or not diagnoses:
             return found
-        last = diagnoses[-1]
-        extra = self.diagnosis_query.replace("{reason}", last.reason).replace("{suggestion}", last.suggestion)
-        try:
-            teacher.check_words(extra)
-            teacher.refuse_special_tokens(extra)
-        except UserError:
-            return found  # the prompt still carries the diagnosis
-        return Queries(found.goal, (extra, *found.process)[:MOST_PROCESS])
+        extra: dict[str, None] = {}  # in order, each once
+        for diagnosis in reversed(diagnoses):
+            text = self.diagnosis_query.replace("{reason}", diagnosis.reason)
+            text = text.replace("{suggestion}", diagnosis.suggestion)
+            try:
+                teacher.check_words(text)
+                teacher.refuse_special_tokens(text)
+            except UserError:
+                continue  # the prompt still carries the diagnosis
+            extra[text] = None
+        return Queries(found.goal, (*list(extra)[: MOST_PROCESS - 1], *found.process)[:MOST_PROCESS])

@@ -343,6 +343,25 @@ def test_clips_are_optimised(
     assert (tmp_path / "clips/02_step1_attempt2/adapter").is_dir()
 
 
+def test_every_diagnosis_becomes_a_query_where_there_is_room(
+    asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
+) -> None:
+    """The newest first; what the teacher cannot read is left out, and one of its own stays."""
+    bad = [
+        verdict(False, suggestion=text)
+        for text in ("to the green pad", "defenestrate it", "the blue square", "the red cross")
+    ]
+    _, trace = solve(
+        Scripted(plan=[plan(), DONE], verify=[*bad, YES]), models, mini, tmp_path, inner="teacher_lora", attempts=5,
+        diagnosis_query="{suggestion} ?",
+    )  # fmt: skip
+    own = list(QUERIES.process)
+    assert [clip["queries"]["process"] for clip in trace["clips"]] == [
+        own, ["to the green pad ?", *own], ["to the green pad ?", *own],
+        ["the blue square ?", "to the green pad ?", own[0]], ["the red cross ?", "the blue square ?", own[0]],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("keep", "fresh"), [("attempts", [None, True, False, None, True]), ("none", [None, True, True, None, True])]
 )

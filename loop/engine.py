@@ -42,7 +42,7 @@ from loop.settings import LoopSettings
 from loop.step import Attempt, Step
 from loop.trace import Trace
 from loop.verifier import Verdict, verify
-from loop.wording import Wording
+from loop.wording import TARGET, Wording
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.errors import UserError, one_line
 from ttopt.memory import can_spare
@@ -95,6 +95,8 @@ class Loop:
         self.clips: tuple[Tensor, ...] = ()  # H, as clips
         self.frame = sample.image  # f
         self.planned_more = False  # the planner's own count, at the last step
+        self.target = ""  # of the planner's last action, where the verifier's prompt asks for it
+        self.failed = ""  # what the router says of a step that is planned again; told once
         self.generate = Generator(settings, sample, folder, context, self.trace, self.journal, self.warn)
         self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and clip of the best attempt so far
 
@@ -134,7 +136,7 @@ class Loop:
             action = self.plan(number)
             if action is None:
                 return self.accept_all("the planner sees the task complete")
-            step = self.begin(number, action)
+            step = self.begin(number, action, self.target)
             if not any(self.attempt(step) for _ in range(self.settings.attempts)):
                 ordered = self.route(step)
                 if ordered == "split":
@@ -156,23 +158,25 @@ class Loop:
         self.context.status(f"step {number}/{self.steps}: the planner thinks")
         found = plan(
             self.asker("planner", number), self.wording, self.sample.image, self.frame, self.sample.prompt, self.done,
-            number, self.steps,
+            number, self.steps, self.failed,
         )  # fmt: skip
-        self.planned_more = found.estimated_steps_remaining > 1
+        self.planned_more, self.failed, self.target = found.estimated_steps_remaining > 1, "", ""
         if found.task_complete and not self.done:
             self.warn("the planner calls the task complete before anything was done; the whole task is the action")
             return self.sample.prompt
         if found.task_complete:
             return None
         action = self.limited(found.instruction)
+        if TARGET in self.wording.verify:
+            self.target = self.limited(found.target_state)
         self.tell(f"step {number}/{self.steps}: {action}")
         return action
 
-    def begin(self, number: int, action: str) -> Step:
+    def begin(self, number: int, action: str, target: str = "") -> Step:
         lengths, frames = self.settings.clip_seconds, self.sample.frames
         if lengths is not None:
             frames = frames_of(lengths[min(number, len(lengths)) - 1], self.sample.fps)
-        return Step(number, action, action, frames, self.frame, self.clips, self.done)
+        return Step(number, action, action, frames, self.frame, self.clips, self.done, target)
 
     def attempt(self, step: Step) -> bool:
         """Generate, verify; if rejected, prepare the repair. Whether the clip is accepted."""
@@ -211,6 +215,7 @@ class Loop:
             ordered = "fallback"
         if ordered == "split":
             self.splits -= 1
+            self.failed = " ".join(f"{sentence(step.action)} {found.reason} {found.suggestion}".split())
             self.steps += min(max(found.estimated_steps - 1, 1), self.settings.max_steps)
         if ordered == "regen":
             step.prompt = self.evolve(step, found.suggestion)
@@ -238,6 +243,7 @@ class Loop:
         verdict = verify(
             self.asker("verifier", step.number), self.wording, self.sample.image, list(clip[numbers]),
             [number / self.sample.fps for number in numbers], self.sample.prompt, step.done, step.action,
+            step.target,
         )  # fmt: skip
         self.trace.verdict(verdict.model_dump())
         self.tell(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from loop.settings import KeepAdapter
+from loop.step import Step
 from loop.verifier import Verdict
 from ttopt.chat import ChatError
 from ttopt.errors import UserError
@@ -47,8 +48,7 @@ class InnerLora:
         seed: int,
         number: int,
         folder: Path,
-        action: str,
-        diagnoses: Sequence[Verdict],
+        step: Step,
         first: bool,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The optimised clip (T,3,H,W) of ``part``, and what the trace says of it. Callbacks write into ``folder``.
@@ -58,8 +58,8 @@ class InnerLora:
         Raises ChatError where the teacher cannot write its queries.
         """
         models, settings, meter = self.context.models, self.context.settings, self.context.meter
-        own = self.context.queries if action == self.task else None  # the user's are about the whole task
-        queries = own or self.queries(part, action, diagnoses)
+        own = self.context.queries if step.action == self.task else None  # the user's are about the whole task
+        queries = own or self.queries(part, step.action, step.target, step.diagnoses)
         numbers = sample_frames(min(settings.teacher.frames, part.frames), part.frames)
         reasoner, adapter, o = models.reasoner, models.adapter, settings.optimisation
         reward = TeacherReward(models.teacher, queries, part.fps, numbers)
@@ -121,17 +121,19 @@ class InnerLora:
             self.context.models.adapter.load_state_dict(state)
         self._trained = True
 
-    def queries(self, part: Sample, action: str, diagnoses: Sequence[Verdict]) -> Queries:
-        """The teacher's questions about the evolved prompt, or, where it can write none, about the bare action."""
+    def queries(self, part: Sample, action: str, target: str, diagnoses: Sequence[Verdict]) -> Queries:
+        """The teacher's questions about the evolved prompt and the planned state of the scene at its end, or, where it
+        can write none, about the bare action."""
         teacher = self.context.models.teacher
+        asked = dataclasses.replace(part, prompt=f"{part.prompt.rstrip('.')}. In the end: {target}") if target else part
         with self.context.meter.timer("queries"):
             self.context.meter.vlm_calls += 1
             try:
-                found = teacher.write_queries(part)
+                found = teacher.write_queries(asked)
             except UserError as error:
-                if part.prompt == action:
+                if asked.prompt == action:
                     raise ChatError(str(error)) from error
-                return self.queries(dataclasses.replace(part, prompt=action), action, diagnoses)
+                return self.queries(dataclasses.replace(part, prompt=action), action, "", diagnoses)
         if not self.diagnosis_query or not diagnoses:
             return found
         extra: dict[str, None] = {}  # in order, each once

@@ -59,8 +59,12 @@ def verify(
     prompt: str,
     done: Sequence[str],
     action: str,
+    target: str,
 ) -> Verdict:
-    """Judges the action, not the whole task, from the clip's ``frames`` (3,H,W), which lie at ``seconds``."""
+    """Judges the action, not the whole task, from the clip's ``frames`` (3,H,W), which lie at ``seconds``.
+
+    ``target`` is the planned state of the scene after it, if there is one.
+    """
     asked = message(
         wording.verify,
         start,
@@ -69,6 +73,7 @@ def verify(
         prompt=prompt,
         done=done_text(done),
         action=action,
+        target_state=target or "as the action says.",
         seconds=", ".join(f"{second:.1f}" for second in seconds),
     )
     return ask(asked, Verdict)

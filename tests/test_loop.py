@@ -571,6 +571,39 @@ def test_shipped_prompts() -> None:
     assert Wording.load("mini") == Wording(dialogues.PLAN, dialogues.VERIFY, dialogues.ROUTE), "what was trained"
 
 
+@pytest.fixture
+def telling(tmp_path: Path, settings: Make) -> FitSettings:
+    """Prompts that tell all that the full ones do."""
+    texts = {"plan": "Plan: {prompt} {done} Failed: {failed}", "verify": "Check: {action} Then: {target_state}"}
+    for name, text in {**texts, "route": "Route: {action} {reason}"}.items():
+        (tmp_path / "prompts").mkdir(exist_ok=True)
+        (tmp_path / "prompts" / f"{name}.txt").write_text(text)
+    full = Wording.load("full")
+    assert "{failed}" in full.plan and "{target_state}" in full.verify
+    return settings(chat={"prompts": str(tmp_path / "prompts")}, seed=3)
+
+
+def test_the_target_state_reaches_verifier_and_queries(
+    asked_about: list[str], models: Models, telling: FitSettings, tmp_path: Path
+) -> None:
+    chat = Scripted(plan=[plan(), DONE], verify=[verdict(False, suggestion="unheard"), YES])
+    _, trace = solve(chat, models, telling, tmp_path, inner="teacher_lora")
+    assert chat.prompts("verify") == ["Check: move the red square Then: there"] * 2
+    assert asked_about == [
+        "move the red square. In the end: there", "move the red square. unheard. In the end: there",
+        "move the red square",
+    ]  # fmt: skip
+    assert [clip["prompt"] for clip in trace["clips"]] == ["move the red square", "move the red square. unheard"]
+
+
+def test_the_planner_is_told_once_why_a_step_is_split(models: Models, telling: FitSettings, tmp_path: Path) -> None:
+    ordered = {"action": "split", "reason": "It is too far.", "suggestion": "go half the way"}
+    chat = Scripted(plan=[plan("go"), plan("half"), DONE], verify=[NO, NO, NO, YES], route=[ordered])
+    solve(chat, models, telling, tmp_path)
+    failed = [text.split("Failed: ")[1] for text in chat.prompts("plan")]
+    assert failed == ["nothing.", "go. It is too far. go half the way", "nothing."]
+
+
 def test_own_prompts(tmp_path: Path) -> None:
     for name in ("plan", "verify", "route"):
         (tmp_path / f"{name}.txt").write_text("{prompt} {done} {action} {reason}\n")

@@ -118,6 +118,8 @@ def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
     assert (system.role, system.text) == ("system", "SYSTEM")
     shapes = [tuple(image.shape[1:]) for image in user.images]
     assert shapes == [(30, 40), (30, 40)] + [(512, 512)] * 5, "input, ground truth, frames 0, 4, 8, 12, 16"
+    files = [part for part in user.encoded if isinstance(part, bytes)]
+    assert [file[:3] for file in files] == [b"\x89PN"] * 2 + [b"\xff\xd8\xff"] * 5, "frames as JPEG"
     text = user.text
     order = ["Input Image", "Input Prompt", "Ground truth", "it bubbles", "Video to evaluate", "# Question 5:"]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)

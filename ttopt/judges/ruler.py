@@ -1,8 +1,8 @@
 """RULER-Bench's judge and arithmetic (arXiv 2512.02622): one call a video, all questions of its checklist at once.
 
 The judge sees the input image, the prompt, the ground-truth image, the explanation, the input video and the generated
-one (two frames a second, longest side 512) and answers <think>...</think><answer>["Good", ...]</answer>. A malformed
-reply is asked again. Good, Medium, Poor count 2, 1, 0; per sample and metric the mean, 0 for a metric without
+one (two frames a second as JPEG, longest side 512) and answers <think>...</think><answer>["Good", ...]</answer>. A
+malformed reply is asked again. Good, Medium, Poor count 2, 1, 0; per sample and metric the mean, 0 for a metric without
 questions; a sample is the mean of its four metrics (three for vision rules, which have no instruction following).
 """
 
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ttopt.chat import Chat, ChatError, Message, fingerprint
+from ttopt.chat import Chat, ChatError, Jpeg, Message, fingerprint
 from ttopt.compare_config import CompareSettings
 from ttopt.datasets.files import inside
 from ttopt.datasets.ruler import METRICS, output_path
@@ -87,7 +87,7 @@ def judge_all(
 def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:
     """What the judge is asked about one video, in the order of the benchmark's own script."""
     row: dict[str, Any] = sample.answer
-    parts: list[str | Tensor] = []
+    parts: list[str | Tensor | Jpeg] = []
     if row.get("input_image_path"):
         parts += ["## Input Image:", _image(inside(root, row["input_image_path"]))]
     parts.append(f"## Input Prompt:\n{sample.prompt}")
@@ -96,8 +96,8 @@ def question(sample: Sample, root: Path, video: Path, system: str) -> list[Messa
     if row.get("implicit_explanation"):
         parts.append(f"## Implicit Explanation:\n{row['implicit_explanation']}")
     if row.get("input_video_path"):
-        parts += ["## Input Video:", *frames(inside(root, row["input_video_path"]))]
-    parts += ["## Video to evaluate:", *frames(video), "## CheckList Questions:"]
+        parts += ["## Input Video:", *map(Jpeg, frames(inside(root, row["input_video_path"])))]
+    parts += ["## Video to evaluate:", *map(Jpeg, frames(video)), "## CheckList Questions:"]
     parts += [f"# Question {number}:\n{text}" for number, (_, text) in enumerate(row["checklist"], start=1)]
     return [Message("system", (system,)), Message("user", tuple(parts))]
 

@@ -11,8 +11,9 @@
         else: route: one more try | smaller steps | the whole task in one clip
     return concat(H)
 
-Only a verifier's "accept" accepts. A model that cannot be reached or understood ends the sample: the best video so far
-is kept and marked as not accepted, and the result says why.
+Only a verifier's "accept" accepts. A model that cannot be reached or understood ends the sample, marked as not
+accepted, and the result says why. The video is always H, the accepted clips; only where there is none, it is the
+rejected attempt that the verifier likes best.
 
 A sample's folder holds, besides video.mp4, result.json and config.yaml:
 
@@ -41,11 +42,13 @@ from loop.settings import LoopSettings
 from loop.step import Attempt, Step
 from loop.trace import Trace
 from loop.verifier import Verdict, verify
-from loop.wording import Wording
+from loop.wording import TARGET, Wording
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.errors import UserError, one_line
+from ttopt.memory import can_spare
 from ttopt.methods.base import Context
 from ttopt.models import TOO_SMALL
+from ttopt.processes import several
 from ttopt.result import Result
 from ttopt.resume import digest
 from ttopt.sample import Sample
@@ -92,8 +95,10 @@ class Loop:
         self.clips: tuple[Tensor, ...] = ()  # H, as clips
         self.frame = sample.image  # f
         self.planned_more = False  # the planner's own count, at the last step
+        self.target = ""  # of the planner's last action, where the verifier's prompt asks for it
+        self.failed = ""  # what the router says of a step that is planned again; told once
         self.generate = Generator(settings, sample, folder, context, self.trace, self.journal, self.warn)
-        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and video of the best there is so far
+        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and clip of the best attempt so far
 
     def run(self) -> Result:
         try:
@@ -101,12 +106,15 @@ class Loop:
         except (UserError, torch.OutOfMemoryError) as error:
             if isinstance(error.__cause__, OSError):  # the disk, not a model
                 raise
-            why = TOO_SMALL if isinstance(error, torch.OutOfMemoryError) else str(error)
+            full = isinstance(error, torch.OutOfMemoryError)
+            if full and (several() or can_spare(self.context.models)):
+                raise  # ttopt/solver.py tries once more, which the journal makes cheap; several processes end together
+            why = TOO_SMALL if full else str(error)
             ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", why)
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
         result = self.context.finish(
             self.sample,
-            self.best and self.best[1],
+            join(self.clips) if self.clips else self.best and self.best[1],
             self.folder,
             method=self.settings.name,
             seeds=self.generate.seeds,
@@ -128,7 +136,7 @@ class Loop:
             action = self.plan(number)
             if action is None:
                 return self.accept_all("the planner sees the task complete")
-            step = self.begin(number, action)
+            step = self.begin(number, action, self.target)
             if not any(self.attempt(step) for _ in range(self.settings.attempts)):
                 ordered = self.route(step)
                 if ordered == "split":
@@ -150,23 +158,25 @@ class Loop:
         self.context.status(f"step {number}/{self.steps}: the planner thinks")
         found = plan(
             self.asker("planner", number), self.wording, self.sample.image, self.frame, self.sample.prompt, self.done,
-            number, self.steps,
+            number, self.steps, self.failed,
         )  # fmt: skip
-        self.planned_more = found.estimated_steps_remaining > 1
+        self.planned_more, self.failed, self.target = found.estimated_steps_remaining > 1, "", ""
         if found.task_complete and not self.done:
             self.warn("the planner calls the task complete before anything was done; the whole task is the action")
             return self.sample.prompt
         if found.task_complete:
             return None
         action = self.limited(found.instruction)
+        if TARGET in self.wording.verify:
+            self.target = self.limited(found.target_state)
         self.tell(f"step {number}/{self.steps}: {action}")
         return action
 
-    def begin(self, number: int, action: str) -> Step:
+    def begin(self, number: int, action: str, target: str = "") -> Step:
         lengths, frames = self.settings.clip_seconds, self.sample.frames
         if lengths is not None:
             frames = frames_of(lengths[min(number, len(lengths)) - 1], self.sample.fps)
-        return Step(number, action, action, frames, self.frame, self.clips, self.done)
+        return Step(number, action, action, frames, self.frame, self.clips, self.done, target)
 
     def attempt(self, step: Step) -> bool:
         """Generate, verify; if rejected, prepare the repair. Whether the clip is accepted."""
@@ -174,11 +184,11 @@ class Loop:
         self.context.status(f"step {step.number}/{self.steps}, attempt {number}: the reasoner generates")
         attempt = Attempt(self.generate(step))
         step.attempts.append(attempt)
-        self.consider(step, attempt)
+        self.consider(attempt)
         if not self.settings.verification:
             return True
         attempt.verdict = verdict = self.verify(step, attempt.clip)
-        self.consider(step, attempt)
+        self.consider(attempt)
         if verdict.accepted:
             return True
         if not verdict.suggestion:
@@ -191,7 +201,6 @@ class Loop:
     def accept(self, step: Step) -> None:
         clip = step.attempts[-1].clip
         self.clips, self.done, self.frame = (*step.clips, clip), (*step.done, step.action), clip[-1]
-        self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
 
     def route(self, step: Step) -> str:
         """What to do with a step whose attempts were all rejected."""
@@ -206,6 +215,7 @@ class Loop:
             ordered = "fallback"
         if ordered == "split":
             self.splits -= 1
+            self.failed = " ".join(f"{sentence(step.action)} {found.reason} {found.suggestion}".split())
             self.steps += min(max(found.estimated_steps - 1, 1), self.settings.max_steps)
         if ordered == "regen":
             step.prompt = self.evolve(step, found.suggestion)
@@ -233,6 +243,7 @@ class Loop:
         verdict = verify(
             self.asker("verifier", step.number), self.wording, self.sample.image, list(clip[numbers]),
             [number / self.sample.fps for number in numbers], self.sample.prompt, step.done, step.action,
+            step.target,
         )  # fmt: skip
         self.trace.verdict(verdict.model_dump())
         self.tell(
@@ -258,11 +269,11 @@ class Loop:
             count = max(count, len(step.kept))
         return clip[:count] if count else None
 
-    def consider(self, step: Step, attempt: Attempt) -> None:
-        """Remembers the best video so far: first by accepted steps, then by the verifier's own order."""
+    def consider(self, attempt: Attempt) -> None:
+        """Remembers the best attempt so far, by the verifier's own order; one that is not judged is the worst."""
         rank = (-1.0,) * 3 if attempt.verdict is None else attempt.verdict.rank
-        if self.best is None or (len(step.clips), *rank) > self.best[0]:
-            self.best = ((len(step.clips), *rank), join([*step.clips, attempt.clip]))
+        if self.best is None or rank > self.best[0]:
+            self.best = rank, attempt.clip
 
     # Talking
 

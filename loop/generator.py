@@ -101,7 +101,7 @@ class Generator:
         first = attempt == self.settings.inner_from
 
         def make() -> Made:
-            clip, details = inner.generate(part, seed, number, folder, step.action, step.diagnoses, first)
+            clip, details = inner.generate(part, seed, number, folder, step, first)
             return Made(clip, details, inner.state())
 
         made = self.journal.clip(_request(part, seed, "optimised", *map(str, step.diagnoses)), make)

@@ -1,7 +1,8 @@
 """A clip that is optimised by the teacher's LoRA (VLM-as-Teacher, Algorithm 1) before the verifier sees it.
 
 The queries are written for the planned action and the frame it starts from. The action's prompt carries the verifier's
-suggestions, so that its diagnosis reaches the queries; where ``diagnosis_query`` is given, it becomes one of its own.
+suggestions, so that its diagnosis reaches the queries. Where ``diagnosis_query`` is given, the step's newest diagnoses
+also become the first process queries, as many as leave room for at least one of the teacher's own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from loop.settings import KeepAdapter
+from loop.step import Step
 from loop.verifier import Verdict
 from ttopt.chat import ChatError
 from ttopt.errors import UserError
@@ -46,8 +48,7 @@ class InnerLora:
         seed: int,
         number: int,
         folder: Path,
-        action: str,
-        diagnoses: Sequence[Verdict],
+        step: Step,
         first: bool,
     ) -> tuple[Tensor, dict[str, Any]]:
         """The optimised clip (T,3,H,W) of ``part``, and what the trace says of it. Callbacks write into ``folder``.
@@ -57,8 +58,8 @@ class InnerLora:
         Raises ChatError where the teacher cannot write its queries.
         """
         models, settings, meter = self.context.models, self.context.settings, self.context.meter
-        own = self.context.queries if action == self.task else None  # the user's are about the whole task
-        queries = own or self.queries(part, action, diagnoses)
+        own = self.context.queries if step.action == self.task else None  # the user's are about the whole task
+        queries = own or self.queries(part, step.action, step.target, step.diagnoses)
         numbers = sample_frames(min(settings.teacher.frames, part.frames), part.frames)
         reasoner, adapter, o = models.reasoner, models.adapter, settings.optimisation
         reward = TeacherReward(models.teacher, queries, part.fps, numbers)
@@ -120,24 +121,29 @@ class InnerLora:
             self.context.models.adapter.load_state_dict(state)
         self._trained = True
 
-    def queries(self, part: Sample, action: str, diagnoses: Sequence[Verdict]) -> Queries:
-        """The teacher's questions about the evolved prompt, or, where it can write none, about the bare action."""
+    def queries(self, part: Sample, action: str, target: str, diagnoses: Sequence[Verdict]) -> Queries:
+        """The teacher's questions about the evolved prompt and the planned state of the scene at its end, or, where it
+        can write none, about the bare action."""
         teacher = self.context.models.teacher
+        asked = dataclasses.replace(part, prompt=f"{part.prompt.rstrip('.')}. In the end: {target}") if target else part
         with self.context.meter.timer("queries"):
             self.context.meter.vlm_calls += 1
             try:
-                found = teacher.write_queries(part)
+                found = teacher.write_queries(asked)
             except UserError as error:
-                if part.prompt == action:
+                if asked.prompt == action:
                     raise ChatError(str(error)) from error
-                return self.queries(dataclasses.replace(part, prompt=action), action, diagnoses)
+                return self.queries(dataclasses.replace(part, prompt=action), action, "", diagnoses)
         if not self.diagnosis_query or not diagnoses:
             return found
-        last = diagnoses[-1]
-        extra = self.diagnosis_query.replace("{reason}", last.reason).replace("{suggestion}", last.suggestion)
-        try:
-            teacher.check_words(extra)
-            teacher.refuse_special_tokens(extra)
-        except UserError:
-            return found  # the prompt still carries the diagnosis
-        return Queries(found.goal, (extra, *found.process)[:MOST_PROCESS])
+        extra: dict[str, None] = {}  # in order, each once
+        for diagnosis in reversed(diagnoses):
+            text = self.diagnosis_query.replace("{reason}", diagnosis.reason)
+            text = text.replace("{suggestion}", diagnosis.suggestion)
+            try:
+                teacher.check_words(text)
+                teacher.refuse_special_tokens(text)
+            except UserError:
+                continue  # the prompt still carries the diagnosis
+            extra[text] = None
+        return Queries(found.goal, (*list(extra)[: MOST_PROCESS - 1], *found.process)[:MOST_PROCESS])

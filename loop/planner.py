@@ -37,10 +37,20 @@ def plan(
     done: Sequence[str],
     step: int,
     steps: int,
+    failed: str,
 ) -> Plan:
-    """The next action for the scene in ``frame`` (3,H,W); ``done`` are the actions that were accepted."""
+    """The next action for the scene in ``frame`` (3,H,W); ``done`` are the actions that were accepted, ``failed`` what
+    the router says of a larger one that was not."""
     images = [] if frame is None else [frame]
     asked = message(
-        wording.plan, start, images, "current_image", prompt=prompt, done=done_text(done), step=step, steps=steps
+        wording.plan,
+        start,
+        images,
+        "current_image",
+        prompt=prompt,
+        done=done_text(done),
+        step=step,
+        steps=steps,
+        failed=failed or "nothing.",
     )
     return ask(asked, Plan)

@@ -29,9 +29,7 @@ class LoopSettings(BaseModel):
     inner: Literal["teacher_lora"] | None = None  # optimises the clips
     inner_from: PositiveInt = 1  # which attempt of a step is the first to be optimised; 2: only repairs
     keep_adapter: KeepAdapter = "none"  # or: between the attempts of a step; or: through all steps
-    diagnosis_query: str = (
-        ""  # a process query about the last {reason} and {suggestion}; see configs/collabvr_wan22.yaml
-    )
+    diagnosis_query: str = ""  # a process query about each {reason} and {suggestion}; see configs/collabvr_wan22.yaml
 
     @classmethod
     def of(cls, arguments: dict[str, Any]) -> LoopSettings:

@@ -28,6 +28,7 @@ class Step:
     start: Tensor | None  # (3,H,W): the frame it starts from; None: text to video
     clips: tuple[Tensor, ...]  # H when it began, as clips
     done: tuple[str, ...]  # H as actions
+    target: str = ""  # how the planner says that the scene looks right after the action; empty: it does not
     kept: Tensor | None = None
     attempts: list[Attempt] = field(default_factory=list)
     diagnoses: list[Verdict] = field(default_factory=list)

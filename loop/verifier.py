@@ -45,8 +45,9 @@ class Verdict(BaseModel):
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """The verifier's own order of attempts."""
-        return self.progress, self.good_fraction, self.confidence or 0.0
+        """The verifier's own order of attempts: of two that it rejects alike, the less sure one is the better."""
+        sure = self.confidence or 0.0
+        return self.progress, self.good_fraction, sure if self.accepted else -sure
 
 
 def verify(
@@ -58,8 +59,12 @@ def verify(
     prompt: str,
     done: Sequence[str],
     action: str,
+    target: str,
 ) -> Verdict:
-    """Judges the action, not the whole task, from the clip's ``frames`` (3,H,W), which lie at ``seconds``."""
+    """Judges the action, not the whole task, from the clip's ``frames`` (3,H,W), which lie at ``seconds``.
+
+    ``target`` is the planned state of the scene after it, if there is one.
+    """
     asked = message(
         wording.verify,
         start,
@@ -68,6 +73,7 @@ def verify(
         prompt=prompt,
         done=done_text(done),
         action=action,
+        target_state=target or "as the action says.",
         seconds=", ".join(f"{second:.1f}" for second in seconds),
     )
     return ask(asked, Verdict)

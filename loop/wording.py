@@ -16,11 +16,15 @@ PROMPTS = Path(__file__).parent / "prompts"
 SHIPPED = {"full": PROMPTS, "mini": PROMPTS / "mini"}
 NEEDED = {"plan": ("prompt", "done"), "verify": ("action",), "route": ("action", "reason")}
 START_IMAGE = "{start_image}"
+TARGET = "{target_state}"
 
 
 @dataclass(frozen=True)
 class Wording:
-    """The three prompts. Images go before the text; a prompt that names {start_image} also gets the task's own."""
+    """The three prompts. Images go before the text; a prompt that names {start_image} also gets the task's own.
+
+    What a prompt does not name, a small model is not told: the verifier {target_state}, the planner {failed}.
+    """
 
     plan: str
     verify: str

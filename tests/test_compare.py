@@ -103,6 +103,13 @@ def test_shipped_comparison_parses_and_survives_yaml(name: str, tmp_path: Path) 
     assert parse_compare(["--config", str(tmp_path / "again.yaml")]) == settings
 
 
+def test_gen_vire_has_the_papers_clips(tmp_path: Path) -> None:
+    settings = parse_compare(["--config", "genvire", "--root", str(tmp_path)])
+    assert (settings.sample.frames - 1) / settings.sample.fps == 6
+    loops = [method.arguments for method in settings.methods if method.path == "loop.StepLoop"]
+    assert loops and all(arguments["clip_seconds"] == [6, 3] for arguments in loops)
+
+
 def test_the_base_comes_first(tmp_path: Path) -> None:
     assert parse_compare([]).teacher.frames == 9
     real = parse_compare(["--base", "wan22_5b", "--optimisation.lr", "1e-4"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,17 @@ def test_vbvr(world: Path) -> None:
     assert len({sample.family for sample in few}) == 3, "a few samples cover all tasks"
     more = vbvr.samples("id", None, 9, 4, root=world, form=SMALL)
     assert [s.id for s in few] == [s.id for s in more][:3], "a larger limit adds to what is there"
+
+
+@pytest.mark.skipif("TTOPT_VBVR" not in os.environ, reason="TTOPT_VBVR names no copy of VBVR-Bench")
+def test_vbvr_of_the_real_format() -> None:
+    root = Path(os.environ["TTOPT_VBVR"])
+    found = vbvr.samples("all", None, 0, 9, root=root, form=dataclasses.replace(FORM, multiple=32))
+    assert found
+    for sample in found:
+        assert sample.image is not None and sample.height == sample.width == 928 and sample.fps == 16
+        assert 21 <= sample.frames <= FORM.frames and len(sample.prompt.split()) > 5
+        assert (sample.answer / "ground_truth.mp4").is_file() and (root / vbvr.output_path(sample)).parent.is_dir()
 
 
 def test_vbvr_answers_reach_no_model(world: Path) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from ttopt.errors import UserError
@@ -61,6 +62,26 @@ def test_what_fails_is_said_and_not_raised(wrapper: Any, tmp_path: Path) -> None
     answer = wrapper.generate(tmp_path / "missing.png", "move", duration=1)
     assert set(answer) == FIELDS and not answer["success"] and answer["video_path"] is None
     assert "there is no such file" in answer["error"] and answer["status"] == "failed"
+
+
+def test_too_little_memory_is_tried_once_more_and_not_raised(
+    wrapper: Any, models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tries: list[bool] = []
+
+    def solve(*_: Any) -> Any:
+        tries.append(bool(models.reasoner.recompute))
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(wrapper.method, "solve", solve)
+    Image.new("RGB", (96, 96), "red").save(tmp_path / "first.png")
+    try:
+        answer = wrapper.generate(tmp_path / "first.png", "move", duration=1.1)
+    finally:
+        models.reasoner.recompute = ()
+        models.teacher.set_recompute(False)
+    assert tries == [False, True] and set(answer) == FIELDS and not answer["success"]
+    assert "memory is too small" in answer["error"]
 
 
 def test_without_inferkit(monkeypatch: pytest.MonkeyPatch) -> None:

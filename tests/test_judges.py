@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ class Judge:
         reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
         if isinstance(reply, Exception):
             raise reply
-        return Reply(reply, 0.0, 0, 0, 0.0, self.name)
+        return reply if isinstance(reply, Reply) else Reply(reply, 0.0, 0, 0, 0.0, self.name)
 
 
 def film(path: Path, frames: int = 9, fps: int = 8, size: int = 48) -> None:
@@ -117,6 +118,8 @@ def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
     assert (system.role, system.text) == ("system", "SYSTEM")
     shapes = [tuple(image.shape[1:]) for image in user.images]
     assert shapes == [(30, 40), (30, 40)] + [(512, 512)] * 5, "input, ground truth, frames 0, 4, 8, 12, 16"
+    files = [part for part in user.encoded if isinstance(part, bytes)]
+    assert [file[:3] for file in files] == [b"\x89PN"] * 2 + [b"\xff\xd8\xff"] * 5, "frames as JPEG"
     text = user.text
     order = ["Input Image", "Input Prompt", "Ground truth", "it bubbles", "Video to evaluate", "# Question 5:"]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
@@ -127,6 +130,10 @@ def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
     film(videos / "chemistry/2.mp4", frames=5)
     third = ruler.judge_all(down, "SYSTEM", tmp_path, videos, judged, science, work, "o3")
     assert list(third.errors) == ["chemistry.2"] and list(third.scores) == ["chemistry.1"], "a new video, a new verdict"
+
+    (tmp_path / "in.png").write_text("no image")
+    fourth = ruler.judge_all(Judge(good.format("")), "SYSTEM", tmp_path, videos, judged, science, work, "o3")
+    assert "in.png cannot be read" in fourth.errors["chemistry.1"] and fourth.scores == {"chemistry.2": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -146,6 +153,13 @@ def test_a_malformed_reply_is_no_verdict(reply: str, problem: str) -> None:
     with pytest.raises(ChatError, match="asked 3 times"):
         ruler.ask(judge, [Message("user", ("?",))], 2)
     assert len(judge.asked) == 3
+
+
+def test_a_verdict_that_was_cut_off_is_none() -> None:
+    """What looks like an answer may be a draft."""
+    judge = Judge(Reply('<answer>["Good", "Good"]</answer> But', 0.0, 9, 400, 0.0, "judge", cut=True))
+    with pytest.raises(ChatError, match="cut off after 400 tokens; raise chat.max_tokens"):
+        ruler.ask(judge, [Message("user", ("?",))], 2)
 
 
 def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,12 +185,39 @@ def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
         )
         server.answers = [ok('<think>.</think><answer>["Good", "Good", "Good"]</answer>')]
         assert main(args) == 0 and len(server.requests) == 3, "only what had failed is asked"
+        assert server.requests[0]["max_tokens"] == 8192
         assert main(args) == 0 and len(server.requests) == 3
     finally:
         server.http.shutdown()
     table = json.loads((tmp_path / "run/comparison.json").read_text())
     assert table["score"] == "benchmark score"
     assert table["rows"][0]["score"]["mean"] == pytest.approx((0.875 + 1) / 2)
+
+
+def test_a_verdict_is_reused_only_for_the_same_samples_and_instruction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sample more, whose video is missing, halves the score although no video changed."""
+    from test_chat import Server, ok
+
+    rows = [row("chemistry", 1, "science", *FOUR), row("chemistry", 2, "science", *FOUR)]
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    film(tmp_path / "videos/chemistry/1.mp4")
+    server, prompt = Server(), tmp_path / "prompt.txt"
+    server.answers = [ok('<think>.</think><answer>["Good", "Good", "Good", "Good"]</answer>')]
+    args = ["evaluate", "--dataset", "ruler", "--root", str(tmp_path), "--videos", f"[{tmp_path / 'videos'}]"]
+    args += ["--official", "true", "--questions", "false", "--run-dir", str(tmp_path / "run")]
+    args += ["--chat.backend", "openai", "--chat.model", "judge", "--chat.base_url", server.url, "--chat.key_env", ""]
+    args += ["--logging.wandb", "disabled", "--report", "false", "--judge_prompt", str(prompt), "--limit"]
+    try:
+        prompt.write_text("Judge.")
+        assert main([*args, "1"]) == 0 and '"overall": 100.0' in capsys.readouterr().out
+        assert main([*args, "2"]) == 2 and '"overall": 50.0' in capsys.readouterr().out
+        assert len(server.requests) == 1
+        prompt.write_text("Judge well.")
+        assert main([*args, "1"]) == 0 and len(server.requests) == 2
+    finally:
+        server.http.shutdown()
 
 
 # Gen-ViRe
@@ -206,17 +247,33 @@ def test_genvire(tmp_path: Path) -> None:
     assert found.scores == {"A.x.1": pytest.approx((0.75 + 0 + 1) / 3), "A.x.2": pytest.approx((0.7 + 0 + 1) / 3)}
     assert set(found.errors) == {"B.x.3", "B.x.4"} and "left_half" in found.errors["B.x.4"]
     half = (sum(found.scores.values()) / 2) / 2
-    assert found.summary == {"A": round(2 * half, 4), "B": 0.0, "average": round(half, 4)}
+    assert found.summary == {
+        "A": round(2 * half, 4), "B": 0.0, "average": round(half, 4),
+        "unsupported": 1, "average without unsupported": round(half, 4),
+    }  # fmt: skip
+    alone = genvire.summary([by_sample["A.x.1"], by_sample["B.x.4"]], {"A.x.1": 0.5})
+    assert (alone["average"], alone["average without unsupported"]) == (0.25, 0.5)
     assert len(judge.asked[3][0].images) == len(judge.asked[0][0].images) + 1, "the last frame once more"
     assert genvire.judge_all(judge, tmp_path / "videos", ordered, samples, tmp_path / "work", "m") == found
     assert len(judge.asked) == 6, "replies are kept"
 
 
 def test_genvire_scores_must_be_in_range(tmp_path: Path) -> None:
-    schema = genvire._schema({"criteria": ["a", "b"], "max_score": 10})
-    for wrong in ([6, 0], [1], [1, 2, 3], [-1, 0]):
-        with pytest.raises(ValueError):
-            schema.model_validate({"scores": wrong})
+    """A criterion's own maximum where the rubric states one, else only the sum is bounded."""
+    unstated: dict[str, Any] = {"criteria": ["a", "b"], "max_score": 10}
+    stated: dict[str, Any] = {"criteria": [{"name": str(most), "max_score": most} for most in (5, 3, 2)]}
+    cases: list[tuple[dict[str, Any], list[float], list[list[float]]]] = [
+        (unstated, [8, 2], [[8, 3], [1], [1, 2, 3], [-1, 0], [float("nan"), 0]]),
+        (stated | {"max_score": 10}, [5, 3, 2], [[4, 4, 2], [0, 0, 3]]),
+        (stated, [5, 3, 2], [[4, 4, 2]]),
+        ({"criteria": ["a", "b"]}, [1, 1], [[2, 0]]),
+    ]
+    for rubric, right, wrongs in cases:
+        schema: Any = genvire._schema(rubric)
+        assert genvire.run_score(rubric, schema.model_validate({"scores": right}).scores) == 1
+        for wrong in wrongs:
+            with pytest.raises(ValueError):
+                schema.model_validate({"scores": wrong})
 
 
 # VBVR-Bench, with a stand-in for the kit of the same interface
@@ -326,6 +383,13 @@ def test_evaluate_scores_videos_without_any_model(
     # mp4 files of 48x48 pixels lose colours, so that the scorer refuses some that are right.
     assert rows["right"]["score"]["mean"] >= 0.5 and rows["still"]["score"]["mean"] == 0
     assert rows["still"]["gain"]["difference"]["high"] <= 0 and (tmp_path / "run/report.html").exists()
+    assert rows["right"]["ssim"] > 0.9999
+
+    assert main([*args, "--reference", "still", "--report", "false"]) == 2
+    rows = {row["method"]: row for row in json.loads((tmp_path / "run/comparison.json").read_text())["rows"]}
+    assert rows["still"]["ssim"] > 0.9999 and rows["right"]["ssim"] < 0.999, "another reference"
+    shutil.copyfile(still / f"{samples[0].id}.mp4", right / f"{samples[0].id}.mp4")
+    assert main(args) == 2 and "was made with another video" in capsys.readouterr().err
 
 
 def test_evaluate_mistakes(tmp_path: Path) -> None:

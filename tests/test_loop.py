@@ -186,7 +186,9 @@ def test_regen_is_one_more_try(models: Models, mini: FitSettings, tmp_path: Path
 
 
 def test_rejected_to_the_end_is_the_best_attempt(models: Models, mini: FitSettings, tmp_path: Path) -> None:
-    answers = [verdict(False, 0.1, 0.2), verdict(False, 0.1, 0.6, confidence=0.3), verdict(False, 0.1, 0.6)]
+    """Of two rejected alike, the one that the verifier is less sure of."""
+    answers = [verdict(False, 0.1, *rest) for rest in ((0.2,), (0.6,), (0.6,))]
+    answers = [a | {"confidence": c} for a, c in zip(answers, (0.9, 0.3, 0.8), strict=True)]
     chat = Scripted(plan=[plan()], verify=[*answers, verdict(False, 0.0, 0.5)], route=[{"action": "regen"}])
     videos: list[Tensor] = []
     found, _ = solve(chat, models, mini, tmp_path, videos=videos)
@@ -220,10 +222,13 @@ def test_fallback_replaces_everything(models: Models, mini: FitSettings, tmp_pat
     assert trace["clips"][-1]["kept_frames"] == 0
 
 
-def test_a_failed_step_does_not_lose_the_accepted_ones(models: Models, mini: FitSettings, tmp_path: Path) -> None:
-    chat = Scripted(plan=[plan()], verify=[YES, NO], route=[{"action": "fallback"}])
-    found, _ = solve(chat, models, mini, tmp_path)
-    assert found.accepted is False and len(read_video(tmp_path / "video.mp4")) == 17
+def test_a_failed_step_leaves_the_accepted_ones(models: Models, mini: FitSettings, tmp_path: Path) -> None:
+    """No rejected clip is appended, however much progress it made."""
+    videos: list[Tensor] = []
+    chat = Scripted(plan=[plan()], verify=[YES, verdict(False, 0.9, 0.9)], route=[{"action": "fallback"}])
+    found, _ = solve(chat, models, mini, tmp_path, videos=videos)
+    shown = [torch.stack(asked.images) for role, asked in chat.asked if role == "verify"]
+    assert found.accepted is False and torch.equal(videos[0], shown[0])
 
 
 @pytest.mark.parametrize(
@@ -338,6 +343,25 @@ def test_clips_are_optimised(
     assert (tmp_path / "clips/02_step1_attempt2/adapter").is_dir()
 
 
+def test_every_diagnosis_becomes_a_query_where_there_is_room(
+    asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
+) -> None:
+    """The newest first; what the teacher cannot read is left out, and one of its own stays."""
+    bad = [
+        verdict(False, suggestion=text)
+        for text in ("to the green pad", "defenestrate it", "the blue square", "the red cross")
+    ]
+    _, trace = solve(
+        Scripted(plan=[plan(), DONE], verify=[*bad, YES]), models, mini, tmp_path, inner="teacher_lora", attempts=5,
+        diagnosis_query="{suggestion} ?",
+    )  # fmt: skip
+    own = list(QUERIES.process)
+    assert [clip["queries"]["process"] for clip in trace["clips"]] == [
+        own, ["to the green pad ?", *own], ["to the green pad ?", *own],
+        ["the blue square ?", "to the green pad ?", own[0]], ["the red cross ?", "the blue square ?", own[0]],
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("keep", "fresh"), [("attempts", [None, True, False, None, True]), ("none", [None, True, True, None, True])]
 )
@@ -411,20 +435,34 @@ def test_the_users_questions_are_about_the_whole_task(
     assert asked_about == ["move the red square"]
 
 
-def test_too_little_memory_loses_no_clip(
-    models: Models, mini: FitSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("enough", [True, False])
+def test_too_little_memory_is_tried_once_more_and_loses_no_clip(
+    enough: bool, models: Models, mini: FitSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = iter([torch.zeros(9, 3, 48, 48)])
+    """The second clip needs more than there is, unless (or even if) everything is computed again."""
+    made: list[str] = []
 
-    def generate(*_: Any) -> Tensor:
-        for clip in made:
-            return clip
-        raise torch.OutOfMemoryError
+    def generate(self: Context, sample: Sample, seed: int) -> Tensor:
+        made.append(sample.prompt)
+        if len(made) > 1 and not (enough and self.models.reasoner.recompute):
+            raise torch.OutOfMemoryError
+        return torch.zeros(9, 3, 48, 48)
 
     monkeypatch.setattr(Context, "generate", generate)
-    found, trace = solve(Scripted(plan=[plan()], verify=[YES]), models, mini, tmp_path)
-    assert found.accepted is False and "memory is too small" in found.error
-    assert len(trace["clips"]) == 1 and len(read_video(tmp_path / "video.mp4")) == 9
+    monkeypatch.setattr(engine, "find_samples", lambda settings: ([tiny_sample()], None))
+    monkeypatch.setattr(engine, "load_models", lambda settings: models)
+    chat = Scripted(plan=[plan("one"), plan("two"), DONE], verify=[YES])
+    monkeypatch.setattr(engine, "make_chat", lambda settings, teacher: chat)
+    s = dataclasses.replace(mini, run_dir=str(tmp_path / "run"), method=MethodSettings("loop.StepLoop"))
+    try:
+        found = engine.fit_all(s, Console(), callbacks.standard)
+    finally:
+        models.reasoner.recompute = ()
+        models.teacher.set_recompute(False)
+    (result,) = found.results
+    assert made == ["one", "two", "two"], "what was made is not made again"
+    assert result.accepted is enough and ("memory is too small" in result.error) is not enough
+    assert len(read_video(tmp_path / "run/samples/a/video.mp4")) == (17 if enough else 9)
 
 
 def test_queries_about_the_bare_action_where_the_suggestion_is_unheard_of(
@@ -531,6 +569,39 @@ def test_shipped_prompts() -> None:
         with pytest.raises(ValueError):  # a model that only repeats the example has not answered
             parse_reply(text, schema)
     assert Wording.load("mini") == Wording(dialogues.PLAN, dialogues.VERIFY, dialogues.ROUTE), "what was trained"
+
+
+@pytest.fixture
+def telling(tmp_path: Path, settings: Make) -> FitSettings:
+    """Prompts that tell all that the full ones do."""
+    texts = {"plan": "Plan: {prompt} {done} Failed: {failed}", "verify": "Check: {action} Then: {target_state}"}
+    for name, text in {**texts, "route": "Route: {action} {reason}"}.items():
+        (tmp_path / "prompts").mkdir(exist_ok=True)
+        (tmp_path / "prompts" / f"{name}.txt").write_text(text)
+    full = Wording.load("full")
+    assert "{failed}" in full.plan and "{target_state}" in full.verify
+    return settings(chat={"prompts": str(tmp_path / "prompts")}, seed=3)
+
+
+def test_the_target_state_reaches_verifier_and_queries(
+    asked_about: list[str], models: Models, telling: FitSettings, tmp_path: Path
+) -> None:
+    chat = Scripted(plan=[plan(), DONE], verify=[verdict(False, suggestion="unheard"), YES])
+    _, trace = solve(chat, models, telling, tmp_path, inner="teacher_lora")
+    assert chat.prompts("verify") == ["Check: move the red square Then: there"] * 2
+    assert asked_about == [
+        "move the red square. In the end: there", "move the red square. unheard. In the end: there",
+        "move the red square",
+    ]  # fmt: skip
+    assert [clip["prompt"] for clip in trace["clips"]] == ["move the red square", "move the red square. unheard"]
+
+
+def test_the_planner_is_told_once_why_a_step_is_split(models: Models, telling: FitSettings, tmp_path: Path) -> None:
+    ordered = {"action": "split", "reason": "It is too far.", "suggestion": "go half the way"}
+    chat = Scripted(plan=[plan("go"), plan("half"), DONE], verify=[NO, NO, NO, YES], route=[ordered])
+    solve(chat, models, telling, tmp_path)
+    failed = [text.split("Failed: ")[1] for text in chat.prompts("plan")]
+    assert failed == ["nothing.", "go. It is too far. go half the way", "nothing."]
 
 
 def test_own_prompts(tmp_path: Path) -> None:

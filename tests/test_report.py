@@ -24,7 +24,16 @@ from ttopt.settings import to_yaml
 from ttopt.video import write_video
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=1'> \"quoted\" & 'single'"
-METHODS = "methods:\n- {name: single, path: ttopt.methods.Single}\n- {name: LoRA & loop}\n"
+METHODS = """methods:
+- {name: single, path: ttopt.methods.Single}
+- {name: LoRA & loop, settings: {optimisation.tau: 0.4}}
+"""
+CALLS = [
+    {"role": "planner", "step": 1, "clip": 0, "text": "first this"},
+    {"role": "verifier", "step": 1, "clip": 1, "text": "not here"},
+    {"role": "router", "step": 1, "clip": 2, "text": "", "error": "no one is there"},
+]
+OWN = "Is it the method's own?"
 QUERIES = ["Is it <there>?", EVIL]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -33,7 +42,7 @@ def optimisation() -> Optimisation:
     """All that a page reads of one, whatever else it has."""
     known: dict[str, Any] = {field.name: None for field in dataclasses.fields(Optimisation)}
     graded = Graded(0.4, [0.7, 0.6])
-    known |= {"queries": {"goal": QUERIES[0], "process": QUERIES[1:]}, "steps": 2, "lora_norm": 1.0, "drift": {}}
+    known |= {"queries": {"goal": OWN, "process": QUERIES[1:]}, "steps": 2, "lora_norm": 1.0, "drift": {}}
     known |= dict.fromkeys(("prediction_before", "prediction_after", "video_before", "video_after"), graded)
     known["score_before"] = Scored(False, 0.5, {"goal": False})
     return Optimisation(**known)
@@ -76,7 +85,7 @@ def comparison(tmp_path: Path) -> Path:
         rows.writerows([[0, 1.2, 1, 1, 0.2, 0.3], [1, 0.5, 0.4, 0.6, 0.6, 0.5], [2, "nan", 0.1, 0.1, 0.9, 0.9]])
     verdict = {"verdict": "reject", "progress": 0.5, "reason": EVIL, "suggestion": "slower"}
     clips = [{"step": 1, "attempt": 1, "prompt": "go", "verdict": verdict}, {"step": 1, "attempt": 2, "prompt": "go"}]
-    (place / "samples/b/trace.json").write_text(json.dumps({"clips": clips}))
+    (place / "samples/b/trace.json").write_text(json.dumps({"clips": clips, "calls": CALLS}))
     judged = {s: {"of": "", "p_yes": [0.9, 0.4], "ssim": 0.8, "psnr": 20.0} for s in "ab"}
     (place / "judged.json").write_text(json.dumps(judged))
     tabulate(settings, folder, families)
@@ -92,6 +101,12 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     assert markup.count("<video") == 5 and markup.count('<details class="sample"') == 3
     assert "1 failed" in markup and "could not be done" in markup, "the sample that is missing is said to be"
     assert "reject" in markup and "broken: goal" in markup
+    told = [markup.index(words) for words in ("first this", "slower", "not judged", "no one is there")]
+    assert told == sorted(told) and "not here" not in markup, "in the order of events"
+    data, specs = (json.loads(re.findall(f'id="{n}">(.*?)</script>', text, re.DOTALL)[0]) for n in ("data", "specs"))
+    assert data["a"]["queries"] == {"LoRA & loop": [OWN, EVIL]}, "those that its curves are of"
+    lines = [json.dumps(specs["loss"][method]) for method in ("single", "LoRA & loop")]
+    assert "tau = 0.22" in lines[0] and "tau = 0.4" in lines[1]
     assert not re.search(r"""(?:src|href)=["']?(?!data:|\{)[a-z]+:?//""", markup), "nothing from elsewhere"
     assert "NaN" not in re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]
 

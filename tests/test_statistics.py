@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ttopt.statistics import estimate, mcnemar, paired
+from ttopt.statistics import estimate, paired, sign_test
 
 
 def test_intervals_cover_the_true_mean() -> None:
@@ -41,5 +41,5 @@ TESTS = [(0, 0, 1.0), (5, 5, 1.0), (8, 0, 2 / 256), (1, 5, 14 / 64), (26, 15, 0.
 
 
 @pytest.mark.parametrize("better, worse, p", TESTS)
-def test_mcnemar(better: int, worse: int, p: float) -> None:
-    assert mcnemar(better, worse) == pytest.approx(p, abs=5e-5)
+def test_the_sign_test(better: int, worse: int, p: float) -> None:
+    assert sign_test(better, worse) == pytest.approx(p, abs=5e-5)

@@ -82,4 +82,5 @@ def test_an_ablation_agrees_in_sign_only_if_the_interval_leaves_zero_out() -> No
     assert agrees(row(-0.1, -0.2, -0.05, 0.7), full) == "yes"
     assert agrees(row(-0.1, -0.2, -0.05, 0.8), full) == "no"
     assert agrees(row(-0.1, -0.2, 0.05, 0.7), full) == "unsure"
+    assert agrees(row(-0.1, -0.2, -0.05, 0.781), full) == "equal", "there is no sign to have"
     assert agrees(row(-0.1, -0.2, -0.05, None), full) == "" and agrees(full, full) == ""

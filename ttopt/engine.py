@@ -26,7 +26,7 @@ from ttopt.errors import UserError
 from ttopt.finish import Scorer
 from ttopt.fit import Models, load_models
 from ttopt.identity import files_digest, sample_digest
-from ttopt.methods.base import Method, asks, make_method, make_object, needs_models
+from ttopt.methods.base import Method, asks, make_method, make_object, needs_models, own_inputs
 from ttopt.models import no_models, sources
 from ttopt.processes import led
 from ttopt.result import NON_FINITE, Result
@@ -79,7 +79,7 @@ def fit_all(
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
     job = Job(settings, folder, queries, scorer, partial(_callbacks, callbacks, settings))
     with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
-        done = led(lambda: _finished(samples, folder, settings))
+        done = led(lambda: _finished(samples, folder, settings, method))
         for result in done.values():
             progress.finished(result, skipped=True)
         left = [sample for sample in samples if sample.id not in done]
@@ -177,7 +177,7 @@ def _problem(outcome: Result | Failure) -> str:
     return ""
 
 
-def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSettings) -> dict[str, Result]:
+def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSettings, method: Method) -> dict[str, Result]:
     """What earlier calls finished. Raises UserError for a result that was made from something else."""
     found, files = {}, files_digest(settings)
     for sample in samples:
@@ -190,6 +190,8 @@ def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSetting
             "weights or wordings": done.inputs.get("files"),
             "ttopt": done.versions.get("ttopt"),
         }
+        own = own_inputs(method, sample, settings)
+        now, then = now | own, then | {name: done.inputs.get(name) for name in own}
         for name, value in now.items():
             if then[name] not in (None, value):
                 raise UserError(

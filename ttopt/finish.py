@@ -37,12 +37,13 @@ def finish(
     error: str = "",
     optimisation: Optimisation | None = None,
     details: dict[str, Any] | None = None,
+    more_inputs: dict[str, str] | None = None,
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
     A small video is also written without loss, see ttopt.video.write_frames.
 
-    ``details`` holds what only this method knows, in JSON's types.
+    ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only it reads.
     """
     cost, score, similar = meter.cost(), None, None
     if video is not None:
@@ -76,7 +77,7 @@ def finish(
         optimisation=optimisation,
         error=error,
         details=details or {},
-        inputs=inputs(sample, settings),
+        inputs=inputs(sample, settings) | (more_inputs or {}),
     )
     with writing(folder):
         result.save(folder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ttopt import metrics
 from ttopt.compare_config import CompareSettings, chosen
@@ -54,40 +55,54 @@ class Loader:
 
 
 def grade(settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader) -> None:
-    """Grades every finished video that is not graded yet with its sample's questions, the same for all methods."""
+    """Grades every finished video that is not graded yet with its sample's questions, the same for all methods, and
+    compares it with the reference's, if that is not done or the reference is another."""
     asked = _questions(settings, folder, samples, load)
     reference = folder / "methods" / _slug(settings, settings.reference) / "samples"
     for method in chosen(settings):
         place = folder / "methods" / method.slug
         judged: dict[str, Any] = read_json(place / JUDGED)
         for sample in samples:
-            result, video = place / "samples" / sample.id / FILE, place / "samples" / sample.id / "video.mp4"
-            if not result.exists() or not video.exists():
+            mine, base = place / "samples" / sample.id, reference / sample.id
+            stamp = _stamp(mine)
+            if stamp is None:
                 continue
-            stamp = Result.load(result.parent).finished
             queries, old = asked.get(sample.id), judged.get(sample.id, {})
-            if old.get("of") == stamp and (old["p_yes"] is not None or queries is None):
+            if old.get("of") != stamp:
+                old = {"p_yes": None}
+            beside = [settings.reference, _stamp(base)]
+            if old.get("beside") == beside and (old["p_yes"] is not None or queries is None):
                 continue
-            base = reference / sample.id
-            judged[sample.id] = {"of": stamp, **_grade(sample, result.parent, base, queries, settings, load)}
+            video = read_frames(mine)
+            p_yes = old["p_yes"]
+            if p_yes is None and queries is not None:
+                p_yes = _p_yes(video, queries, sample, settings, load)
+            found = Judged(p_yes, **_drift(video, base))
+            judged[sample.id] = {"of": stamp, "beside": beside, **dataclasses.asdict(found)}
         with writing(folder):
             write_text(place / JUDGED, json.dumps(judged, indent=1))
 
 
+def _stamp(place: Path) -> str | None:
+    """When the video in a sample's folder was finished; None: there is none."""
+    whole = (place / FILE).exists() and (place / "video.mp4").exists()
+    return Result.load(place).finished if whole else None
+
+
 @torch.no_grad()
-def _grade(
-    sample: Sample, place: Path, base: Path, queries: Queries | None, settings: CompareSettings, load: Loader
-) -> dict[str, Any]:
-    video, drift, p_yes = read_frames(place), {}, None
-    if (base / "video.mp4").exists():
-        other = read_frames(base)
-        if other.shape == video.shape:
-            drift = metrics.drift(video, other)
-    if queries is not None:
-        numbers = sample_frames(settings.teacher.frames, len(video))
-        teacher = load.teacher(settings)
-        p_yes = (-teacher.yes_losses(video[None, numbers], [queries.all], sample.fps, numbers)[0]).exp().tolist()
-    return dataclasses.asdict(Judged(p_yes, drift.get("ssim"), drift.get("psnr")))
+def _p_yes(video: Tensor, queries: Queries, sample: Sample, settings: CompareSettings, load: Loader) -> list[float]:
+    numbers = sample_frames(settings.teacher.frames, len(video))
+    losses = load.teacher(settings).yes_losses(video[None, numbers], [queries.all], sample.fps, numbers)[0]
+    found: list[float] = (-losses).exp().tolist()
+    return found
+
+
+def _drift(video: Tensor, base: Path) -> Mapping[str, float | None]:
+    """SSIM and PSNR to the reference's video; None where there is none of this length and size."""
+    other = read_frames(base) if (base / "video.mp4").exists() else None
+    if other is None or other.shape != video.shape:
+        return {"ssim": None, "psnr": None}
+    return metrics.drift(video, other)
 
 
 def _questions(

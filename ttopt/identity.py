@@ -34,6 +34,14 @@ def files_digest(settings: FitSettings) -> str:
     return found.hexdigest()[:16]
 
 
+def file_digest(path: Path) -> str:
+    """Of all of a file; "missing" if it is not there."""
+    if not path.is_file():
+        return "missing"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def model_digest(settings: FitSettings) -> str:
     """Of what an adapter fits: the frozen video model and the adapter's shape."""
     r = settings.reasoner

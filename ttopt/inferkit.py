@@ -19,10 +19,13 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ttopt.config import changed, parse_fit
 from ttopt.cost import Meter
 from ttopt.datasets.files import first_frame, fitted_length
 from ttopt.errors import UserError
+from ttopt.memory import advice, spare
 from ttopt.methods import Context, make_method
 from ttopt.models import Models, load_models
 from ttopt.sample import Sample
@@ -63,16 +66,27 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         output_filename: str | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """One video of about ``duration`` seconds; InferKit's eight fields. Never raises for a sample that fails."""
+        """One video of about ``duration`` seconds; InferKit's eight fields. Never raises for a sample that fails,
+        nor for too little memory, which is tried once more with everything recomputed."""
         begin, name = time.perf_counter(), f"ttopt-{uuid.uuid4().hex[:12]}"
         answer = {"success": False, "video_path": None, "error": None, "generation_id": name, "model": self.model}
         try:
-            metadata = self._solve(Path(image_path), text_prompt, duration, output_filename or f"{name}.mp4")
+            metadata = self._sparingly(Path(image_path), text_prompt, duration, output_filename or f"{name}.mp4")
             answer |= {"success": True, "video_path": metadata.pop("video_path"), "status": "success"}
-        except (UserError, OSError) as error:
-            metadata = {}
-            answer |= {"error": str(error), "status": "failed"}
+        except (UserError, OSError, torch.OutOfMemoryError) as error:
+            metadata, full = {}, isinstance(error, torch.OutOfMemoryError)
+            answer |= {"error": advice(self.settings) if full else str(error), "status": "failed"}
         return {**answer, "duration_seconds": time.perf_counter() - begin, "metadata": metadata}
+
+    def _sparingly(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:
+        try:
+            return self._solve(image, prompt, duration, output)
+        except torch.OutOfMemoryError:
+            if self._models is None or not spare(self._models[0]):
+                raise
+        if torch.cuda.is_available():  # not in the except clause: there, the first try's tensors still live
+            torch.cuda.empty_cache()
+        return self._solve(image, prompt, duration, output)
 
     def _solve(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:
         from ttopt.chat import make_chat

@@ -16,14 +16,19 @@ def spare(models: Models) -> bool:
     Returns whether anything was kept before. (The decoders keep little: the standard one goes latent frame by latent
     frame, which it now computes again too.)
     """
-    reasoner, decoder, teacher = models.reasoner, models.decoder, models.teacher
-    blocks = len(reasoner.transformer.blocks)
-    kept = len(reasoner.recompute) < blocks or not teacher.recompute
-    reasoner.recompute = range(blocks)
-    teacher.set_recompute(True)
-    if isinstance(decoder, StandardDecoder):
-        kept, decoder.checkpoint = kept or not decoder.checkpoint, True
+    kept = can_spare(models)
+    models.reasoner.recompute = range(len(models.reasoner.transformer.blocks))
+    models.teacher.set_recompute(True)
+    if isinstance(models.decoder, StandardDecoder):
+        models.decoder.checkpoint = True
     return kept
+
+
+def can_spare(models: Models) -> bool:
+    """Whether ``spare`` would change anything."""
+    reasoner, decoder = models.reasoner, models.decoder
+    kept = len(reasoner.recompute) < len(reasoner.transformer.blocks) or not models.teacher.recompute
+    return kept or (isinstance(decoder, StandardDecoder) and not decoder.checkpoint)
 
 
 def advice(settings: FitSettings) -> str:

@@ -246,7 +246,7 @@ class ChatSettings:
     temperature: float = 0.2
     """Of the server's replies; a model in this process answers greedily."""
     max_tokens: int = 1024
-    """Longest reply."""
+    """Longest reply; a benchmark's judge may write 8192 tokens at least."""
     constrained: bool = False
     """teacher, local: write only what fits the wanted JSON (needs ttopt[grammar]); servers are always asked."""
     prompts: str = "full"

@@ -29,7 +29,7 @@ class Paired:
     difference: Estimate
     better: int  # samples on which it is higher
     worse: int
-    p: float  # McNemar's exact test of better against worse, two-sided
+    p: float  # exact sign test of better against worse, two-sided; of scores that are 0 or 1, McNemar's
 
 
 def estimate(values: Sequence[float] | np.ndarray, draws: int = DRAWS) -> Estimate:
@@ -51,11 +51,12 @@ def paired(values: Sequence[float], base: Sequence[float], draws: int = DRAWS) -
         raise ValueError(f"{len(values)} values cannot be paired with {len(base)}")
     gain = np.asarray(values, dtype=float) - np.asarray(base, dtype=float)
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
-    return Paired(estimate(gain, draws), better, worse, mcnemar(better, worse))
+    return Paired(estimate(gain, draws), better, worse, sign_test(better, worse))
 
 
-def mcnemar(better: int, worse: int) -> float:
-    """Exact two-sided p of ``better`` repaired against ``worse`` broken samples: a fair coin's binomial test."""
+def sign_test(better: int, worse: int) -> float:
+    """Exact two-sided p of ``better`` against ``worse`` samples: a fair coin's binomial test, which is McNemar's where
+    samples are repaired or broken."""
     n = better + worse
     tail = sum(comb(n, i) for i in range(min(better, worse) + 1)) / 2**n
     return min(1.0, 2 * tail)

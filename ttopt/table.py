@@ -156,11 +156,13 @@ def mean(values: Iterable[float | None], empty: Any = None) -> Any:
 
 
 def agrees(row: Row, reference: Row) -> str:
-    """Whether an ablation moves the score as in the paper: "yes", "no", "unsure" (our interval holds 0), or "" without
-    a paper's number."""
+    """Whether an ablation moves the score as in the paper: "yes", "no", "unsure" (our interval holds 0), "equal" (the
+    paper's does not move), or "" without a paper's number."""
     if row.paper is None or reference.paper is None or row.gain is None:
         return ""
     difference, theirs = row.gain.difference, row.paper - reference.paper
+    if theirs == 0:
+        return "equal"
     if difference.low <= 0 <= difference.high:
         return "unsure"
     return "yes" if difference.mean * theirs > 0 else "no"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 from collections.abc import Callable, Sequence
@@ -10,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttopt.chat import OpenAIChat
 from ttopt.compare_config import CompareSettings, chosen
+from ttopt.errors import UserError
 from ttopt.result import FILE, Result
 from ttopt.runfolder import read_json, write_text, writing
 from ttopt.sample import Sample
 
 OFFICIAL = "official.json"
+JUDGE_TOKENS = 8192  # at least: a judge thinks about every question first, and its thoughts count
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,15 @@ Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Verdict]
 
 
 def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], note: Callable[[str], None]) -> list[str]:
-    """Writes official.json for every method of a comparison whose videos have changed; returns what went wrong.
+    """Writes official.json for every method whose videos, or else what decides its scores (all samples, as what is
+    missing counts 0, and the judge's instruction), have changed; returns what went wrong.
 
     Raises UserError if it cannot run here.
     """
     if not settings.official:
         return []
     evaluator: Evaluator = importlib.import_module(f"ttopt.judges.{settings.dataset}").evaluator(settings)
+    prompt = hashlib.sha256(judge_prompt(settings).encode()).hexdigest()[:16]
     problems = []
     for method in chosen(settings):
         place = folder / "methods" / method.slug
@@ -48,20 +54,41 @@ def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], no
         stamps = {name: r.finished for name, r in results.items() if r is not None and not r.error}
         path = place / OFFICIAL
         old = read_json(path)
-        if old.get("of") == stamps and not old["errors"]:
+        of = {"samples": [sample.id for sample in samples], "videos": stamps, "prompt": prompt}
+        if old.get("of") == of and not old["errors"]:
             verdict = Verdict(**{spec.name: old[spec.name] for spec in dataclasses.fields(Verdict)})
         else:
             note(f"{method.name}: judging {len(stamps)} videos")
             judged = [sample for sample in samples if sample.id in stamps]
             verdict = evaluator(folder / "outputs" / method.slug, judged, samples, place / "official")
             with writing(folder):
-                write_text(path, json.dumps({"of": stamps, **dataclasses.asdict(verdict)}, indent=1))
+                write_text(path, json.dumps({"of": of, **dataclasses.asdict(verdict)}, indent=1))
         note(f"{method.name}: {verdict.name}: {json.dumps(verdict.summary)}")
         missing = [sample.id for sample in samples if sample.id not in stamps]
         if missing:
             problems.append(f"{method.name}: no video for {', '.join(missing)}; counted as 0")
         problems += [f"{method.name}: {sample}: {error}" for sample, error in verdict.errors.items()]
     return problems
+
+
+def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
+    """The judge behind chat.*; ``model`` is the benchmark's own. Raises UserError without a server."""
+    chat = settings.chat
+    if chat.backend != "openai":
+        raise UserError(
+            f"{benchmark} needs a judge; give --chat.backend openai and --chat.model (the paper's: {model})"
+        )
+    return OpenAIChat(dataclasses.replace(chat, max_tokens=max(chat.max_tokens, JUDGE_TOKENS)))
+
+
+def judge_prompt(settings: CompareSettings) -> str:
+    """The judge's instruction where the user gives one, else "". Raises UserError."""
+    if settings.judge_prompt is None:
+        return ""
+    try:
+        return Path(settings.judge_prompt).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"judge_prompt {settings.judge_prompt} cannot be read ({error}); give a text file") from error
 
 
 def _result(place: Path) -> Result | None:

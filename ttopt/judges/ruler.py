@@ -1,8 +1,8 @@
 """RULER-Bench's judge and arithmetic (arXiv 2512.02622): one call a video, all questions of its checklist at once.
 
 The judge sees the input image, the prompt, the ground-truth image, the explanation, the input video and the generated
-one (two frames a second, longest side 512) and answers <think>...</think><answer>["Good", ...]</answer>. A malformed
-reply is asked again. Good, Medium, Poor count 2, 1, 0; per sample and metric the mean, 0 for a metric without
+one (two frames a second as JPEG, longest side 512) and answers <think>...</think><answer>["Good", ...]</answer>. A
+malformed reply is asked again. Good, Medium, Poor count 2, 1, 0; per sample and metric the mean, 0 for a metric without
 questions; a sample is the mean of its four metrics (three for vision rules, which have no instruction following).
 """
 
@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ttopt.chat import Chat, ChatError, Message, OpenAIChat, fingerprint
+from ttopt.chat import Chat, ChatError, Jpeg, Message, fingerprint
 from ttopt.compare_config import CompareSettings
 from ttopt.datasets.files import inside
 from ttopt.datasets.ruler import METRICS, output_path
 from ttopt.errors import UserError
-from ttopt.judges import Evaluator, Verdict, mean_of
+from ttopt.judges import Evaluator, Verdict, judge_prompt, mean_of, server
 from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
 from ttopt.video import fit_image, read_video_rate
@@ -49,9 +49,7 @@ with as many labels as there are questions, in their order."""
 
 def evaluator(settings: CompareSettings) -> Evaluator:
     """The judge behind chat.*; the benchmark's own is o3. Raises UserError without a server."""
-    if settings.chat.backend != "openai":
-        raise UserError("RULER-Bench needs a judge; give --chat.backend openai and --chat.model (the paper's: o3)")
-    chat, system = OpenAIChat(settings.chat), _system(settings.judge_prompt)
+    chat, system = server(settings, "RULER-Bench", "o3"), judge_prompt(settings) or SYSTEM
     root = Path(str(settings.root))
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
@@ -68,10 +66,10 @@ def judge_all(
     answers: dict[str, list[str]] = {}
     errors: dict[str, str] = {}
     for sample in judged:
-        messages = question(sample, root, videos / output_path(sample), system)
         path = work / output_path(sample).with_suffix(".json")
-        key = fingerprint(messages)
         try:
+            messages = question(sample, root, videos / output_path(sample), system)
+            key = fingerprint(messages)
             kept = read_json(path)
             if kept.get("asked") != [model, key]:
                 labels, text = ask(chat, messages, len(sample.answer["checklist"]))
@@ -79,7 +77,7 @@ def judge_all(
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
             answers[sample.id] = kept["eval_results"]
-        except ChatError as error:
+        except UserError as error:  # a file of the data set, or a ChatError
             errors[sample.id] = str(error)
     metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
     scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}
@@ -89,7 +87,7 @@ def judge_all(
 def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:
     """What the judge is asked about one video, in the order of the benchmark's own script."""
     row: dict[str, Any] = sample.answer
-    parts: list[str | Tensor] = []
+    parts: list[str | Tensor | Jpeg] = []
     if row.get("input_image_path"):
         parts += ["## Input Image:", _image(inside(root, row["input_image_path"]))]
     parts.append(f"## Input Prompt:\n{sample.prompt}")
@@ -98,22 +96,25 @@ def question(sample: Sample, root: Path, video: Path, system: str) -> list[Messa
     if row.get("implicit_explanation"):
         parts.append(f"## Implicit Explanation:\n{row['implicit_explanation']}")
     if row.get("input_video_path"):
-        parts += ["## Input Video:", *frames(inside(root, row["input_video_path"]))]
-    parts += ["## Video to evaluate:", *frames(video), "## CheckList Questions:"]
+        parts += ["## Input Video:", *map(Jpeg, frames(inside(root, row["input_video_path"])))]
+    parts += ["## Video to evaluate:", *map(Jpeg, frames(video)), "## CheckList Questions:"]
     parts += [f"# Question {number}:\n{text}" for number, (_, text) in enumerate(row["checklist"], start=1)]
     return [Message("system", (system,)), Message("user", tuple(parts))]
 
 
 def ask(chat: Chat, messages: Sequence[Message], count: int) -> tuple[list[str], str]:
     """``count`` labels and the reply they stand in. Raises ChatError after ASKED malformed replies."""
-    problem = ""
+    problem, cure = "", ""
     for _ in range(ASKED):
-        text = chat.reply(messages).text
+        reply = chat.reply(messages)
+        if reply.cut:
+            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
+            continue
         try:
-            return labels_of(text, count), text
+            return labels_of(reply.text, count), reply.text
         except ValueError as error:
-            problem = str(error)
-    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; use another judge")
+            problem, cure = str(error), "use another judge"
+    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
 
 
 def labels_of(reply: str, count: int) -> list[str]:
@@ -194,13 +195,3 @@ def _image(path: Path) -> Tensor:
     except OSError as error:
         raise UserError(f"image {path} cannot be read; fetch the data set again") from error
     return fit_image(image, image.height, image.width)
-
-
-def _system(path: str | None) -> str:
-    """The judge's instruction: the benchmark's own file if given, else the same in our words."""
-    if path is None:
-        return SYSTEM
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge_prompt {path} cannot be read ({error})") from error

@@ -39,7 +39,9 @@ T = TypeVar("T", bound=BaseModel)
 class Method(Protocol):
     """One way to make a video for a sample. Made once for a run, from its class path and arguments.
 
-    One that says ``needs_models = False`` gets none; of one that says ``asks = False``, none is loaded to answer.
+    One that says ``needs_models = False`` gets none; of one that says ``asks = False``, none is loaded to answer. One
+    that reads files of its own gives their digests as ``inputs(sample, settings)``, by what an error may call them, and
+    to ``finish``: a run is not gone on with where they have changed.
     """
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
@@ -98,7 +100,7 @@ class Context:
 
     def finish(self, sample: Sample, video: Tensor | None, folder: Path, **what: Any) -> Result:
         """Scores the video and writes video.mp4, config.yaml and result.json; see ttopt.finish.finish for ``what``:
-        method and seeds, and optionally accepted, stop, error, details."""
+        method and seeds, and optionally accepted, stop, error, details, more_inputs."""
         return finish(sample, video, folder, self.settings, self.meter, self.scorer, **what)
 
 
@@ -121,6 +123,12 @@ def needs_models(method: Method) -> bool:
 def asks(method: Method) -> bool:
     """Whether it may ask the chat model."""
     return needs_models(method) and bool(getattr(method, "asks", True))
+
+
+def own_inputs(method: Method, sample: Sample, settings: FitSettings) -> dict[str, str]:
+    """Digests of the files that only this method reads."""
+    found: dict[str, str] = method.inputs(sample, settings) if hasattr(method, "inputs") else {}
+    return found
 
 
 def make_object(path: str, arguments: dict[str, Any], what: str, wanted: str) -> Any:

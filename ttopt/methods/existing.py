@@ -6,9 +6,11 @@ import importlib
 from pathlib import Path
 
 from ttopt.errors import UserError
+from ttopt.identity import file_digest
 from ttopt.methods.base import Context
 from ttopt.result import Result
 from ttopt.sample import Sample
+from ttopt.settings import FitSettings
 from ttopt.video import read_video
 
 
@@ -24,10 +26,20 @@ class Existing:
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         """Raises UserError for a video that is missing or cannot be read."""
-        path = self.videos / video_path(sample, context.settings.dataset)
+        path = self._path(sample, context.settings)
         if not path.is_file():
             raise UserError(f"there is no {path}")
-        return context.finish(sample, read_video(path), folder, method="existing", seeds={}, stop="found")
+        more = self.inputs(sample, context.settings)
+        return context.finish(
+            sample, read_video(path), folder, method="existing", seeds={}, stop="found", more_inputs=more
+        )
+
+    def inputs(self, sample: Sample, settings: FitSettings) -> dict[str, str]:
+        """The video's digest."""
+        return {"video": file_digest(self._path(sample, settings))}
+
+    def _path(self, sample: Sample, settings: FitSettings) -> Path:
+        return self.videos / video_path(sample, settings.dataset)
 
 
 def video_path(sample: Sample, dataset: str) -> Path:

@@ -46,16 +46,17 @@ def score_against_cost(table: Sequence[Row], score: str) -> dict[str, Spec]:
     return made
 
 
-def loss_curve(tau: float | None) -> Spec:
+def loss_curve(tau: float) -> Spec:
     """Loss over the steps with the line of tau; the page puts the rows of a sample's curves.csv in as data."""
     y = {"field": "loss", "type": "quantitative", "title": "loss"}
     step = {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickMinStep": 1}}
-    layers: list[Spec] = [{"mark": {"type": "line", "point": True}, "encoding": {"x": step, "y": y}}]
-    if tau is not None:
-        once = {"data": {"values": [{}]}, "encoding": {"y": {"datum": tau}, "color": {"value": "#d1495b"}}}
-        layers.append({"mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5}, **once})
-        text = {"type": "text", "align": "right", "dy": -6, "x": "width", "text": f"tau = {tau:g}"}
-        layers.append({"mark": text, **once})
+    once = {"data": {"values": [{}]}, "encoding": {"y": {"datum": tau}, "color": {"value": "#d1495b"}}}
+    text = {"type": "text", "align": "right", "dy": -6, "x": "width", "text": f"tau = {tau:g}"}
+    layers: list[Spec] = [
+        {"mark": {"type": "line", "point": True}, "encoding": {"x": step, "y": y}},
+        {"mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5}, **once},
+        {"mark": text, **once},
+    ]
     return {"width": "container", "height": 190, "layer": layers}
 
 

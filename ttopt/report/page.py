@@ -42,7 +42,7 @@ def render(page: Page) -> str:
     reference = next((row for row in page.table if row.method == page.reference), None)
     specs = {
         "cost": charts.score_against_cost(page.table, page.score),
-        "loss": charts.loss_curve(page.tau),
+        "loss": {method: charts.loss_curve(tau) for method, tau in page.taus.items()},
         "questions": charts.question_curves(),
     }
     return environment.get_template("page.html").render(
@@ -68,7 +68,7 @@ def _data(sample: SampleView) -> dict[str, Any]:
         "outcomes": {clip.method: clip.outcome for clip in sample.clips},
         "hacked": [clip.method for clip in sample.clips if clip.hacked],
         "sources": [clip.source for clip in sample.clips],
-        "queries": sample.queries,
+        "queries": {clip.method: clip.queries for clip in sample.clips if clip.curves},
         "curves": {clip.method: clip.curves for clip in sample.clips if clip.curves},
     }
 

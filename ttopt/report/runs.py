@@ -23,6 +23,7 @@ def write_report(folder: Path) -> Path:
 
 def _comparison(folder: Path) -> Path:
     from ttopt.compare import load_comparison
+    from ttopt.compare_config import settings_of
 
     found = load_comparison(folder)
     s = found.settings
@@ -32,7 +33,8 @@ def _comparison(folder: Path) -> Path:
     about += _made(entry.result for samples in found.entries.values() for entry in samples.values())
     slugs = {method.name: method.slug for method in s.methods}
     title = f"Comparison {folder.resolve().name}"
-    page = comparison_page(folder, title, about, found.entries, slugs, found.table, s.reference, s.optimisation.tau)
+    taus = {method.name: settings_of(method, s, folder).optimisation.tau for method in s.methods}
+    page = comparison_page(folder, title, about, found.entries, slugs, found.table, s.reference, taus)
     return write_page(page, folder / FILE)
 
 

@@ -39,7 +39,8 @@ class Clip:
     rules: Mapping[str, bool] = field(default_factory=dict)
     cost: str = ""
     curves: Sequence[Mapping[str, float]] = ()  # rows of curves.csv
-    trace: Sequence[Mapping[str, Any]] = ()  # clips of the step loop
+    queries: Sequence[str] = ()  # that the curves are of, goal first
+    trace: Sequence[Mapping[str, Any]] = ()  # of the step loop: its clips, and what its planner and router said
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,14 @@ class SampleView:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything a page shows. ``table`` is empty for a run of fits; ``tau`` is the line in the loss curves."""
+    """Everything a page shows. ``table`` is empty for a run of fits; ``taus`` are the lines in the methods' losses."""
 
     title: str
     about: Sequence[tuple[str, str]]
     reference: str
     methods: Sequence[str]
     samples: Sequence[SampleView]
-    tau: float | None
+    taus: Mapping[str, float]
     score: str = ""
     table: Sequence[Row] = ()
     embedded: bool = True
@@ -82,7 +83,7 @@ def comparison_page(
     slugs: Mapping[str, str],
     table: Sequence[Row],
     reference: str,
-    tau: float | None,
+    taus: Mapping[str, float],
 ) -> Page:
     """The page of a comparison: ``entries`` method -> sample -> entry, ``slugs`` the methods' folders."""
     queries = read_json(folder / "queries.json")
@@ -93,7 +94,7 @@ def comparison_page(
         clips = [_clip(m, samples[sample], places[m] / sample, folder, embed) for m, samples in entries.items()]
         asked = queries.get(sample) or {}
         views.append(_sample(sample, entries, places, clips, [asked["goal"], *asked["process"]] if asked else []))
-    return Page(title, about, reference, list(entries), views, tau, score_name(entries), table, embed)
+    return Page(title, about, reference, list(entries), views, taus, score_name(entries), table, embed)
 
 
 def fit_page(folder: Path, title: str, about: Sequence[tuple[str, str]], results: Sequence[Result], tau: float) -> Page:
@@ -105,15 +106,15 @@ def fit_page(folder: Path, title: str, about: Sequence[tuple[str, str]], results
         place, o = folder / "samples" / result.sample, result.optimisation
         made = _clip(result.method, Entry(result), place, folder, embed)
         methods[result.method] = None
-        clips, asked = [made], []
+        clips = [made]
         if o is not None:
-            asked = [o.queries["goal"], *o.queries["process"]]
             source = _source(place / "base.mp4", folder, embed)
             score = o.score_before
             before = Clip(BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes, score=_partial(score))
             clips = [before, dataclasses.replace(made, p_yes=o.video_after.p_yes)]
-        views.append(_view(result, place / "video.mp4", clips, asked))
-    return Page(title, about, next(iter(methods), ""), list(methods), views, tau, embedded=embed)
+        views.append(_view(result, place / "video.mp4", clips, made.queries))
+    taus = dict.fromkeys(methods, tau)
+    return Page(title, about, next(iter(methods), ""), list(methods), views, taus, embedded=embed)
 
 
 def _sample(
@@ -155,8 +156,20 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
         + (f", {cost.vlm_calls} VLM calls" if cost.vlm_calls else "")
         + (f", {o.steps} steps" if o else ""),
         curves=_curves(place / "curves.csv"),
-        trace=read_json(place / "trace.json").get("clips", []),
+        queries=[o.queries["goal"], *o.queries["process"]] if o else [],
+        trace=_trace(read_json(place / "trace.json")),
     )
+
+
+def _trace(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A step loop's clips, each behind what the planner and the router said before it."""
+    calls = [call for call in content.get("calls", []) if call["role"] != "verifier"]
+    events: list[Mapping[str, Any]] = []
+    clips = content.get("clips", [])
+    for number in range(len(clips) + 1):
+        events += [call for call in calls if call["clip"] == number]
+        events += clips[number : number + 1]
+    return events
 
 
 def _outcome(score: Scored | None) -> str:

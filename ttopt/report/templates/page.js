@@ -69,10 +69,10 @@
     const select = $(".curve-method", sample);
     if (!select) return;
     const { curves, queries } = data[sample.dataset.id];
-    const rows = curves[select.value];
-    draw($(".chart.loss", sample), { ...specs.loss, data: { values: rows } });
+    const rows = curves[select.value], asked = queries[select.value];
+    draw($(".chart.loss", sample), { ...specs.loss[select.value], data: { values: rows } });
     const values = rows.flatMap((row) => Object.keys(row).filter((name) => name.startsWith("p_yes_")).map((name, number) => ({
-      step: row.step, p: row[name], question: name.slice(6).replace("_", " "), text: queries[number] || "",
+      step: row.step, p: row[name], question: name.slice(6).replace("_", " "), text: asked[number] || "",
     })));
     draw($(".chart.questions-chart", sample), { ...specs.questions, data: { values } });
   }

@@ -12,8 +12,9 @@
     return concat(H)
 
 Only a verifier's "accept" accepts. A model that cannot be reached or understood ends the sample, marked as not
-accepted, and the result says why. The video is always H, the accepted clips; only where there is none, it is the
-rejected attempt that the verifier likes best.
+accepted, and the result says why. Where the last step is not accepted, the video is the best there is: H and the
+rejected attempt that the verifier likes best, if it sees any progress in it. The paper's is H alone, which cannot be
+the whole task.
 
 A sample's folder holds, besides video.mp4, result.json and config.yaml:
 
@@ -98,7 +99,7 @@ class Loop:
         self.target = ""  # of the planner's last action, where the verifier's prompt asks for it
         self.failed = ""  # what the router says of a step that is planned again; told once
         self.generate = Generator(settings, sample, folder, context, self.trace, self.journal, self.warn)
-        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and clip of the best attempt so far
+        self.best: tuple[tuple[float, ...], Tensor] | None = None  # rank and video of the best there is so far
 
     def run(self) -> Result:
         try:
@@ -114,7 +115,7 @@ class Loop:
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
         result = self.context.finish(
             self.sample,
-            join(self.clips) if self.clips else self.best and self.best[1],
+            self.best and self.best[1],
             self.folder,
             method=self.settings.name,
             seeds=self.generate.seeds,
@@ -184,11 +185,11 @@ class Loop:
         self.context.status(f"step {step.number}/{self.steps}, attempt {number}: the reasoner generates")
         attempt = Attempt(self.generate(step))
         step.attempts.append(attempt)
-        self.consider(attempt)
+        self.consider(step, attempt)
         if not self.settings.verification:
             return True
         attempt.verdict = verdict = self.verify(step, attempt.clip)
-        self.consider(attempt)
+        self.consider(step, attempt)
         if verdict.accepted:
             return True
         if not verdict.suggestion:
@@ -201,6 +202,7 @@ class Loop:
     def accept(self, step: Step) -> None:
         clip = step.attempts[-1].clip
         self.clips, self.done, self.frame = (*step.clips, clip), (*step.done, step.action), clip[-1]
+        self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
 
     def route(self, step: Step) -> str:
         """What to do with a step whose attempts were all rejected."""
@@ -269,11 +271,11 @@ class Loop:
             count = max(count, len(step.kept))
         return clip[:count] if count else None
 
-    def consider(self, attempt: Attempt) -> None:
-        """Remembers the best attempt so far, by the verifier's own order; one that is not judged is the worst."""
+    def consider(self, step: Step, attempt: Attempt) -> None:
+        """Remembers the best video so far: first by accepted steps, then by the verifier's own order."""
         rank = (-1.0,) * 3 if attempt.verdict is None else attempt.verdict.rank
-        if self.best is None or rank > self.best[0]:
-            self.best = rank, attempt.clip
+        if self.best is None or (len(step.clips), *rank) > self.best[0]:
+            self.best = ((len(step.clips), *rank), join([*step.clips, attempt.clip]))
 
     # Talking
 

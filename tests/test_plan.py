@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +103,19 @@ def test_a_teacher_on_a_gpu_of_its_own_is_counted_there(tiny: FitSettings) -> No
     assert set(memory) == {"the reasoner's GPU", "the teacher's GPU"}
     assert max(memory.values()) < one.memory["the GPU"] <= sum(memory.values())
     assert memory["the teacher's GPU"] > one.weights["teacher"]
+
+
+def test_an_offloaded_text_encoder_is_on_the_gpu_while_it_works(tiny: FitSettings, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny.reasoner.model, tmp_path / "model")
+    config = json.loads((model / "text_encoder" / "config.json").read_text())
+    (model / "text_encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": 10**6}))
+    stays = dataclasses.replace(tiny, reasoner=dataclasses.replace(tiny.reasoner, model=str(model)))
+    leaves = dataclasses.replace(tiny, reasoner=dataclasses.replace(stays.reasoner, offload=True))
+    one, other = (planning.plan(settings, GPUS["H100"]) for settings in (stays, leaves))
+    encoder = one.weights["text encoder"]
+    assert "text encoder" not in other.weights and encoder < other.parts["condition"].peak < 1.2 * encoder
+    assert other.parts["predict"] == one.parts["predict"]
+    assert sum(other.weights.values()) + encoder < other.memory["the GPU"] <= one.memory["the GPU"]
 
 
 def test_shared_out_weights(tiny: FitSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

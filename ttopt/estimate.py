@@ -144,7 +144,11 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     numbers = sample_frames(settings.teacher.frames, wanted.frames)
     roofline = Roofline(gpu)
     with roofline.part("condition"), torch.no_grad():
-        condition = _condition(models, shape, settings)
+        text = _text(models, settings)
+    if settings.reasoner.offload:  # it is there while it works, and leaves before the image is encoded
+        roofline.parts["condition"].peak += nbytes(reasoner.text_encoder)
+    with roofline.part("condition"), torch.no_grad():
+        condition = _condition(models, text, shape, settings)
     z1 = torch.empty((1, *shape), device="meta")
     for name in ("prefix", "predict", "decode", "grade", "backward", "generate", "final decode", "queries"):
         roofline.parts.setdefault(name, Work())
@@ -281,18 +285,24 @@ def _light_config(decoder: DecoderSettings, channels: int) -> LightDecoderConfig
     return replace(config, space_upscale=shrunk(config.space_upscale, decoder.shrink))
 
 
-def _condition(models: MetaModels, shape: tuple[int, int, int, int], settings: FitSettings) -> Condition:
-    """Text embeddings and first frame, from tokens and an image without data."""
-    reasoner, sample = models.reasoner, settings.sample
+def _text(models: MetaModels, settings: FitSettings) -> Tensor:
+    """Text embeddings (1, L, D) from tokens without data."""
+    encoder = models.reasoner.text_encoder
     tokens = torch.empty(1, text_tokens(settings.reasoner.model), dtype=torch.int64, device="meta")
-    text = reasoner.text_encoder(inputs_embeds=reasoner.text_encoder.shared(tokens)).last_hidden_state
+    text: Tensor = encoder(inputs_embeds=encoder.shared(tokens)).last_hidden_state
+    return text.to(models.reasoner.dtype)
+
+
+def _condition(models: MetaModels, text: Tensor, shape: tuple[int, int, int, int], settings: FitSettings) -> Condition:
+    """The text with a first frame, from an image without data."""
+    reasoner, sample = models.reasoner, settings.sample
     image = torch.empty(1, 3, sample.height, sample.width, device="meta")
     first = channels = None
     if reasoner.takes_channels:
         channels = encode_channels(image, reasoner.vae, sample.frames)
     elif not settings.reasoner.ignore_image:
         first = encode_first_frame(image, reasoner.vae)
-    return Condition(text.to(reasoner.dtype), first, shape, channels)
+    return Condition(text, first, shape, channels)
 
 
 def _grade(models: MetaModels, frames: Tensor) -> tuple[Tensor, int]:

@@ -67,6 +67,12 @@ def foreign(file: Path) -> None:
     save_file({"weight": torch.zeros(2)}, file, {"format": "pt"})
 
 
+def wider(file: Path) -> None:
+    """A LoRA for a model of more blocks."""
+    state = tensors(file.read_bytes())
+    save_file(state | {name.replace("blocks.0", "blocks.7"): value.clone() for name, value in state.items()}, file)
+
+
 def no_json(file: Path) -> None:
     file.write_text("{")
 
@@ -103,6 +109,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("reasoner", "transformer/config.json", key("num_layers", "x"), "transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", key("in_channels", 7), "transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", key("_class_name", "UNet2DModel"), "is a UNet2DModel, not a WanTransf"),
+    ("reasoner", "transformer/config.json", key("image_dim", 1280), "sees the image through CLIP too, as Wan2.1-I2V"),
     ("reasoner", VAE, gone, "vae/diffusion_pytorch_model.safetensors is missing; is the download complete?"),
     ("reasoner", VAE, cut, "reasoner: .. vae cannot be loaded .. fetch it again"),
     ("reasoner", VAE, pickled, "vae/diffusion_pytorch_model.safetensors is missing"),
@@ -163,6 +170,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("lora", "lora.safetensors", cut, "lora.safetensors does not fit the model"),
     ("lora", "lora.safetensors", disguised, "lora.safetensors does not fit the model"),
     ("lora", "lora.safetensors", foreign, "lora.safetensors does not fit the model"),
+    ("lora", "lora.safetensors", wider, "does not fit the model (the model has no layer for .. blocks.7.attn1.to_q"),
     ("lora", "lora.safetensors", reshaped, "lora.safetensors does not fit the model"),
 ]  # fmt: skip
 

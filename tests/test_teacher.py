@@ -358,7 +358,7 @@ def test_a_chat_template_gives_the_built_in_format(folder: Path, teacher: Teache
 
 
 def test_a_model_that_may_think_answers_at_once(folder: Path, teacher: Teacher) -> None:
-    """Qwen3.5's template opens a thought unless it is told not to; P("Yes") must not be that of a thought's beginning."""
+    """Qwen3.5's template opens a thought unless told not to, and P("Yes") would be that of the thought's beginning."""
     thinking = Teacher.load(folder)
     thinking.tokenizer.chat_template = TEMPLATE + (
         "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}"

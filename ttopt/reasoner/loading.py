@@ -31,7 +31,8 @@ BOUNDARY = 0.9  # Wan2.2-I2V-A14B's, where model_index.json does not say
 
 @dataclass(frozen=True)
 class Networks:
-    """Frozen, in evaluation mode. ``low_noise``: the second expert, for noise levels below ``boundary``."""
+    """Frozen, in evaluation mode. ``low_noise``: the second expert, for noise levels below ``boundary``;
+    ``clean_frame``: whether an image may be given as the clean first latent frame."""
 
     transformer: WanTransformer3DModel
     vae: AutoencoderKLWan
@@ -39,6 +40,7 @@ class Networks:
     tokenizer: Any
     low_noise: WanTransformer3DModel | None
     boundary: float
+    clean_frame: bool
 
 
 def load_networks(
@@ -74,6 +76,7 @@ def load_networks(
         _check_weights(folder, part, part)
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
+    index = _index(folder)
     if loras[1] is not None and not two_experts:
         raise UserError(f"reasoner: {model} has no second expert for the LoRA {loras[1]}; leave it out")
 
@@ -89,17 +92,25 @@ def load_networks(
     text_encoder = _load(UMT5EncoderModel, folder / "text_encoder", dtype=DTYPES[dtype])
     with naming(f"reasoner: {folder / 'tokenizer'}"):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
-    taken, made = network.config["in_channels"], vae.config["z_dim"]
-    if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]):
-        raise UserError(
-            f"reasoner: the transformer takes {taken} channels but the VAE makes {made}; only models in the style of "
-            "Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents besides) are supported"
-        )
+    made = vae.config["z_dim"]
+    for one in (network, low_noise or network):
+        taken, given = one.config["in_channels"], one.config["out_channels"]
+        if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]) or given != made:
+            raise UserError(
+                f"reasoner: a transformer takes {taken} channels and gives {given} but the VAE makes {made}; only "
+                "models in the style of Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents "
+                "besides) are supported"
+            )
     waiting = offload and mesh is None
     for module, waits in ((network, False), (vae, False), (text_encoder, offload), (low_noise, waiting)):
         if module is not None:
             module.to("cpu" if waits else device).eval().requires_grad_(False)  # type: ignore[arg-type]
-    return Networks(network, vae, text_encoder, tokenizer, low_noise, _boundary(folder))
+    boundary = index.get("boundary_ratio")
+    # A folder without an index says nothing; where there is one, diffusers notes the models that can.
+    clean_frame = not index or bool(index.get("expand_timesteps"))
+    return Networks(
+        network, vae, text_encoder, tokenizer, low_noise, BOUNDARY if boundary is None else float(boundary), clean_frame
+    )
 
 
 def _load_transformer(folder: Path, dtype: str, lora: str | None, mesh: DeviceMesh | None) -> WanTransformer3DModel:
@@ -120,6 +131,11 @@ def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
         if made not in (kind.__name__, "umt5"):
             raise UserError(
                 f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2"
+            )
+        if config.get("image_dim") is not None:
+            raise UserError(
+                f"reasoner: {folder} sees the image through CLIP too, as Wan2.1-I2V does, which is not supported; give "
+                "a model in the style of Wan2.2"
             )
         network, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **precision
@@ -154,6 +170,10 @@ def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
             local_files_only=True,
             return_lora_metadata=True,
         )
+        layers = {f"transformer.{name}" for name, _ in transformer.named_modules()}
+        for key in state:  # diffusers would leave out what it finds no place for
+            if re.split(r"\.lora|\.lokr", key)[0] not in layers:
+                raise ValueError(f"the model has no layer for {key}")
         transformer.load_lora_adapter(state, prefix="transformer", metadata=metadata)
         if not getattr(transformer, "peft_config", None):  # of which diffusers would only warn
             raise ValueError("it holds nothing for this transformer")
@@ -181,13 +201,18 @@ def local_folder(model: str | Path, parts: list[str]) -> Path:
         raise UserError(f"reasoner: no folder {model}, and the hub does not give it either ({error})") from error
 
 
-def _boundary(folder: Path) -> float:
+def _index(folder: Path) -> dict[str, Any]:
+    """What model_index.json says of the model; empty where there is none. Raises UserError."""
     file = folder / "model_index.json"
+    if not file.is_file():
+        return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("boundary_ratio") if file.is_file() else None
-    except (json.JSONDecodeError, AttributeError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
         raise UserError(f"reasoner: {file} cannot be read ({error}); restore it") from error
-    return BOUNDARY if found is None else float(found)
+    return found
 
 
 def _check_weights(folder: Path, part: str, subfolder: str) -> None:

@@ -51,6 +51,7 @@ class Reasoner:
     low_noise: WanTransformer3DModel | None = None  # a second expert, for noise levels below ``boundary``
     boundary: float = 0.0
     ignore_image: bool = False  # the model was distilled without a first frame (FastWan)
+    clean_frame: bool = True  # an image may be given as the clean first latent frame
     offload: bool = False  # the text encoder and the expert that is not needed wait in the CPU's memory
     recompute: Collection[int] = ()  # blocks whose activations are computed again in the backward pass, not kept
     run_block: Callable[..., Tensor] | None = None  # a compiled block
@@ -99,6 +100,7 @@ class Reasoner:
             parts.low_noise,
             parts.boundary,
             ignore_image,
+            parts.clean_frame,
             offload,
             advance=forward.advance if mesh is None else sharding.advance,
         )
@@ -145,6 +147,11 @@ class Reasoner:
         if images and self.ignore_image:
             warnings.warn("this model was distilled without a first frame: the image is ignored", stacklevel=2)
             images = []
+        if images and not self.clean_frame:
+            raise UserError(
+                f"sample {samples[0].id} has an image, but this model makes videos from text alone (its "
+                "model_index.json lacks expand_timesteps); give Wan2.2-TI2V-5B, or --reasoner.ignore_image true"
+            )
         first_frame = encode_first_frame(torch.stack(images).to(self.device), self.vae) if images else None
         return Condition(text, first_frame, shape)
 

@@ -19,7 +19,7 @@ from tiny import tiny_transformer
 
 from ttopt.errors import UserError
 from ttopt.reasoner import LightDecoder
-from ttopt.reasoner.loading import load_networks, merge_lora
+from ttopt.reasoner.loading import load_networks, lora_file, merge_lora
 from ttopt.teacher import Teacher
 
 
@@ -183,7 +183,7 @@ def load_part(part: str, folder: Path) -> None:
     elif part == "teacher":
         Teacher.load(folder)
     else:
-        merge_lora(tiny_transformer(), str(folder / "lora.safetensors"))
+        merge_lora(tiny_transformer(), lora_file(str(folder / "lora.safetensors")))
 
 
 @pytest.mark.parametrize(
@@ -211,6 +211,11 @@ WRONG_MODELS = [  # what is typed after "ttopt fit", with tiny models
     ("--reasoner.model nowhere", "reasoner: no folder nowhere; give a folder in the diffusers layout or a hub id"),
     ("--reasoner.model empty", "empty/transformer/config.json is missing; give a folder in the diffusers layout"),
     ("--reasoner.transformer nowhere", "reasoner: no folder nowhere; give a folder"),
+    ("--reasoner.transformer weights/4step", "reasoner: no folder weights/4step; give a folder"),
+    ("--reasoner.model owner/none --teacher.model run/none", "no teacher at run/none; give a folder in transformers'"),
+    ("--reasoner.model owner/none --decoder.model nowhere", "light decoder: nowhere is missing; give a folder made by"),
+    ("--reasoner.model owner/none --reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safet"),
+    ("--reasoner.model owner/none --reasoner.transformer empty", "empty/transformer/config.json is missing; give a"),
     ("--reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safetensors file"),
     ("--reasoner.low_noise_lora no.safetensors", "has no second expert for the LoRA no.safetensors; leave it out"),
     ("--reasoner.device toaster", "reasoner.device is 'toaster', which is no device; give auto, cpu, cuda or cuda:1"),

@@ -16,6 +16,7 @@ from ttopt.reasoner.sharding import all_processes
 from ttopt.reasoner.speed import block_range, compiled_block, set_attention, to_float8
 from ttopt.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.teacher import Teacher
+from ttopt.teacher.teacher import check_teacher
 
 TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"
 
@@ -66,6 +67,7 @@ def _load(settings: FitSettings) -> Models:
     device = _device(r.device, "reasoner.device")
     _device(t.device, "teacher.device")  # a wrong one should not wait for the reasoner
     _check_dtype(r.dtype, device, "reasoner.dtype")
+    check_teacher(weights_path(t.model, "teacher", "teacher.model"))
     if r.shard and not several():
         raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
     reasoner = Reasoner.load(

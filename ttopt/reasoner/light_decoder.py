@@ -171,11 +171,7 @@ class LightDecoder(nn.Module):
         Raises UserError naming the file that is missing or does not fit.
         """
         path = Path(path)
-        weights = path / "model.safetensors" if path.is_dir() else path
-        if not weights.is_file():
-            raise UserError(
-                f"light decoder: {weights} is missing; give a folder made by LightDecoder.save or a taew file"
-            )
+        weights = weights_file(path)
         try:
             state = {name: value for name, value in load_file(weights).items() if name.startswith("decoder.")}
             config = read_config(path / "config.json") if path.is_dir() else _infer_config(state)
@@ -203,6 +199,14 @@ class LightDecoder(nn.Module):
                 f"light decoder: {weights} does not fit its sizes {asdict(config)} ({brief(error)}); fetch it again"
             ) from error
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of a light decoder's folder or the file itself; UserError if it is missing."""
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if not weights.is_file():
+        raise UserError(f"light decoder: {weights} is missing; give a folder made by LightDecoder.save or a taew file")
+    return weights
 
 
 def shrunk(space_upscale: tuple[bool, bool, bool], shrink: int) -> tuple[bool, bool, bool]:

@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ttopt.errors import UserError, brief, naming
+from ttopt.hub import on_hub
 from ttopt.reasoner.sharding import shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,26 +63,18 @@ def load_networks(
     for name in (dtype, vae_dtype):
         if name not in DTYPES:
             raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    check_local(model, transformer, loras)
     own_transformer = [] if transformer is not None else ["transformer", "transformer_2"]
     folder = local_folder(model, [*own_transformer, "vae", "text_encoder", "tokenizer"])
-    transformer_folder = folder if transformer is None else local_folder(transformer, ["transformer"])
-    # A folder may also be the transformer itself.
-    if transformer is not None and (transformer_folder / "config.json").is_file():
-        _check_weights(transformer_folder, "transformer", "")
-    else:
-        transformer_folder = transformer_folder / "transformer"
-        _check_weights(transformer_folder.parent, "transformer", "transformer")
-    two_experts = transformer is None and (folder / "transformer_2").is_dir()
-    for part in ("vae", "text_encoder", *(["transformer_2"] if two_experts else [])):
-        _check_weights(folder, part, part)
-    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
+    two_experts = _check_folder(folder, transformer is None, loras[1])
+    transformer_folder = folder / "transformer"
+    if transformer is not None:
+        transformer_folder = _transformer_folder(local_folder(transformer, ["transformer"]))
     index = _index(folder)
-    if loras[1] is not None and not two_experts:
-        raise UserError(f"reasoner: {model} has no second expert for the LoRA {loras[1]}; leave it out")
+    lora, low_noise_lora = (None if name is None else lora_file(name) for name in loras)
 
-    network = _load_transformer(transformer_folder, dtype, loras[0], mesh)
-    low_noise = _load_transformer(folder / "transformer_2", dtype, loras[1], mesh) if two_experts else None
+    network = _load_transformer(transformer_folder, dtype, lora, mesh)
+    low_noise = _load_transformer(folder / "transformer_2", dtype, low_noise_lora, mesh) if two_experts else None
     vae = _load(AutoencoderKLWan, folder / "vae", torch_dtype=DTYPES[vae_dtype])
     for name in ("latents_mean", "latents_std"):
         if len(vae.config[name]) != vae.config["z_dim"]:
@@ -113,7 +106,7 @@ def load_networks(
     )
 
 
-def _load_transformer(folder: Path, dtype: str, lora: str | None, mesh: DeviceMesh | None) -> WanTransformer3DModel:
+def _load_transformer(folder: Path, dtype: str, lora: Path | None, mesh: DeviceMesh | None) -> WanTransformer3DModel:
     # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
     network = _load(WanTransformer3DModel, folder, torch_dtype=DTYPES[dtype])
     if lora is not None:
@@ -146,22 +139,35 @@ def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
     return network
 
 
-def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
+def lora_file(lora: str) -> Path:
+    """The safetensors file of a LoRA: one here, or owner/name/path/in/the/repository.safetensors of the hub, fetched.
+
+    Raises UserError.
+    """
+    if Path(lora).is_file():
+        return Path(lora)
+    repository, file = _hub_lora(lora)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
+        raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
+
+
+def _hub_lora(lora: str) -> tuple[str, str]:
+    """Repository and file; UserError for a name that cannot be on the hub."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
+    if match is None or not on_hub(match[1]):
+        raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
+    return match[1], match[2]
+
+
+def merge_lora(transformer: WanTransformer3DModel, file: Path) -> None:
     """Adds a LoRA to the weights for good, e.g. one that distils to few steps; diffusers' or original Wan names.
 
-    ``lora`` is a safetensors file, or owner/name/path/in/the/repository.safetensors on the hub. Raises UserError.
+    Raises UserError for what does not fit.
     """
-    file = Path(lora)
-    if not file.is_file():
-        hub = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
-        if hub is None:
-            raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(hub[1], hub[2]))
-        except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
-            raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
     try:
         state, metadata = WanLoraLoaderMixin.lora_state_dict(
             str(file.parent),
@@ -185,13 +191,29 @@ def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
         raise UserError(f"reasoner: the LoRA {file} does not fit the model ({brief(error)}); give another") from error
 
 
+def check_local(
+    model: str | Path, transformer: str | Path | None, loras: tuple[str | None, str | None] = (None, None)
+) -> None:
+    """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
+    for name in (model, transformer):
+        if name is not None and not Path(name).is_dir() and not on_hub(str(name)):
+            raise UserError(
+                f"reasoner: no folder {name}; give a folder in the diffusers layout or a hub id (owner/name)"
+            )
+    if transformer is not None and Path(transformer).is_dir():
+        _transformer_folder(Path(transformer))
+    if Path(model).is_dir():
+        _check_folder(Path(model), transformer is None, loras[1])
+    for lora in loras:
+        if lora is not None and not Path(lora).is_file():
+            _hub_lora(lora)
+
+
 def local_folder(model: str | Path, parts: list[str]) -> Path:
     """The folder of a local model, or of a hub id's download (only the named parts); else UserError."""
     path = Path(model)
     if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        raise UserError(f"reasoner: no folder {model}; give a folder in the diffusers layout or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -215,8 +237,27 @@ def _index(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _check_weights(folder: Path, part: str, subfolder: str) -> None:
-    folder = folder / subfolder
+def _check_folder(folder: Path, own_transformer: bool, low_noise_lora: str | None) -> bool:
+    """Whether there are two experts; UserError for what is missing in a model's folder."""
+    two_experts = own_transformer and (folder / "transformer_2").is_dir()
+    parts = [*(["transformer"] if own_transformer else []), "vae", "text_encoder"]
+    for part in [*parts, *(["transformer_2"] if two_experts else [])]:
+        _check_weights(folder / part, part)
+    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
+    if low_noise_lora is not None and not two_experts:
+        raise UserError(f"reasoner: {folder} has no second expert for the LoRA {low_noise_lora}; leave it out")
+    return two_experts
+
+
+def _transformer_folder(folder: Path) -> Path:
+    """A folder that is a transformer itself, or the one in it; UserError for what is missing."""
+    found = folder if (folder / "config.json").is_file() else folder / "transformer"
+    _check_weights(found, "transformer")
+    return found
+
+
+def _check_weights(folder: Path, part: str) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"reasoner: {folder / 'config.json'} is missing; give a folder in the diffusers layout")
     if not list(folder.glob(f"{WEIGHTS[part]}*.safetensors")):

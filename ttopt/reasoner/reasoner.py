@@ -27,7 +27,7 @@ from ttopt.reasoner.condition import (
     latent_statistics,
 )
 from ttopt.reasoner.forward import Activation
-from ttopt.reasoner.light_decoder import LightDecoder
+from ttopt.reasoner.light_decoder import LightDecoder, weights_file
 from ttopt.reasoner.loading import load_networks
 from ttopt.reasoner.recipe import size_warning
 from ttopt.reasoner.sampler import Schedule
@@ -86,6 +86,8 @@ class Reasoner:
         ``transformer_2`` has two experts. ``lora`` and ``low_noise_lora`` are merged into them. The processes
         of ``mesh`` share out the transformers' blocks. Raises UserError naming the missing file.
         """
+        if light_decoder is not None:
+            weights_file(Path(light_decoder))  # a missing one should not wait for the large networks
         parts = load_networks(model, transformer, dtype, vae_dtype, device, (lora, low_noise_lora), offload, mesh)
         light = None
         if light_decoder is not None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ttopt.errors import UserError, naming
+from ttopt.hub import on_hub
 from ttopt.processes import led
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
@@ -362,8 +363,22 @@ class Teacher:
                 raise UserError(f"{text!r} holds the teacher's control token {token}; leave it out")
 
 
+def check_teacher(model: str | Path) -> None:
+    """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if not on_hub(str(model)):
+            raise UserError(f"no teacher at {model}; give a folder in transformers' layout or a hub id (owner/name)")
+        return
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: config.json is missing; give a Qwen3-VL model in transformers' layout")
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(f"teacher {folder}: model.safetensors is missing; fetch it again")
+
+
 def find_folder(model: str | Path) -> Path:
     """A local folder as it is, a hub id downloaded or taken from the cache; UserError if there is neither."""
+    check_teacher(model)
     folder = Path(model)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -375,6 +390,5 @@ def find_folder(model: str | Path) -> Path:
             raise UserError(
                 f"no teacher at {model}: not a local folder, and not on the hub or in its cache ({error})"
             ) from error
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: config.json is missing; give a Qwen3-VL model in transformers' layout")
+        check_teacher(folder)
     return folder

@@ -134,7 +134,9 @@ def test_offloaded_parts_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert kept.isfinite().all()
 
 
-@pytest.mark.parametrize(("height", "width", "nearest"), [(704, 1280, ""), (480, 832, "704x1280"), (832, 480, "1280x704")])
+@pytest.mark.parametrize(
+    ("height", "width", "nearest"), [(704, 1280, ""), (480, 832, "704x1280"), (832, 480, "1280x704")]
+)
 def test_sizes_off_the_recipe_are_named_with_the_nearest_good_one(height: int, width: int, nearest: str) -> None:
     wan = SimpleNamespace(config={"in_channels": 48}, blocks=range(30))
     advice = size_warning(wan, height, width)

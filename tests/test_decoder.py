@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,11 +196,14 @@ def test_light_decoder_saves_and_loads(tmp_path: Path, latents: Tensor) -> None:
     assert torch.equal(loaded(latents, ALL), decoder(latents, ALL))
 
 
-def test_light_decoder_reads_a_public_file(tmp_path: Path, latents: Tensor) -> None:
+@pytest.mark.parametrize("name, save", [("taew.safetensors", save_file), ("taew.pth", torch.save)])
+def test_light_decoder_reads_a_public_file(
+    tmp_path: Path, latents: Tensor, name: str, save: Callable[[dict[str, Tensor], Path], None]
+) -> None:
     """A public file has no config and holds the encoder as well; its sizes are read off the shapes."""
     decoder = small_decoder()
-    file = tmp_path / "taew.safetensors"
-    save_file({**decoder.state_dict(), "encoder.0.weight": torch.zeros(1)}, file)
+    file = tmp_path / name
+    save({**decoder.state_dict(), "encoder.0.weight": torch.zeros(1)}, file)
     loaded = LightDecoder.load(file)
     assert loaded.config == decoder.config
     assert torch.equal(loaded(latents, ALL), decoder(latents, ALL))
@@ -243,5 +247,11 @@ def test_light_decoder_errors_name_the_file(tmp_path: Path) -> None:
     save_file({"decoder.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="does not hold a TAEHV decoder"):
         LightDecoder.load(tmp_path / "other.safetensors")
+    torch.save(decoder, tmp_path / "whole.pth")  # a pickled module, which loading would have to run
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:99])
+    (tmp_path / "empty.pth").touch()
+    for name in ("whole", "cut", "empty"):
+        with pytest.raises(UserError, match=rf"{name}\.pth does not hold a TAEHV decoder"):
+            LightDecoder.load(tmp_path / f"{name}.pth")
     with pytest.raises(UserError, match="time_upscale"):
         LightDecoder(LightDecoderConfig(time_upscale=(True, True, True)))

@@ -79,7 +79,7 @@ class Reasoner:
         """Load a model in the diffusers layout {transformer, vae, text_encoder, tokenizer}, frozen.
 
         ``model`` is a folder or a hub id; ``transformer`` replaces the transformer by that of another folder
-        or hub id (distilled weights, say); ``light_decoder`` is a folder or a TAEHV safetensors file, whose last
+        or hub id (distilled weights, say); ``light_decoder`` is a folder or a public TAEHV file, whose last
         ``shrink`` up-scalings are switched off.
         ``dtype`` ("float32", "bfloat16", "float16") is that of the transformer, the text encoder and the light
         decoder; what diffusers keeps in fp32 (time embedder, norms, RoPE) stays float32. A model with a

@@ -21,6 +21,7 @@ from ttopt.config import parse_fit
 from ttopt.errors import UserError
 from ttopt.fit import load_models
 from ttopt.gpus import GPUS
+from ttopt.plan import helping
 from ttopt.roofline import Roofline
 from ttopt.settings import FitSettings, to_yaml
 from ttopt.shapes import REASONERS, TEACHERS
@@ -149,6 +150,17 @@ def test_the_report_and_its_mistakes(tiny: FitSettings, tmp_path: Path, capsys: 
     assert "give one of H100, H200, A100, L40S, 4090" in capsys.readouterr().err
     with pytest.raises(UserError, match="sizes are not known"):
         planning.plan(dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, model="a/b")), GPUS["H100"])
+
+
+def test_cures_that_do_not_help_are_skipped(tiny: FitSettings, tmp_path: Path) -> None:
+    """Most memory is needed while a large text encoder reads the prompt: recomputing activations does not help."""
+    model = shutil.copytree(tiny.reasoner.model, tmp_path / "model")
+    config = json.loads((model / "text_encoder" / "config.json").read_text())
+    (model / "text_encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": 10**7}))
+    large = dataclasses.replace(tiny, reasoner=dataclasses.replace(tiny.reasoner, model=str(model), offload=True))
+    found = planning.plan(large, GPUS["4090"])
+    name, now = next(helping(large, found))
+    assert name == "--reasoner.float8 true" and now.memory["the GPU"] < found.memory["the GPU"]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,19 +202,27 @@ def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: Fit
 
 def cures(settings: FitSettings, found: Plan) -> str:
     """What to change, one more thing at a time until it fits."""
-    from ttopt.estimate import plan
-
     lines = ["", "To make it fit, change one after the other:"]
-    for name, change in CURES:
-        changed = change(settings)
-        if changed == settings or not _allowed(changed):
-            continue
-        settings, now = changed, plan(changed, found.gpu, found.steps, found.processes)
+    for name, now in helping(settings, found):
         lines.append(f"  {name:44s} -> {_memory(now)}, {now.step_seconds:6.2f} s a step")
         if now.fits:
             return "\n".join(lines)
     lines.append("  none of these is enough: take a larger GPU or smaller models")
     return "\n".join(lines)
+
+
+def helping(settings: FitSettings, found: Plan) -> Iterator[tuple[str, Plan]]:
+    """What lowers the memory of the plan ``found``, one more thing at a time: as it is typed, and the plan with it."""
+    from ttopt.estimate import plan
+
+    for name, change in (*CURES, *CURES):  # what does not help at first may help after others
+        changed = change(settings)
+        if changed == settings or not _allowed(changed):
+            continue
+        now = plan(changed, found.gpu, found.steps, found.processes)
+        if max(now.memory.values()) < max(found.memory.values()):
+            settings, found = changed, now
+            yield name, now
 
 
 def _allowed(settings: FitSettings) -> bool:

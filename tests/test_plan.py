@@ -97,6 +97,20 @@ def test_a_kept_prefix_and_fewer_frames_need_less(tiny: FitSettings) -> None:
     assert fewer.parts["grade"].flop < late.parts["grade"].flop
 
 
+def test_starts_kept_videos_and_samples_side_by_side_are_counted(tiny: FitSettings) -> None:
+    one = planning.plan(tiny, GPUS["H100"])
+    o = dataclasses.replace(tiny.optimisation, starts=3, keep="best")
+    more = planning.plan(dataclasses.replace(tiny, optimisation=o, batch_samples=2), GPUS["H100"])
+    assert more.step_flop == one.step_flop == sum(one.parts[name].flop for name in planning.STEP)
+    extra = sum(one.parts[name].seconds for name in ("predict", "final decode", "grade"))
+    noises = 3 * (one.parts["generate"].seconds / 4 + one.parts["decode"].seconds + one.parts["grade"].seconds)
+    assert more.sample_seconds == pytest.approx(one.sample_seconds + extra + noises)
+    assert one.memory["the GPU"] < more.memory["the GPU"] < 2 * one.memory["the GPU"]
+    assert one.parts["queries"].flop > 0
+    last = dataclasses.replace(tiny, optimisation=dataclasses.replace(tiny.optimisation, denoise_step="last"))
+    assert planning.plan(last, GPUS["H100"]).parts["predict"].flop > 3 * one.parts["generate"].flop / 4
+
+
 def test_a_teacher_on_a_gpu_of_its_own_is_counted_there(tiny: FitSettings) -> None:
     one = planning.plan(tiny, GPUS["H100"])
     apart = dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, device="cuda:1"))

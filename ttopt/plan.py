@@ -142,6 +142,7 @@ def report(found: Plan, samples: int, kwh_price: float) -> str:
     when |= {"condition": "once", "queries": "once", "prefix": "once", "generate": "twice", "final decode": "twice"}
     for name, part in found.parts.items():
         lines.append(f"{name:14s} {part.flop / 1e12:9.1f} {part.seconds:9.3f} {part.peak / GIB:16.2f}   {when[name]}")
+    lines.append(f"{'a step':14s} {found.step_flop / 1e12:9.1f} {found.step_seconds:9.3f}")
     lines += ["", f"{'weights':14s} {'GiB':>9s}"]
     lines += [f"{name:14s} {size / GIB:9.2f}" for name, size in found.weights.items()]
     seconds = samples * found.sample_seconds * found.gpus

@@ -212,7 +212,7 @@ WRONG_MODELS = [  # what is typed after "ttopt fit", with tiny models
     ("--reasoner.model empty", "empty/transformer/config.json is missing; give a folder in the diffusers layout"),
     ("--reasoner.transformer nowhere", "reasoner: no folder nowhere; give a folder"),
     ("--reasoner.transformer weights/4step", "reasoner: no folder weights/4step; give a folder"),
-    ("--reasoner.model owner/none --teacher.model run/none", "no teacher at run/none; give a folder in transformers'"),
+    ("--reasoner.model owner/none --teacher.model run/none", "no teacher at run/none: not a local folder; give one"),
     ("--reasoner.model owner/none --decoder.model nowhere", "light decoder: nowhere is missing; give a folder made by"),
     ("--reasoner.model owner/none --reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safet"),
     ("--reasoner.model owner/none --reasoner.transformer empty", "empty/transformer/config.json is missing; give a"),

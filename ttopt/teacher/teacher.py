@@ -365,30 +365,37 @@ class Teacher:
 
 def check_teacher(model: str | Path) -> None:
     """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
-    folder = Path(model)
-    if not folder.is_dir():
-        if not on_hub(str(model)):
-            raise UserError(f"no teacher at {model}; give a folder in transformers' layout or a hub id (owner/name)")
-        return
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: config.json is missing; give a Qwen3-VL model in transformers' layout")
-    if not list(folder.glob("*.safetensors")):
+    folder = _local(model)
+    if folder is not None and not list(folder.glob("*.safetensors")):
         raise UserError(f"teacher {folder}: model.safetensors is missing; fetch it again")
 
 
 def find_folder(model: str | Path) -> Path:
     """A local folder as it is, a hub id downloaded or taken from the cache; UserError if there is neither."""
-    check_teacher(model)
-    folder = Path(model)
-    if not folder.is_dir():
+    folder = _local(model)
+    if folder is None:
         from huggingface_hub import snapshot_download
 
         try:
             wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-            folder = Path(snapshot_download(str(model), allow_patterns=wanted))
+            folder = _local(snapshot_download(str(model), allow_patterns=wanted))
+        except UserError:
+            raise
         except Exception as error:  # the hub raises a dozen unrelated types; all mean the same to the user
             raise UserError(
                 f"no teacher at {model}: not a local folder, and not on the hub or in its cache ({error})"
             ) from error
-        check_teacher(folder)
+        assert folder is not None
+    return folder
+
+
+def _local(model: str | Path) -> Path | None:
+    """A local folder, None for a hub id; UserError for what is neither and for a folder without config.json."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if not on_hub(str(model)):
+            raise UserError(f"no teacher at {model}: not a local folder; give one or a hub id (owner/name)")
+        return None
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: config.json is missing; give a Qwen3-VL model in transformers' layout")
     return folder

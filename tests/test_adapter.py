@@ -295,6 +295,13 @@ def test_batched_adapter_equals_one_by_one(
     adapter.remove()
 
 
+def test_batched_matrices_lie_where_the_work_is_done(reasoner: Reasoner) -> None:
+    """An offloaded transformer may be on the CPU when they are made."""
+    batched = BatchedAdapter(reasoner.transformer, 2, rank=4, device="meta")
+    batched.remove()
+    assert {parameter.device.type for parameter in batched.parameters()} == {"meta"}
+
+
 def test_batched_reset_gives_each_instance_the_adapters_weights(reasoner: Reasoner, condition: Condition) -> None:
     adapter = Adapter(reasoner.transformer, rank=4)
     batched = BatchedAdapter(reasoner.transformer, 2, rank=4)  # may lie under an unused adapter

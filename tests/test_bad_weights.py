@@ -19,7 +19,7 @@ from tiny import tiny_transformer
 
 from ttopt.errors import UserError
 from ttopt.reasoner import LightDecoder
-from ttopt.reasoner.loading import load_networks, merge_lora
+from ttopt.reasoner.loading import load_networks, lora_file, merge_lora
 from ttopt.teacher import Teacher
 
 
@@ -67,6 +67,12 @@ def foreign(file: Path) -> None:
     save_file({"weight": torch.zeros(2)}, file, {"format": "pt"})
 
 
+def wider(file: Path) -> None:
+    """A LoRA for a model of more blocks."""
+    state = tensors(file.read_bytes())
+    save_file(state | {name.replace("blocks.0", "blocks.7"): value.clone() for name, value in state.items()}, file)
+
+
 def no_json(file: Path) -> None:
     file.write_text("{")
 
@@ -103,6 +109,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("reasoner", "transformer/config.json", key("num_layers", "x"), "transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", key("in_channels", 7), "transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", key("_class_name", "UNet2DModel"), "is a UNet2DModel, not a WanTransf"),
+    ("reasoner", "transformer/config.json", key("image_dim", 1280), "sees the image through CLIP too, as Wan2.1-I2V"),
     ("reasoner", VAE, gone, "vae/diffusion_pytorch_model.safetensors is missing; is the download complete?"),
     ("reasoner", VAE, cut, "reasoner: .. vae cannot be loaded .. fetch it again"),
     ("reasoner", VAE, pickled, "vae/diffusion_pytorch_model.safetensors is missing"),
@@ -163,6 +170,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("lora", "lora.safetensors", cut, "lora.safetensors does not fit the model"),
     ("lora", "lora.safetensors", disguised, "lora.safetensors does not fit the model"),
     ("lora", "lora.safetensors", foreign, "lora.safetensors does not fit the model"),
+    ("lora", "lora.safetensors", wider, "does not fit the model (the model has no layer for .. blocks.7.attn1.to_q"),
     ("lora", "lora.safetensors", reshaped, "lora.safetensors does not fit the model"),
 ]  # fmt: skip
 
@@ -175,7 +183,7 @@ def load_part(part: str, folder: Path) -> None:
     elif part == "teacher":
         Teacher.load(folder)
     else:
-        merge_lora(tiny_transformer(), str(folder / "lora.safetensors"))
+        merge_lora(tiny_transformer(), lora_file(str(folder / "lora.safetensors")))
 
 
 @pytest.mark.parametrize(
@@ -203,6 +211,11 @@ WRONG_MODELS = [  # what is typed after "ttopt fit", with tiny models
     ("--reasoner.model nowhere", "reasoner: no folder nowhere; give a folder in the diffusers layout or a hub id"),
     ("--reasoner.model empty", "empty/transformer/config.json is missing; give a folder in the diffusers layout"),
     ("--reasoner.transformer nowhere", "reasoner: no folder nowhere; give a folder"),
+    ("--reasoner.transformer weights/4step", "reasoner: no folder weights/4step; give a folder"),
+    ("--reasoner.model owner/none --teacher.model run/none", "no teacher at run/none: not a local folder; give one"),
+    ("--reasoner.model owner/none --decoder.model nowhere", "light decoder: nowhere is missing; give a folder made by"),
+    ("--reasoner.model owner/none --reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safet"),
+    ("--reasoner.model owner/none --reasoner.transformer empty", "empty/transformer/config.json is missing; give a"),
     ("--reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safetensors file"),
     ("--reasoner.low_noise_lora no.safetensors", "has no second expert for the LoRA no.safetensors; leave it out"),
     ("--reasoner.device toaster", "reasoner.device is 'toaster', which is no device; give auto, cpu, cuda or cuda:1"),

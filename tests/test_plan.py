@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ttopt.config import parse_fit
 from ttopt.errors import UserError
 from ttopt.fit import load_models
 from ttopt.gpus import GPUS
+from ttopt.plan import helping
 from ttopt.roofline import Roofline
 from ttopt.settings import FitSettings, to_yaml
 from ttopt.shapes import REASONERS, TEACHERS
@@ -94,6 +97,20 @@ def test_a_kept_prefix_and_fewer_frames_need_less(tiny: FitSettings) -> None:
     assert fewer.parts["grade"].flop < late.parts["grade"].flop
 
 
+def test_starts_kept_videos_and_samples_side_by_side_are_counted(tiny: FitSettings) -> None:
+    one = planning.plan(tiny, GPUS["H100"])
+    o = dataclasses.replace(tiny.optimisation, starts=3, keep="best")
+    more = planning.plan(dataclasses.replace(tiny, optimisation=o, batch_samples=2), GPUS["H100"])
+    assert more.step_flop == one.step_flop == sum(one.parts[name].flop for name in planning.STEP)
+    extra = sum(one.parts[name].seconds for name in ("predict", "final decode", "grade"))
+    noises = 3 * (one.parts["generate"].seconds / 4 + one.parts["decode"].seconds + one.parts["grade"].seconds)
+    assert more.sample_seconds == pytest.approx(one.sample_seconds + extra + noises)
+    assert one.memory["the GPU"] < more.memory["the GPU"] < 2 * one.memory["the GPU"]
+    assert one.parts["queries"].flop > 0
+    last = dataclasses.replace(tiny, optimisation=dataclasses.replace(tiny.optimisation, denoise_step="last"))
+    assert planning.plan(last, GPUS["H100"]).parts["predict"].flop > 3 * one.parts["generate"].flop / 4
+
+
 def test_a_teacher_on_a_gpu_of_its_own_is_counted_there(tiny: FitSettings) -> None:
     one = planning.plan(tiny, GPUS["H100"])
     apart = dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, device="cuda:1"))
@@ -101,6 +118,19 @@ def test_a_teacher_on_a_gpu_of_its_own_is_counted_there(tiny: FitSettings) -> No
     assert set(memory) == {"the reasoner's GPU", "the teacher's GPU"}
     assert max(memory.values()) < one.memory["the GPU"] <= sum(memory.values())
     assert memory["the teacher's GPU"] > one.weights["teacher"]
+
+
+def test_an_offloaded_text_encoder_is_on_the_gpu_while_it_works(tiny: FitSettings, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny.reasoner.model, tmp_path / "model")
+    config = json.loads((model / "text_encoder" / "config.json").read_text())
+    (model / "text_encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": 10**6}))
+    stays = dataclasses.replace(tiny, reasoner=dataclasses.replace(tiny.reasoner, model=str(model)))
+    leaves = dataclasses.replace(tiny, reasoner=dataclasses.replace(stays.reasoner, offload=True))
+    one, other = (planning.plan(settings, GPUS["H100"]) for settings in (stays, leaves))
+    encoder = one.weights["text encoder"]
+    assert "text encoder" not in other.weights and encoder < other.parts["condition"].peak < 1.2 * encoder
+    assert other.parts["predict"] == one.parts["predict"]
+    assert sum(other.weights.values()) + encoder < other.memory["the GPU"] <= one.memory["the GPU"]
 
 
 def test_shared_out_weights(tiny: FitSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +164,17 @@ def test_the_report_and_its_mistakes(tiny: FitSettings, tmp_path: Path, capsys: 
     assert "give one of H100, H200, A100, L40S, 4090" in capsys.readouterr().err
     with pytest.raises(UserError, match="sizes are not known"):
         planning.plan(dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, model="a/b")), GPUS["H100"])
+
+
+def test_cures_that_do_not_help_are_skipped(tiny: FitSettings, tmp_path: Path) -> None:
+    """Most memory is needed while a large text encoder reads the prompt: recomputing activations does not help."""
+    model = shutil.copytree(tiny.reasoner.model, tmp_path / "model")
+    config = json.loads((model / "text_encoder" / "config.json").read_text())
+    (model / "text_encoder" / "config.json").write_text(json.dumps(config | {"vocab_size": 10**7}))
+    large = dataclasses.replace(tiny, reasoner=dataclasses.replace(tiny.reasoner, model=str(model), offload=True))
+    found = planning.plan(large, GPUS["4090"])
+    name, now = next(helping(large, found))
+    assert name == "--reasoner.float8 true" and now.memory["the GPU"] < found.memory["the GPU"]
 
 
 @pytest.mark.slow

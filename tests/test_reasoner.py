@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -166,6 +167,20 @@ def test_gradients_flow_through_one_step_and_through_the_whole_schedule(folder: 
     whole = [parameter.grad for parameter in adapter.parameters()]
     assert not torch.equal(whole[1], first[1])  # type: ignore[arg-type]
     assert not reasoner.generate(z1, condition).requires_grad
+
+
+def test_a_text_to_video_model_refuses_an_image(folder: Path, tmp_path: Path) -> None:
+    """As its model_index.json says; a folder without one is taken at its word."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for index, fine in (({"expand_timesteps": False}, False), ({}, True), ({"expand_timesteps": True}, True)):
+        (copy / "model_index.json").write_text(json.dumps(index))
+        reasoner = Reasoner.load(copy, schedule=EULER)
+        assert reasoner.condition(tiny_sample(image=False)).first_frame is None
+        if fine:
+            assert reasoner.condition(tiny_sample()).first_frame is not None
+        else:
+            with pytest.raises(UserError, match="sample a has an image, but this model makes videos from text alone"):
+                reasoner.condition(tiny_sample())
 
 
 # --- samplers

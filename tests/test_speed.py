@@ -134,13 +134,15 @@ def test_offloaded_parts_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert kept.isfinite().all()
 
 
-@pytest.mark.parametrize(("height", "width", "nearest"), [(704, 1280, ""), (480, 832, ""), (320, 320, "480x832")])
+@pytest.mark.parametrize(
+    ("height", "width", "nearest"), [(704, 1280, ""), (480, 832, "704x1280"), (832, 480, "1280x704")]
+)
 def test_sizes_off_the_recipe_are_named_with_the_nearest_good_one(height: int, width: int, nearest: str) -> None:
     wan = SimpleNamespace(config={"in_channels": 48}, blocks=range(30))
     advice = size_warning(wan, height, width)
     assert (advice is None) == (not nearest)
     if advice is not None:
-        assert "off the recipe of Wan2.2-TI2V-5B; the nearest good size is" in advice
+        assert f"off the recipe of Wan2.2-TI2V-5B; the nearest good size is {nearest}" in advice
     assert size_warning(tiny_transformer(), height, width) is None
 
 
@@ -179,5 +181,21 @@ def test_a_gpu_that_is_too_small_points_to_the_plan(settings: Make, monkeypatch:
 
 
 def test_what_is_loaded_is_said(settings: Make) -> None:
-    line = sources(settings(reasoner={"model": "a/b", "transformer": "c", "dtype": "bfloat16"}))
-    assert "reasoner a/b, its transformer from c (bfloat16, auto)" in line and "\n" not in line
+    reasoner = {"model": "a/b", "transformer": "c", "dtype": "bfloat16", "lora": "d/e/f.safetensors"}
+    line = sources(settings(reasoner=reasoner))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = f"a/b, its transformer from c, with the LoRA d/e/f.safetensors (bfloat16, VAE float32, {device})"
+    assert loaded in line and f"(float32, {device})" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("group, name", [("reasoner", "dtype"), ("reasoner", "vae_dtype"), ("teacher", "dtype")])
+def test_a_precision_that_the_gpu_lacks_is_refused(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, group: str, name: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    devices = {"reasoner": {"device": "cuda"}, "teacher": {"device": "cuda"}}
+    wanted = devices | {group: {"device": "cuda", name: "bfloat16"}}
+    with pytest.raises(UserError, match=rf"{group}.{name} is bfloat16, which T4 lacks; give float16"):
+        load_models(settings(**wanted))

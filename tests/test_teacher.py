@@ -357,6 +357,19 @@ def test_a_chat_template_gives_the_built_in_format(folder: Path, teacher: Teache
         assert texts[0] == texts[1]
 
 
+def test_a_model_that_may_think_answers_at_once(folder: Path, teacher: Teacher) -> None:
+    """Qwen3.5's template opens a thought unless told not to, and P("Yes") would be that of the thought's beginning."""
+    thinking = Teacher.load(folder)
+    thinking.tokenizer.chat_template = TEMPLATE + (
+        "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}"
+        "{% else %}{{ '<think>\\n' }}{% endif %}"
+    )
+    chat = [("user", "is the end whole")]
+    assert words.chat_text(thinking.tokenizer, chat) == (
+        words.chat_text(teacher.tokenizer, chat) + "<think>\n\n</think>\n\n"
+    )
+
+
 def test_what_inference_mode_left_behind_serves_training(folder: Path) -> None:
     teacher = Teacher.load(folder)
     with torch.inference_mode():

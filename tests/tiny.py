@@ -89,15 +89,21 @@ def tiny_reasoner_folder(path: str | Path, seed: int = 0) -> Path:
     return path
 
 
+def tiny_vae_21() -> AutoencoderKLWan:
+    """In the style of Wan 2.1's: no patches, other residual blocks; 48x48 pixels and 9 frames become (16, 3, 6, 6)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
+
+
 def tiny_two_experts_folder(path: str | Path) -> Path:
     """As ``tiny_reasoner_folder`` in the style of Wan2.2-I2V-A14B: Wan 2.1's VAE, two experts with 36 channels."""
     path = tiny_reasoner_folder(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
         tiny_transformer(in_channels=36).save_pretrained(path / "transformer")
         tiny_transformer(in_channels=36).save_pretrained(path / "transformer_2")
-    vae.save_pretrained(path / "vae")
+    tiny_vae_21().save_pretrained(path / "vae")
     (path / "model_index.json").write_text('{"boundary_ratio": 0.9}')
     return path
 

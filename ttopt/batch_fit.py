@@ -107,7 +107,8 @@ def train_batch(
     with models.adapter.disabled():
         condition = reasoner.condition(samples)
         z1, noise_seeds = best_noise(reasoner, condition, candidates, totals)
-        adapter = BatchedAdapter(reasoner.transformer, len(samples), a.rank, a.alpha, a.targets, a.blocks)
+        size = len(samples)
+        adapter = BatchedAdapter(reasoner.transformer, size, a.rank, a.alpha, a.targets, a.blocks, reasoner.device)
         try:
             seeds = [seed_of(settings.seed, sample.id, "adapter") for sample in samples]
             adapter.reset(seeds)

@@ -39,6 +39,7 @@ QUESTION_TOKENS = 40  # with the chat format around it
 PREFIX_TOKENS = 10  # the chat's opening; each temporal patch adds its timestamp
 TIMESTAMP_TOKENS = 10
 REPLY_TOKENS = 200  # the teacher's questions, as JSON
+STEP = ("predict", "decode", "grade", "backward")
 USABLE = 0.94  # of a GPU's memory: the rest is CUDA's own and fragmentation
 
 
@@ -54,18 +55,34 @@ class Plan:
     two_devices: bool  # the teacher has a GPU of its own
     steps: float  # optimisation steps of a sample, on average
     processes: int  # that share the video model's blocks, each on a GPU
+    starts: int = 1  # noises whose one-step predictions are graded before the first step
+    best: bool = False  # the adapter's one-step prediction is decoded and graded too (optimisation.keep best)
+    forwards: int = 1  # of the video model for a video
 
     @property
     def step_seconds(self) -> float:
-        return sum(self.parts[name].seconds for name in ("predict", "decode", "grade", "backward"))
+        return self._seconds(*STEP)
+
+    @property
+    def step_flop(self) -> float:
+        return sum(self.parts[name].flop for name in STEP)
 
     @property
     def sample_seconds(self) -> float:
-        """Base video, questions, ``steps`` steps and the grading that stops them, the optimised video."""
-        once = sum(self.parts[name].seconds for name in ("condition", "queries", "prefix"))
-        videos = 2 * (self.parts["generate"].seconds + self.parts["final decode"].seconds)
-        last = self.step_seconds - self.parts["backward"].seconds
+        """Starting noise, base video, questions, ``steps`` steps and the grading that stops them, the optimised video,
+        and the grading of the videos."""
+        once = self._seconds("condition", "queries", "prefix")
+        if self.starts > 1:
+            forward = self._seconds("generate") / self.forwards
+            once += self.starts * (forward + self._seconds("decode", "grade"))
+        videos = 2 * self._seconds("generate", "final decode", "grade")
+        if self.best:
+            videos += self._seconds("predict", "final decode", "grade")
+        last = self.step_seconds - self._seconds("backward")
         return once + videos + self.steps * self.step_seconds + last
+
+    def _seconds(self, *names: str) -> float:
+        return sum(self.parts[name].seconds for name in names)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -144,7 +161,11 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     numbers = sample_frames(settings.teacher.frames, wanted.frames)
     roofline = Roofline(gpu)
     with roofline.part("condition"), torch.no_grad():
-        condition = _condition(models, shape, settings)
+        text = _text(models, settings)
+    if settings.reasoner.offload:  # it is there while it works, and leaves before the image is encoded
+        roofline.parts["condition"].peak += nbytes(reasoner.text_encoder)
+    with roofline.part("condition"), torch.no_grad():
+        condition = _condition(models, text, shape, settings)
     z1 = torch.empty((1, *shape), device="meta")
     for name in ("prefix", "predict", "decode", "grade", "backward", "generate", "final decode", "queries"):
         roofline.parts.setdefault(name, Work())
@@ -176,6 +197,7 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
         reasoner.decode(video)
     if o.denoise_step == "last":
         roofline.parts["predict"].seconds += one.seconds * (1 - 1 / count)
+        roofline.parts["predict"].flop += one.flop * (1 - 1 / count)
     if processes > 1:
         # Every pass, forward or backward, gathers the blocks' weights, each block's while another one computes.
         gather = block_bytes(reasoner.transformer)[0] * (1 - 1 / processes) / gpu.link
@@ -184,7 +206,8 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
         for name, times in passes.items():
             roofline.parts[name].seconds = max(roofline.parts[name].seconds, times * gather)
     weights = models.weights(settings, processes)
-    # Writing text reads every weight of the teacher once a token.
+    # Writing text reads every weight of the teacher once a token, and multiplies and adds once with each.
+    roofline.parts["queries"].flop = 2.0 * REPLY_TOKENS * sum(p.numel() for p in models.teacher.parameters())
     roofline.parts["queries"].seconds = REPLY_TOKENS * weights["teacher"] / (0.6 * gpu.bandwidth)
     patch = reasoner.transformer.config["patch_size"]
     tokens = {
@@ -193,8 +216,22 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
         "teacher, text": PREFIX_TOKENS + QUESTIONS * QUESTION_TOKENS,
     }
     grading = roofline.parts["grade"].peak - held
+    for name in ("prefix", *STEP):  # samples side by side; seconds stay those of one
+        roofline.parts[name].peak *= settings.batch_samples
     two_devices = settings.teacher.device != settings.reasoner.device
-    return Plan(gpu, tokens, roofline.parts, weights, grading, two_devices, steps, processes)
+    return Plan(
+        gpu,
+        tokens,
+        roofline.parts,
+        weights,
+        grading * settings.batch_samples,
+        two_devices,
+        steps,
+        processes,
+        o.starts,
+        o.keep == "best",
+        count,
+    )
 
 
 def meta_models(settings: FitSettings) -> MetaModels:
@@ -281,18 +318,24 @@ def _light_config(decoder: DecoderSettings, channels: int) -> LightDecoderConfig
     return replace(config, space_upscale=shrunk(config.space_upscale, decoder.shrink))
 
 
-def _condition(models: MetaModels, shape: tuple[int, int, int, int], settings: FitSettings) -> Condition:
-    """Text embeddings and first frame, from tokens and an image without data."""
-    reasoner, sample = models.reasoner, settings.sample
+def _text(models: MetaModels, settings: FitSettings) -> Tensor:
+    """Text embeddings (1, L, D) from tokens without data."""
+    encoder = models.reasoner.text_encoder
     tokens = torch.empty(1, text_tokens(settings.reasoner.model), dtype=torch.int64, device="meta")
-    text = reasoner.text_encoder(inputs_embeds=reasoner.text_encoder.shared(tokens)).last_hidden_state
+    text: Tensor = encoder(inputs_embeds=encoder.shared(tokens)).last_hidden_state
+    return text.to(models.reasoner.dtype)
+
+
+def _condition(models: MetaModels, text: Tensor, shape: tuple[int, int, int, int], settings: FitSettings) -> Condition:
+    """The text with a first frame, from an image without data."""
+    reasoner, sample = models.reasoner, settings.sample
     image = torch.empty(1, 3, sample.height, sample.width, device="meta")
     first = channels = None
     if reasoner.takes_channels:
         channels = encode_channels(image, reasoner.vae, sample.frames)
     elif not settings.reasoner.ignore_image:
         first = encode_first_frame(image, reasoner.vae)
-    return Condition(text.to(reasoner.dtype), first, shape, channels)
+    return Condition(text, first, shape, channels)
 
 
 def _grade(models: MetaModels, frames: Tensor) -> tuple[Tensor, int]:

@@ -24,6 +24,7 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("H100", 989e12, 494e12, 67e12, 80, 3.35e12, 450e9, 700, "NVIDIA H100 data sheet, SXM"),
+        # 141 GB in the data sheet, read as 10^9 bytes each: the careful reading.
         Gpu("H200", 989e12, 494e12, 67e12, 141 / 1.0737, 4.8e12, 450e9, 700, "NVIDIA H200 data sheet, SXM"),
         Gpu("A100", 312e12, 156e12, 19.5e12, 80, 2.039e12, 300e9, 400, "NVIDIA A100 80GB data sheet, SXM"),
         Gpu("L40S", 362e12, 183e12, 91.6e12, 48, 0.864e12, 32e9, 350, "NVIDIA L40S data sheet"),

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
+
+from ttopt.errors import UserError
+from ttopt.gpus import GPUS
 from ttopt.models import TOO_SMALL, Models
-from ttopt.plan import CURES
+from ttopt.plan import helping
+from ttopt.processes import processes
 from ttopt.reasoner import StandardDecoder
 from ttopt.settings import FitSettings
 
@@ -33,5 +39,12 @@ def can_spare(models: Models) -> bool:
 
 def advice(settings: FitSettings) -> str:
     """What to do when that was not enough."""
-    left = [name for name, change in CURES if "recompute" not in name and change(settings) != settings]
-    return f"{TOO_SMALL}, first {left[0]}" if left else TOO_SMALL
+    from ttopt.estimate import plan
+
+    reasoner, teacher = replace(settings.reasoner, recompute="all"), replace(settings.teacher, recompute=True)
+    spared = replace(settings, reasoner=reasoner, teacher=teacher)
+    name = ""
+    with suppress(UserError):  # models whose sizes are unknown
+        found = plan(spared, GPUS["H100"], processes=processes())  # any GPU: what is needed is the same on all
+        name, _ = next(helping(spared, found), ("", found))
+    return f"{TOO_SMALL}, first {name}" if name else TOO_SMALL

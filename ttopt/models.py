@@ -16,6 +16,7 @@ from ttopt.reasoner.sharding import all_processes
 from ttopt.reasoner.speed import block_range, compiled_block, set_attention, to_float8
 from ttopt.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.teacher import Teacher
+from ttopt.teacher.teacher import check_teacher
 
 TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"
 
@@ -49,14 +50,17 @@ def no_models() -> Models:
 
 
 def sources(settings: FitSettings) -> str:
-    """What is loaded, from where, in which precision, onto which device; one line."""
+    """What is loaded, from where, in which precision, onto which device; one line. Raises UserError for no device."""
     r, d, t = settings.reasoner, settings.decoder, settings.teacher
     transformer = f", its transformer from {r.transformer}" if r.transformer else ""
     light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
+    loras = f", with the LoRA {r.lora}" if r.lora else ""
+    loras += f", its second expert with the LoRA {r.low_noise_lora}" if r.low_noise_lora else ""
+    device, teacher_device = _device(r.device, "reasoner.device"), _device(t.device, "teacher.device")
     return (
-        f"loading: reasoner {r.model}{transformer} ({r.dtype}{', float8' * r.float8}, {r.device}"
-        f"{', shared out' * r.shard}){light}; "
-        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {t.device})"
+        f"loading: reasoner {r.model}{transformer}{loras} ({r.dtype}{', float8' * r.float8}, VAE {r.vae_dtype}, "
+        f"{device}{', shared out' * r.shard}){light}; "
+        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {teacher_device})"
     )
 
 
@@ -64,8 +68,11 @@ def _load(settings: FitSettings) -> Models:
     r, a, d, t = settings.reasoner, settings.adapter, settings.decoder, settings.teacher
     light = weights_path(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
     device = _device(r.device, "reasoner.device")
-    _device(t.device, "teacher.device")  # a wrong one should not wait for the reasoner
     _check_dtype(r.dtype, device, "reasoner.dtype")
+    _check_dtype(r.vae_dtype, device, "reasoner.vae_dtype")
+    # What is wrong with the teacher should not wait for the reasoner.
+    _check_dtype(t.dtype, _device(t.device, "teacher.device"), "teacher.dtype")
+    check_teacher(weights_path(t.model, "teacher", "teacher.model"))
     if r.shard and not several():
         raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
     reasoner = Reasoner.load(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -304,6 +305,8 @@ def metrics(grade: Grade) -> dict[str, float]:
 def sample_frames(count: int, total: int) -> list[int]:
     """K uniformly sampled frame numbers of a video, first and last included: round(linspace(0, total-1, K)).
 
-    All of them where the video has fewer than K.
+    All of them, with a warning, where the video has fewer than K.
     """
+    if count > total:
+        warnings.warn(f"the video has only {total} frames: all are looked at instead of {count}", stacklevel=2)
     return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long().tolist()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,7 @@ def report(found: Plan, samples: int, kwh_price: float) -> str:
     when |= {"condition": "once", "queries": "once", "prefix": "once", "generate": "twice", "final decode": "twice"}
     for name, part in found.parts.items():
         lines.append(f"{name:14s} {part.flop / 1e12:9.1f} {part.seconds:9.3f} {part.peak / GIB:16.2f}   {when[name]}")
+    lines.append(f"{'a step':14s} {found.step_flop / 1e12:9.1f} {found.step_seconds:9.3f}")
     lines += ["", f"{'weights':14s} {'GiB':>9s}"]
     lines += [f"{name:14s} {size / GIB:9.2f}" for name, size in found.weights.items()]
     seconds = samples * found.sample_seconds * found.gpus
@@ -202,19 +203,27 @@ def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: Fit
 
 def cures(settings: FitSettings, found: Plan) -> str:
     """What to change, one more thing at a time until it fits."""
-    from ttopt.estimate import plan
-
     lines = ["", "To make it fit, change one after the other:"]
-    for name, change in CURES:
-        changed = change(settings)
-        if changed == settings or not _allowed(changed):
-            continue
-        settings, now = changed, plan(changed, found.gpu, found.steps, found.processes)
+    for name, now in helping(settings, found):
         lines.append(f"  {name:44s} -> {_memory(now)}, {now.step_seconds:6.2f} s a step")
         if now.fits:
             return "\n".join(lines)
     lines.append("  none of these is enough: take a larger GPU or smaller models")
     return "\n".join(lines)
+
+
+def helping(settings: FitSettings, found: Plan) -> Iterator[tuple[str, Plan]]:
+    """What lowers the memory of the plan ``found``, one more thing at a time: as it is typed, and the plan with it."""
+    from ttopt.estimate import plan
+
+    for name, change in (*CURES, *CURES):  # what does not help at first may help after others
+        changed = change(settings)
+        if changed == settings or not _allowed(changed):
+            continue
+        now = plan(changed, found.gpu, found.steps, found.processes)
+        if max(now.memory.values()) < max(found.memory.values()):
+            settings, found = changed, now
+            yield name, now
 
 
 def _allowed(settings: FitSettings) -> bool:

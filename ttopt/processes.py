@@ -39,6 +39,11 @@ def several() -> bool:
     return bool(_groups)
 
 
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if several() else 1
+
+
 def leads() -> bool:
     """Whether what this process writes is kept."""
     return not several() or dist.get_rank() == 0

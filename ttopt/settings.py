@@ -109,7 +109,7 @@ class DecoderSettings:
     kind: Literal["light", "standard"] = "light"
     """light: a tiny decoder. standard: the reasoner's own VAE."""
     model: str = EMBEDDED
-    """Folder of the light decoder (config.json and model.safetensors)."""
+    """Folder of the light decoder (config.json and model.safetensors), or a public TAEHV file (.safetensors, .pth)."""
     shrink: int = 0
     """Light decoder only: make frames this many times half as high and wide, for a teacher that needs no more."""
     checkpoint: bool = False

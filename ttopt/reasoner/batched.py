@@ -20,7 +20,8 @@ class BatchedAdapter:
     Optimisers that act element by element (AdamW) keep the instances independent; clip with
     ``clip_gradients``. The updates are added by forward hooks, so the transformer's own modules stay as they
     are. While the adapter is enabled, every forward must have batch size B; or as many as ``active`` names, the
-    instances that a forward is for.
+    instances that a forward is for. The matrices lie on ``device`` (None: beside their layers), where the work is done:
+    unlike ``Adapter``'s they do not come and go with an offloaded transformer.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class BatchedAdapter:
         alpha: float | None = None,
         targets: str = "attention",
         blocks: str = "all",
+        device: torch.device | str | None = None,
     ) -> None:
         if rank < 1:
             raise UserError(f"adapter rank {rank} must be at least 1")
@@ -49,9 +51,9 @@ class BatchedAdapter:
             layer = transformer.get_submodule(name)
             layer = getattr(layer, "base_layer", layer)  # under a peft layer, if there is one
             assert isinstance(layer, nn.Linear)
-            device = layer.weight.device
-            self._downs.append(nn.Parameter(torch.zeros(size, rank, layer.in_features, device=device)))
-            self._ups.append(nn.Parameter(torch.zeros(size, layer.out_features, rank, device=device)))
+            place = layer.weight.device if device is None else device
+            self._downs.append(nn.Parameter(torch.zeros(size, rank, layer.in_features, device=place)))
+            self._ups.append(nn.Parameter(torch.zeros(size, layer.out_features, rank, device=place)))
             self._hooks.append(layer.register_forward_hook(self._hook(index)))
         self.reset(range(size))
 

@@ -164,20 +164,16 @@ class LightDecoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> LightDecoder:
-        """Read a folder written by ``save``, or a public TAEHV safetensors file, frozen and in evaluation mode.
+        """Read a folder written by ``save``, or a public TAEHV file (.safetensors or .pth), frozen, in evaluation mode.
 
         Switching up-scalings off makes frames smaller and fewer, for a grader that would shrink them anyway;
         ``shrink`` switches off the last that many in space.
         Raises UserError naming the file that is missing or does not fit.
         """
         path = Path(path)
-        weights = path / "model.safetensors" if path.is_dir() else path
-        if not weights.is_file():
-            raise UserError(
-                f"light decoder: {weights} is missing; give a folder made by LightDecoder.save or a taew file"
-            )
+        weights = weights_file(path)
         try:
-            state = {name: value for name, value in load_file(weights).items() if name.startswith("decoder.")}
+            state = {name: value for name, value in _read(weights).items() if name.startswith("decoder.")}
             config = read_config(path / "config.json") if path.is_dir() else _infer_config(state)
         except UserError:
             raise
@@ -203,6 +199,25 @@ class LightDecoder(nn.Module):
                 f"light decoder: {weights} does not fit its sizes {asdict(config)} ({brief(error)}); fetch it again"
             ) from error
         return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of a light decoder's folder or the file itself; UserError if it is missing."""
+    weights = path / "model.safetensors" if path.is_dir() else path
+    if not weights.is_file():
+        raise UserError(f"light decoder: {weights} is missing; give a folder made by LightDecoder.save or a taew file")
+    return weights
+
+
+def _read(weights: Path) -> dict[str, Tensor]:
+    """The tensors of a file; of a pickle (.pth) only tensors are taken, and nothing in it is run."""
+    if weights.suffix != ".pth":
+        return load_file(weights)
+    try:
+        state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, and advises to run what is in it
+        raise ValueError("it is no file of tensors") from error
+    return state
 
 
 def shrunk(space_upscale: tuple[bool, bool, bool], shrink: int) -> tuple[bool, bool, bool]:

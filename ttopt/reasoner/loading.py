@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from ttopt.errors import UserError, brief, naming
+from ttopt.hub import on_hub
 from ttopt.reasoner.sharding import shard
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -31,7 +32,8 @@ BOUNDARY = 0.9  # Wan2.2-I2V-A14B's, where model_index.json does not say
 
 @dataclass(frozen=True)
 class Networks:
-    """Frozen, in evaluation mode. ``low_noise``: the second expert, for noise levels below ``boundary``."""
+    """Frozen, in evaluation mode. ``low_noise``: the second expert, for noise levels below ``boundary``;
+    ``clean_frame``: whether an image may be given as the clean first latent frame."""
 
     transformer: WanTransformer3DModel
     vae: AutoencoderKLWan
@@ -39,6 +41,7 @@ class Networks:
     tokenizer: Any
     low_noise: WanTransformer3DModel | None
     boundary: float
+    clean_frame: bool
 
 
 def load_networks(
@@ -60,25 +63,18 @@ def load_networks(
     for name in (dtype, vae_dtype):
         if name not in DTYPES:
             raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
+    check_local(model, transformer, loras)
     own_transformer = [] if transformer is not None else ["transformer", "transformer_2"]
     folder = local_folder(model, [*own_transformer, "vae", "text_encoder", "tokenizer"])
-    transformer_folder = folder if transformer is None else local_folder(transformer, ["transformer"])
-    # A folder may also be the transformer itself.
-    if transformer is not None and (transformer_folder / "config.json").is_file():
-        _check_weights(transformer_folder, "transformer", "")
-    else:
-        transformer_folder = transformer_folder / "transformer"
-        _check_weights(transformer_folder.parent, "transformer", "transformer")
-    two_experts = transformer is None and (folder / "transformer_2").is_dir()
-    for part in ("vae", "text_encoder", *(["transformer_2"] if two_experts else [])):
-        _check_weights(folder, part, part)
-    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
-    if loras[1] is not None and not two_experts:
-        raise UserError(f"reasoner: {model} has no second expert for the LoRA {loras[1]}; leave it out")
+    two_experts = _check_folder(folder, transformer is None, loras[1])
+    transformer_folder = folder / "transformer"
+    if transformer is not None:
+        transformer_folder = _transformer_folder(local_folder(transformer, ["transformer"]))
+    index = _index(folder)
+    lora, low_noise_lora = (None if name is None else lora_file(name) for name in loras)
 
-    network = _load_transformer(transformer_folder, dtype, loras[0], mesh)
-    low_noise = _load_transformer(folder / "transformer_2", dtype, loras[1], mesh) if two_experts else None
+    network = _load_transformer(transformer_folder, dtype, lora, mesh)
+    low_noise = _load_transformer(folder / "transformer_2", dtype, low_noise_lora, mesh) if two_experts else None
     vae = _load(AutoencoderKLWan, folder / "vae", torch_dtype=DTYPES[vae_dtype])
     for name in ("latents_mean", "latents_std"):
         if len(vae.config[name]) != vae.config["z_dim"]:
@@ -89,20 +85,28 @@ def load_networks(
     text_encoder = _load(UMT5EncoderModel, folder / "text_encoder", dtype=DTYPES[dtype])
     with naming(f"reasoner: {folder / 'tokenizer'}"):
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True, trust_remote_code=False)
-    taken, made = network.config["in_channels"], vae.config["z_dim"]
-    if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]):
-        raise UserError(
-            f"reasoner: the transformer takes {taken} channels but the VAE makes {made}; only models in the style of "
-            "Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents besides) are supported"
-        )
+    made = vae.config["z_dim"]
+    for one in (network, low_noise or network):
+        taken, given = one.config["in_channels"], one.config["out_channels"]
+        if taken not in (made, 2 * made + vae.config["scale_factor_temporal"]) or given != made:
+            raise UserError(
+                f"reasoner: a transformer takes {taken} channels and gives {given} but the VAE makes {made}; only "
+                "models in the style of Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents "
+                "besides) are supported"
+            )
     waiting = offload and mesh is None
     for module, waits in ((network, False), (vae, False), (text_encoder, offload), (low_noise, waiting)):
         if module is not None:
             module.to("cpu" if waits else device).eval().requires_grad_(False)  # type: ignore[arg-type]
-    return Networks(network, vae, text_encoder, tokenizer, low_noise, _boundary(folder))
+    boundary = index.get("boundary_ratio")
+    # A folder without an index says nothing; where there is one, diffusers notes the models that can.
+    clean_frame = not index or bool(index.get("expand_timesteps"))
+    return Networks(
+        network, vae, text_encoder, tokenizer, low_noise, BOUNDARY if boundary is None else float(boundary), clean_frame
+    )
 
 
-def _load_transformer(folder: Path, dtype: str, lora: str | None, mesh: DeviceMesh | None) -> WanTransformer3DModel:
+def _load_transformer(folder: Path, dtype: str, lora: Path | None, mesh: DeviceMesh | None) -> WanTransformer3DModel:
     # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
     network = _load(WanTransformer3DModel, folder, torch_dtype=DTYPES[dtype])
     if lora is not None:
@@ -121,6 +125,11 @@ def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
             raise UserError(
                 f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2"
             )
+        if config.get("image_dim") is not None:
+            raise UserError(
+                f"reasoner: {folder} sees the image through CLIP too, as Wan2.1-I2V does, which is not supported; give "
+                "a model in the style of Wan2.2"
+            )
         network, report = kind.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, **precision
         )
@@ -130,22 +139,35 @@ def _load(kind: Any, folder: Path, **precision: torch.dtype) -> Any:
     return network
 
 
-def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
+def lora_file(lora: str) -> Path:
+    """The safetensors file of a LoRA: one here, or owner/name/path/in/the/repository.safetensors of the hub, fetched.
+
+    Raises UserError.
+    """
+    if Path(lora).is_file():
+        return Path(lora)
+    repository, file = _hub_lora(lora)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
+        raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
+
+
+def _hub_lora(lora: str) -> tuple[str, str]:
+    """Repository and file; UserError for a name that cannot be on the hub."""
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
+    if match is None or not on_hub(match[1]):
+        raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
+    return match[1], match[2]
+
+
+def merge_lora(transformer: WanTransformer3DModel, file: Path) -> None:
     """Adds a LoRA to the weights for good, e.g. one that distils to few steps; diffusers' or original Wan names.
 
-    ``lora`` is a safetensors file, or owner/name/path/in/the/repository.safetensors on the hub. Raises UserError.
+    Raises UserError for what does not fit.
     """
-    file = Path(lora)
-    if not file.is_file():
-        hub = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
-        if hub is None:
-            raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(hub[1], hub[2]))
-        except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
-            raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
     try:
         state, metadata = WanLoraLoaderMixin.lora_state_dict(
             str(file.parent),
@@ -154,6 +176,10 @@ def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
             local_files_only=True,
             return_lora_metadata=True,
         )
+        layers = {f"transformer.{name}" for name, _ in transformer.named_modules()}
+        for key in state:  # diffusers would leave out what it finds no place for
+            if re.split(r"\.lora|\.lokr", key)[0] not in layers:
+                raise ValueError(f"the model has no layer for {key}")
         transformer.load_lora_adapter(state, prefix="transformer", metadata=metadata)
         if not getattr(transformer, "peft_config", None):  # of which diffusers would only warn
             raise ValueError("it holds nothing for this transformer")
@@ -165,13 +191,29 @@ def merge_lora(transformer: WanTransformer3DModel, lora: str) -> None:
         raise UserError(f"reasoner: the LoRA {file} does not fit the model ({brief(error)}); give another") from error
 
 
+def check_local(
+    model: str | Path, transformer: str | Path | None, loras: tuple[str | None, str | None] = (None, None)
+) -> None:
+    """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
+    for name in (model, transformer):
+        if name is not None and not Path(name).is_dir() and not on_hub(str(name)):
+            raise UserError(
+                f"reasoner: no folder {name}; give a folder in the diffusers layout or a hub id (owner/name)"
+            )
+    if transformer is not None and Path(transformer).is_dir():
+        _transformer_folder(Path(transformer))
+    if Path(model).is_dir():
+        _check_folder(Path(model), transformer is None, loras[1])
+    for lora in loras:
+        if lora is not None and not Path(lora).is_file():
+            _hub_lora(lora)
+
+
 def local_folder(model: str | Path, parts: list[str]) -> Path:
     """The folder of a local model, or of a hub id's download (only the named parts); else UserError."""
     path = Path(model)
     if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)):
-        raise UserError(f"reasoner: no folder {model}; give a folder in the diffusers layout or a hub id (owner/name)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -181,17 +223,41 @@ def local_folder(model: str | Path, parts: list[str]) -> Path:
         raise UserError(f"reasoner: no folder {model}, and the hub does not give it either ({error})") from error
 
 
-def _boundary(folder: Path) -> float:
+def _index(folder: Path) -> dict[str, Any]:
+    """What model_index.json says of the model; empty where there is none. Raises UserError."""
     file = folder / "model_index.json"
+    if not file.is_file():
+        return {}
     try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("boundary_ratio") if file.is_file() else None
-    except (json.JSONDecodeError, AttributeError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
         raise UserError(f"reasoner: {file} cannot be read ({error}); restore it") from error
-    return BOUNDARY if found is None else float(found)
+    return found
 
 
-def _check_weights(folder: Path, part: str, subfolder: str) -> None:
-    folder = folder / subfolder
+def _check_folder(folder: Path, own_transformer: bool, low_noise_lora: str | None) -> bool:
+    """Whether there are two experts; UserError for what is missing in a model's folder."""
+    two_experts = own_transformer and (folder / "transformer_2").is_dir()
+    parts = [*(["transformer"] if own_transformer else []), "vae", "text_encoder"]
+    for part in [*parts, *(["transformer_2"] if two_experts else [])]:
+        _check_weights(folder / part, part)
+    if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
+    if low_noise_lora is not None and not two_experts:
+        raise UserError(f"reasoner: {folder} has no second expert for the LoRA {low_noise_lora}; leave it out")
+    return two_experts
+
+
+def _transformer_folder(folder: Path) -> Path:
+    """A folder that is a transformer itself, or the one in it; UserError for what is missing."""
+    found = folder if (folder / "config.json").is_file() else folder / "transformer"
+    _check_weights(found, "transformer")
+    return found
+
+
+def _check_weights(folder: Path, part: str) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"reasoner: {folder / 'config.json'} is missing; give a folder in the diffusers layout")
     if not list(folder.glob(f"{WEIGHTS[part]}*.safetensors")):

@@ -27,7 +27,7 @@ from ttopt.reasoner.condition import (
     latent_statistics,
 )
 from ttopt.reasoner.forward import Activation
-from ttopt.reasoner.light_decoder import LightDecoder
+from ttopt.reasoner.light_decoder import LightDecoder, weights_file
 from ttopt.reasoner.loading import load_networks
 from ttopt.reasoner.recipe import size_warning
 from ttopt.reasoner.sampler import Schedule
@@ -51,6 +51,7 @@ class Reasoner:
     low_noise: WanTransformer3DModel | None = None  # a second expert, for noise levels below ``boundary``
     boundary: float = 0.0
     ignore_image: bool = False  # the model was distilled without a first frame (FastWan)
+    clean_frame: bool = True  # an image may be given as the clean first latent frame
     offload: bool = False  # the text encoder and the expert that is not needed wait in the CPU's memory
     recompute: Collection[int] = ()  # blocks whose activations are computed again in the backward pass, not kept
     run_block: Callable[..., Tensor] | None = None  # a compiled block
@@ -78,13 +79,15 @@ class Reasoner:
         """Load a model in the diffusers layout {transformer, vae, text_encoder, tokenizer}, frozen.
 
         ``model`` is a folder or a hub id; ``transformer`` replaces the transformer by that of another folder
-        or hub id (distilled weights, say); ``light_decoder`` is a folder or a TAEHV safetensors file, whose last
+        or hub id (distilled weights, say); ``light_decoder`` is a folder or a public TAEHV file, whose last
         ``shrink`` up-scalings are switched off.
         ``dtype`` ("float32", "bfloat16", "float16") is that of the transformer, the text encoder and the light
         decoder; what diffusers keeps in fp32 (time embedder, norms, RoPE) stays float32. A model with a
         ``transformer_2`` has two experts. ``lora`` and ``low_noise_lora`` are merged into them. The processes
         of ``mesh`` share out the transformers' blocks. Raises UserError naming the missing file.
         """
+        if light_decoder is not None:
+            weights_file(Path(light_decoder))  # a missing one should not wait for the large networks
         parts = load_networks(model, transformer, dtype, vae_dtype, device, (lora, low_noise_lora), offload, mesh)
         light = None
         if light_decoder is not None:
@@ -99,6 +102,7 @@ class Reasoner:
             parts.low_noise,
             parts.boundary,
             ignore_image,
+            parts.clean_frame,
             offload,
             advance=forward.advance if mesh is None else sharding.advance,
         )
@@ -145,6 +149,11 @@ class Reasoner:
         if images and self.ignore_image:
             warnings.warn("this model was distilled without a first frame: the image is ignored", stacklevel=2)
             images = []
+        if images and not self.clean_frame:
+            raise UserError(
+                f"sample {samples[0].id} has an image, but this model makes videos from text alone (its "
+                "model_index.json lacks expand_timesteps); give Wan2.2-TI2V-5B, or --reasoner.ignore_image true"
+            )
         first_frame = encode_first_frame(torch.stack(images).to(self.device), self.vae) if images else None
         return Condition(text, first_frame, shape)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 # (in_channels, blocks) of a public transformer -> (height, width) of its recipe, as its model card names them.
 RECIPES: dict[tuple[int, int], tuple[str, tuple[tuple[int, int], ...]]] = {
-    (48, 30): ("Wan2.2-TI2V-5B", ((704, 1280), (1280, 704), (480, 832), (832, 480))),
+    (48, 30): ("Wan2.2-TI2V-5B", ((704, 1280), (1280, 704))),
     (36, 40): ("Wan2.2-I2V-A14B", ((720, 1280), (1280, 720), (480, 832), (832, 480))),
 }
 

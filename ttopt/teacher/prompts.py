@@ -86,7 +86,8 @@ def chat_text(tokenizer: Any, messages: Sequence[tuple[str, str]], slot: str = "
     if slot:
         shown: Any = chat[0]["content"]
         shown[:0] = [{"type": "video" if "video" in slot else "image"}] * slots
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    # The reply is the answer itself, not the model's thoughts about it; templates without such a switch ignore it.
+    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def timestamps(fps: float, frame_indices: Sequence[int], temporal_patch: int) -> list[float]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from ttopt.errors import UserError, naming
+from ttopt.hub import on_hub
 from ttopt.processes import led
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
@@ -362,19 +363,39 @@ class Teacher:
                 raise UserError(f"{text!r} holds the teacher's control token {token}; leave it out")
 
 
+def check_teacher(model: str | Path) -> None:
+    """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
+    folder = _local(model)
+    if folder is not None and not list(folder.glob("*.safetensors")):
+        raise UserError(f"teacher {folder}: model.safetensors is missing; fetch it again")
+
+
 def find_folder(model: str | Path) -> Path:
     """A local folder as it is, a hub id downloaded or taken from the cache; UserError if there is neither."""
-    folder = Path(model)
-    if not folder.is_dir():
+    folder = _local(model)
+    if folder is None:
         from huggingface_hub import snapshot_download
 
         try:
             wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-            folder = Path(snapshot_download(str(model), allow_patterns=wanted))
+            folder = _local(snapshot_download(str(model), allow_patterns=wanted))
+        except UserError:
+            raise
         except Exception as error:  # the hub raises a dozen unrelated types; all mean the same to the user
             raise UserError(
                 f"no teacher at {model}: not a local folder, and not on the hub or in its cache ({error})"
             ) from error
+        assert folder is not None
+    return folder
+
+
+def _local(model: str | Path) -> Path | None:
+    """A local folder, None for a hub id; UserError for what is neither and for a folder without config.json."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if not on_hub(str(model)):
+            raise UserError(f"no teacher at {model}: not a local folder; give one or a hub id (owner/name)")
+        return None
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: config.json is missing; give a Qwen3-VL model in transformers' layout")
     return folder

@@ -6,7 +6,6 @@ import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,16 +18,6 @@ from ttopt.settings import DecoderSettings, FitSettings, QuerySettings, Reasoner
 
 GOAL = "is the red cross on the green pad ?"
 PROCESS = ["is the blue square whole ?"]
-
-
-@pytest.fixture
-def with_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers' pipelines call ftfy even where it is not installed."""
-    from diffusers.pipelines.wan import pipeline_wan, pipeline_wan_i2v
-
-    for module in (pipeline_wan, pipeline_wan_i2v):
-        if not hasattr(module, "ftfy"):
-            monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
 
 
 @pytest.fixture(scope="session")

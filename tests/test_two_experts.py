@@ -26,7 +26,7 @@ def reasoner(folder: Path) -> Reasoner:
     return Reasoner.load(folder, schedule=LIGHTNING)
 
 
-def test_video_equals_the_diffusers_pipeline(reasoner: Reasoner, with_ftfy: None) -> None:
+def test_video_equals_the_diffusers_pipeline(reasoner: Reasoner) -> None:
     assert reasoner.low_noise is not None and reasoner.boundary == 0.9 and reasoner.takes_channels
     sample = tiny_sample()
     condition = reasoner.condition(sample)

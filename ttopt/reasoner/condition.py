@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ftfy
 import torch
 from torch import Tensor
 
@@ -62,17 +64,8 @@ class Condition:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Repair, HTML-unescape and single-space a prompt, as the diffusers Wan pipelines do before tokenising.
-
-    Without the optional package ftfy the repair of broken Unicode and of curly quotes is skipped.
-    """
-    try:
-        import ftfy
-    except ImportError:
-        pass
-    else:
-        prompt = ftfy.fix_text(prompt)
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(prompt))).strip()
+    """Repair, HTML-unescape and single-space a prompt, as the diffusers Wan pipelines do before tokenising."""
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 def embed_prompts(
@@ -88,8 +81,12 @@ def embed_prompts(
     to see these zeros, so the padding is part of the model.
     """
     length = min(TEXT_TOKENS, int(tokenizer.model_max_length))
+    cleaned = [clean_prompt(prompt) for prompt in prompts]
+    longest = max(len(ids) for ids in tokenizer(cleaned, add_special_tokens=True)["input_ids"])
+    if longest > length:
+        warnings.warn(f"a prompt has {longest} tokens; the model reads the first {length}: shorten it", stacklevel=2)
     tokens = tokenizer(
-        [clean_prompt(prompt) for prompt in prompts],
+        cleaned,
         padding="max_length",
         max_length=length,
         truncation=True,

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny_teacher import tiny_teacher_folder
+from tiny_teacher import TEMPLATE, tiny_teacher_folder
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
@@ -38,14 +38,6 @@ QUESTIONS = [
         "does the blue square stay?",
     ],
 ]
-
-# Qwen3-VL's template, reduced to what the teacher uses
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% for c in m.content %}"
-    "{% if c.type == 'text' %}{{ c.text }}"
-    "{% else %}<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}"
-    "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -136,47 +128,6 @@ def test_resize_equals_pil() -> None:
     ]
     same, _ = Vision(video_pixels=(1, 10**8)).video_patches(torch.tensor(np.array(wanted))[None])
     torch.testing.assert_close(rows, same, atol=1e-5, rtol=0)
-
-
-def official(path: str, name: str) -> Any:
-    """A class that needs torchvision; skips where it is missing, or broken beside this build of torch."""
-    try:
-        import torchvision.transforms.v2.functional  # noqa: F401
-    except Exception as error:
-        pytest.skip(f"torchvision: {error}")
-    return getattr(__import__(path, fromlist=[name]), name)
-
-
-@pytest.mark.parametrize("shape", [(9, 48, 48), (5, 100, 60), (24, 480, 832), (4, 20, 40)])
-@pytest.mark.parametrize("budget", [(4096, 25165824), (65536, 262144)])
-def test_video_patches_equal_the_official_ones(shape: tuple[int, int, int], budget: tuple[int, int]) -> None:
-    processor = official("transformers.models.qwen3_vl.video_processing_qwen3_vl", "Qwen3VLVideoProcessor")(
-        size={"shortest_edge": budget[0], "longest_edge": budget[1]},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    clip = video(1, *shape)
-    wanted = processor(
-        [clip[0]], do_sample_frames=False, do_rescale=False, cap_pixels_per_frame=True, return_tensors="pt"
-    )
-    rows, grid = Vision(video_pixels=budget).video_patches(clip)
-    assert wanted["video_grid_thw"].tolist() == [list(grid)]
-    torch.testing.assert_close(rows[0], wanted["pixel_values_videos"], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("height", "width"), [(48, 48), (100, 60), (480, 832), (20, 40)])
-def test_image_patches_equal_the_official_ones(height: int, width: int) -> None:
-    processor = official("transformers.models.qwen2_vl.image_processing_qwen2_vl", "Qwen2VLImageProcessor")(
-        size={"shortest_edge": 65536, "longest_edge": 16777216},
-        patch_size=16,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    levels = (video(1, 1, height, width)[0, 0] * 255).round()
-    wanted = processor(images=[levels.to(torch.uint8)], return_tensors="pt")
-    rows, grid = Vision(image_pixels=(65536, 16777216)).image_patches(levels / 255)
-    assert wanted["image_grid_thw"].tolist() == [list(grid)]
-    torch.testing.assert_close(rows, wanted["pixel_values"], atol=1e-6, rtol=0)
 
 
 def test_processor_files_set_budgets_and_must_agree(folder: Path, teacher: Teacher, tmp_path: Path) -> None:

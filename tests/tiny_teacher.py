@@ -37,6 +37,13 @@ WORDS = [
     "and",
 ]
 WORDS += ["stay", "move", "to", "goal", "process"]
+# Qwen3-VL's template, reduced to what the teacher uses
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% for c in m.content %}"
+    "{% if c.type == 'text' %}{{ c.text }}"
+    "{% else %}<|vision_start|><|{{ c.type }}_pad|><|vision_end|>{% endif %}"
+    "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}{{ '<|im_start|>assistant\\n' }}"
+)
 PUNCTUATION = list("{}[]\",:.?<>0123456789-'()=")
 
 

@@ -101,7 +101,8 @@ def timestamps(fps: float, frame_indices: Sequence[int], temporal_patch: int) ->
 def video_text(seconds: Sequence[float] | None, patches: int, tokens: int) -> str:
     """The video's place in the prompt: ``patches`` temporal patches of ``tokens`` vision tokens each.
 
-    As Qwen3-VL's processor was released: the timestamped patches replace the whole VIDEO_SLOT.
+    As Qwen3-VL's processor was released: the timestamped patches replace the whole VIDEO_SLOT. transformers' own, since
+    5.10, leaves the slot's start and end around them.
     """
     patch = VISION_START + VIDEO_PAD * tokens + VISION_END
     return "".join((f"<{seconds[i]:.1f} seconds>" if seconds else "") + patch for i in range(patches))

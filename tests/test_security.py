@@ -292,16 +292,18 @@ def page(text: str) -> str:
     )  # fmt: skip
     entries = {name: {"a": Entry(result, Judged([0.5, 0.5], None, None))} for name in ("one", text)}
     verdict = {"verdict": text, "progress": text, "reason": text, "suggestion": text}
+    judged = {"step": text, "attempt": text, "prompt": text, "verdict": verdict}
+    trace = [judged, *({"step": text, "role": text, key: text} for key in ("text", "error"))]
     clips = [
         Clip(
             name, "wrong", "data:video/mp4;base64,AAAA", True, [0.5, 0.5], text, text, {text: False}, text,
-            [{"step": 0.0, "loss": 1.0}], [{"step": text, "attempt": text, "prompt": text, "verdict": verdict}],
+            [{"step": 0.0, "loss": 1.0}], [text, text], trace,
         )
         for name in ("one", text)
     ]  # fmt: skip
     sample = SampleView("a", text, text, text, "", 8, 9, 48, 48, [text, text], clips)
     table = rows(entries, "one", lambda sample: text, {})
-    return render(Page(text, [(text, text)], "one", ["one", text], [sample], 0.2, "success", table))
+    return render(Page(text, [(text, text)], "one", ["one", text], [sample], {"one": 0.2, text: 0.2}, "success", table))
 
 
 class Structure(HTMLParser):
@@ -340,7 +342,7 @@ def test_hostile_texts_are_texts(text: str) -> None:
     policy = next(value for name, value in found.values if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'") and "http" not in policy and "unsafe-eval" not in policy
     data = next(script for script in found.scripts if script.startswith('{"a":'))
-    assert json.loads(data)["a"]["queries"] == [text, text]
+    assert json.loads(data)["a"]["queries"] == {"one": [text, text], text: [text, text]}
 
 
 def test_a_terminal_is_not_written_to_by_others() -> None:

@@ -96,8 +96,7 @@ def test_prompt_is_zero_padded(reasoner: Reasoner) -> None:
     text = reasoner.condition(tiny_sample(prompt="red square")).text
     assert text.shape == (1, 16, 8)
     assert text[:, :3].abs().sum() > 0 and not text[:, 3:].any()  # two words and </s>
-    with pytest.warns(UserWarning, match="a prompt has 5[01] tokens; the model reads the first 16"):
-        long = reasoner.condition(tiny_sample(prompt="red " * 50)).text
+    long = reasoner.condition(tiny_sample(prompt="red " * 50)).text
     assert long.shape == (1, 16, 8) and long.abs().sum(-1).min() > 0
     assert clean_prompt(" a &lt;b&amp;gt;\t “c” ") == 'a <b> "c"'
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,12 +80,8 @@ def embed_prompts(
     to see these zeros, so the padding is part of the model.
     """
     length = min(TEXT_TOKENS, int(tokenizer.model_max_length))
-    cleaned = [clean_prompt(prompt) for prompt in prompts]
-    longest = max(len(ids) for ids in tokenizer(cleaned, add_special_tokens=True)["input_ids"])
-    if longest > length:
-        warnings.warn(f"a prompt has {longest} tokens; the model reads the first {length}: shorten it", stacklevel=2)
     tokens = tokenizer(
-        cleaned,
+        [clean_prompt(prompt) for prompt in prompts],
         padding="max_length",
         max_length=length,
         truncation=True,

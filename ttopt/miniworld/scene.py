@@ -89,7 +89,8 @@ class Task:
     @property
     def bare_pads(self) -> list[tuple[int, int]]:
         """Cells and ground numbers of the pads that nothing has to cross."""
-        return [(cell, ground) for cell, ground in self.pads.items() if cell not in self.crossed]
+        crossed = self.crossed
+        return [(cell, ground) for cell, ground in self.pads.items() if cell not in crossed]
 
     @property
     def crossed(self) -> frozenset[int]:

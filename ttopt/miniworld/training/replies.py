@@ -79,9 +79,9 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     past = torch.isin(ids, torch.tensor(after)).cumsum(1)[:, 1:] > 0  # the grids, which name every cell, are before it
     weights[past[learnt] & torch.isin(wanted, torch.tensor(cells))] = 6.0  # few, and what decides
     loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
-    return (
-        loss if sight is None or not pixels else loss + sight(read(torch.cat([d.images for d in dialogues])[:, None]))
-    )
+    if sight is None or not pixels:
+        return loss
+    return loss + sight(read(torch.cat([dialogue.images for dialogue in dialogues])[:, None]))
 
 
 def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -93,7 +93,8 @@ def checks(task: Task, reading: Reading) -> list[Check]:
         for number, (ground, _) in enumerate(by, start=1):
             add(Passes(goal.sprite, places[:number]), f"The {subject} goes to the {pad_name(ground)}.")
         at(At(goal.sprite, last, cell))
-    for question in task.process:
+    # what stays comes in the order of its cells, as the grid before it lists them
+    for question in sorted(task.process, key=lambda q: q.cell if isinstance(q, Keeps) else -1):
         if isinstance(question, One):
             add(question, out[0].suggestion)
         elif isinstance(question, OffWalls):

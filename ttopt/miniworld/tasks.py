@@ -9,6 +9,7 @@ from ttopt.miniworld import families, multistep
 from ttopt.miniworld.scene import Draw, RetryError, Task
 
 FAMILIES = tuple(families.MAKERS)  # one clip is enough
+TWO_STOPS = ("two", "visit")  # of these; a step loop plans them step by step all the same
 MULTI_STEP = tuple(multistep.MAKERS)
 SPLITS = {"train": 0, "id": 1, "ood": 2, "dev_id": 3, "dev_ood": 4, "teacher_ood": 5}
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ttopt.miniworld.corruptions import drawn, with_copies
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.tasks import MULTI_STEP
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, TWO_STOPS
 from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
@@ -29,11 +29,12 @@ from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 
 STEPS, RATE, WARM_UP = 4000, 7e-4, 200
-SHORT_TASKS, LONG_TASKS = 2400, 900  # of them the clips are made
+FRESH = 400  # steps in which the heads of ``Sight`` learn alone
+SHORT_TASKS, LONG_TASKS, PAIRS = 2400, 900, 800  # of them the clips are made; pairs are tasks of two stops
 VERDICTS, ANSWERS, PLANS, QUERIES, ROUTES = 6, 3, 6, 2, 2  # rows of a step
 TOLD_VERDICTS, TOLD_PLANS, TOLD_ROUTES = 10, 4, 2  # rows of every step, without pictures
 LOOK_EVERY = 3  # the others come in one step of so many
-WHOLE = 0.3  # share of the first steps of long tasks whose clips are judged as if they were of the whole task
+WHOLE = 0.3  # share of the first steps whose clips are judged as if they were of the whole task
 
 
 def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path, steps: int = STEPS) -> None:
@@ -54,6 +55,7 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     means: dict[str, float] = {}
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
+        sight.fresh = step < FRESH
         kinds = {**clips.told(rng), **(clips.dialogues(rng) if step % LOOK_EVERY == 0 else {})}
         losses = {name: replies.reply_loss(chat, rows, sight) for name, rows in kinds.items()}
         loss = torch.stack(list(losses.values())).sum()
@@ -72,26 +74,29 @@ class Clips:
     """Clips of a reasoner, step after step as the loop makes them, and the tasks (or steps of tasks) they are of."""
 
     def __init__(self, vae: AutoencoderKLWan, student: Path, cache: Path) -> None:
-        half_short, half_long = SHORT_TASKS // 2, LONG_TASKS // 2
-        self.short = task_bank("train", 41, half_short) + task_bank("teacher_ood", 41, half_short)
-        self.long = task_bank("train", 42, half_long, MULTI_STEP) + task_bank("teacher_ood", 42, half_long, MULTI_STEP)
+        def bank(seed: int, size: int, families: tuple[str, ...] = FAMILIES) -> list[Task]:
+            return [t for s in ("train", "teacher_ood") for t in task_bank(s, seed, size // 2, families)]
+
+        self.short, self.long = bank(41, SHORT_TASKS), bank(42, LONG_TASKS, MULTI_STEP)
+        divided = [legs(task) for task in (*self.long, *bank(43, PAIRS, TWO_STOPS))]
         if not cache.exists() and rank() == 0:
             cache.parent.mkdir(parents=True, exist_ok=True)
             temporary = cache.with_suffix(".tmp")
-            save_file({"frames": make(vae, student, self.short, self.long)}, temporary)
+            save_file({"frames": make(vae, student, self.short, divided)}, temporary)
             temporary.replace(cache)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         self.vae = vae
         self.frames = load_file(cache)["frames"]  # (n, 9, 3, 48, 48) uint8
-        self.tasks = [*self.short, *(leg for task in self.long for leg in legs(task))]
+        self.tasks = [*self.short, *(leg for parts in divided for leg in parts)]
         assert len(self.tasks) == len(self.frames)
-        self.kinds: dict[str, list[int]] = {}  # numbers of the tasks of each family, and of all steps of long ones
+        self.kinds: dict[str, list[int]] = {}  # numbers of each family's tasks, of steps of long ones and of pairs
         for i, task in enumerate(self.tasks):
-            self.kinds.setdefault("step" if task.parent else task.family, []).append(i)
+            kind = task.family if task.parent is None else "pair" if task.parent.family in TWO_STOPS else "step"
+            self.kinds.setdefault(kind, []).append(i)
 
     def pick(self, rng: np.random.Generator) -> int:
-        """Number of a task; each family as often as all steps of long tasks together."""
+        """Number of a task; each family as often as all steps of long tasks together, and as those of pairs."""
         numbers = list(self.kinds.values())[int(rng.integers(len(self.kinds)))]
         return numbers[int(rng.integers(len(numbers)))]
 
@@ -153,13 +158,13 @@ class Clips:
 
 
 def _perhaps_whole(task: Task, rng: np.random.Generator) -> Task:
-    """For some first steps of long tasks the whole one, as a loop that does not plan has its clips verified."""
+    """For some first steps the whole task, as a loop that does not plan has its clips verified."""
     return task.parent if task.parent is not None and task.number == 0 and rng.random() < WHOLE else task
 
 
 @torch.no_grad()
-def make(vae: AutoencoderKLWan, student: Path, short: list[Task], long: list[Task]) -> Tensor:
-    """Clips (n, 9, 3, 48, 48) uint8: one of every short task, then of every step of every long one.
+def make(vae: AutoencoderKLWan, student: Path, short: list[Task], divided: list[list[Task]]) -> Tensor:
+    """Clips (n, 9, 3, 48, 48) uint8: one of every short task, then of every step of every divided one.
 
     A step starts where the step before it ended, as the loop goes on from an accepted clip.
     """
@@ -168,17 +173,20 @@ def make(vae: AutoencoderKLWan, student: Path, short: list[Task], long: list[Tas
     for i in range(0, len(short), size):
         tasks = short[i : i + size]
         out.append(generate(tasks, _starts(tasks)))
-    for i in range(0, len(long), size):
-        steps = [legs(task) for task in long[i : i + size]]
-        made: list[Tensor] = []
-        for tasks in ([parts[number] for parts in steps] for number in range(len(steps[0]))):
+    for i in range(0, len(divided), size):
+        steps = divided[i : i + size]
+        made: list[list[Tensor]] = [[] for _ in steps]
+        for number in range(max(map(len, steps))):
+            going = [k for k, parts in enumerate(steps) if number < len(parts)]
+            tasks = [steps[k][number] for k in going]
             first = _starts(tasks)
-            if made:
-                last = made[-1][:, -1:].float() / 255
+            if number:
+                last = torch.stack([made[k][-1][-1:] for k in going]).float() / 255
                 same = (read(last).codes() == torch.stack([task.codes()[:1] for task in tasks])).flatten(1).all(1)
                 first[same] = last[same]  # the loop does not go on from a clip that failed
-            made.append(generate(tasks, first))
-        out.append(torch.stack(made, 1).flatten(0, 1))
+            for k, clip in zip(going, generate(tasks, first), strict=True):
+                made[k].append(clip)
+        out += [torch.stack(clips) for clips in made]
     return torch.cat(out)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, TWO_STOPS, make_task
 
 
 def task_bank(split: str, seed: int, count: int, families: Sequence[str] = FAMILIES) -> list[Task]:
@@ -27,7 +27,7 @@ def step_bank(split: str, seed: int, count: int) -> list[Task]:
     """About ``count`` single steps of longer tasks, a mixture of all families that have several stops."""
     out: list[Task] = []
     for index in itertools.count():
-        for family in ("two", "visit", *MULTI_STEP):
+        for family in (*TWO_STOPS, *MULTI_STEP):
             out += legs(make_task(family, split, seed, index))
         if len(out) >= count:
             return out
@@ -173,15 +173,16 @@ def update(
     rate: float,
     averaged: nn.Module | None = None,
 ) -> None:
-    """One optimiser step of ``network`` at learning rate ``rate``, gradients shared and clipped, and the average of it
-    or of its part ``averaged``."""
+    """One optimiser step of ``network`` at learning rate ``rate``, gradients shared; those of it, or of its part
+    ``averaged``, are clipped and its average updated."""
     set_rate(optimiser, rate)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(network)
-    torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    kept = network if averaged is None else averaged
+    torch.nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
     optimiser.step()
-    ema.update(network if averaged is None else averaged)
+    ema.update(kept)
 
 
 def save_half(model: Any, folder: Path) -> None:

@@ -32,13 +32,14 @@ class Sight(nn.Module):
         self.objects, self.names = torch.tensor(ids([*sprites, *pads, "wall"])), torch.tensor(ids(CELL_NAMES))
         self.embedding = [teacher.model.model.language_model.embed_tokens]  # in a list: not a part of this module
         self.tokens = torch.empty(0)
+        self.fresh = False  # the heads learn alone, so that untrained ones do not disturb a model that can see
         teacher.model.model.visual.merger.register_forward_hook(lambda _m, _i, out: setattr(self, "tokens", out))
 
     def forward(self, reading: Reading) -> Tensor:
         """Sum of the cross-entropies for the pictures of the last look: videos (B, T), or images as videos (B, 1)."""
         content, under = seen(reading)  # (B, T, 36), 0: empty
         (earlier, later), (under, _) = pairs(content).unbind(1), pairs(under).unbind(1)  # (N, 36), N = B * T/2
-        tokens = self.tokens.unflatten(0, earlier.shape)  # (N, 36, D)
+        tokens = (self.tokens.detach() if self.fresh else self.tokens).unflatten(0, earlier.shape)  # (N, 36, D)
         place = torch.arange(CELLS).expand_as(earlier)
         words = self.embedding[0].weight
         objects, names = words[self.objects], words[self.names]

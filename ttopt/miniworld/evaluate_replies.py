@@ -2,10 +2,10 @@
 
     python -m ttopt.miniworld.evaluate_replies --split dev_id --seed 2002 --samples 200
 
-The teacher writes questions for one-clip tasks; the chat model plans and verifies. Verdicts are asked about clips (of
-whole one-clip tasks, and of single steps of those with several stops) of the reasoner, about right videos and about wrong
-ones, all after the VAE; borderline clips, in which the scorer itself
-is unsure of a rule, are left out. Plans are asked about clean frames.
+The teacher writes questions for one-clip tasks; the chat model plans and verifies. Verdicts are asked about clips of
+whole one-clip tasks and of single steps of tasks with several stops: of the reasoner, right ones and wrong ones, all
+after the VAE; borderline clips, in which the scorer itself is unsure of a rule, are left out. Plans are asked about
+clean frames.
 """
 
 from __future__ import annotations

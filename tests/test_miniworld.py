@@ -128,6 +128,7 @@ def test_a_verdict_can_be_checked_from_what_it_says_is_seen() -> None:
             kept = re.findall(
                 r"Is the ([a-z ]+) still in its place at the end\? ([a-f][1-6]) .*?: (\w+)", str(said["reason"])
             )
+            assert [cell for _, cell, _ in kept] == sorted((cell for _, cell, _ in kept), key=CELL_NAMES.index)
             for name, cell, answer in kept:
                 assert (cells[cell] == name) == (answer == "Yes")
                 checked[answer] += 1

@@ -29,7 +29,12 @@ METHODS = """methods:
 - {name: LoRA & loop, settings: {optimisation.tau: 0.4}}
 """
 CALLS = [
-    {"role": "planner", "step": 1, "clip": 0, "text": "first this"},
+    {
+        "role": "planner",
+        "step": 1,
+        "clip": 0,
+        "text": 'Well: {"task_complete": false, "instruction": "first this", "target_state": ""}',
+    },
     {"role": "verifier", "step": 1, "clip": 1, "text": "not here"},
     {"role": "router", "step": 1, "clip": 2, "text": "", "error": "no one is there"},
 ]
@@ -101,7 +106,10 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     assert markup.count("<video") == 5 and markup.count('<details class="sample"') == 3
     assert "1 failed" in markup and "could not be done" in markup, "the sample that is missing is said to be"
     assert "reject" in markup and "broken: goal" in markup
-    told = [markup.index(words) for words in ("first this", "slower", "not judged", "no one is there")]
+    assert "task complete:</span> False" in markup and "target state" not in markup
+    told = [
+        markup.index(words) for words in ("instruction:</span> first this", "slower", "not judged", "no one is there")
+    ]
     assert told == sorted(told) and "not here" not in markup, "in the order of events"
     data, specs = (json.loads(re.findall(f'id="{n}">(.*?)</script>', text, re.DOTALL)[0]) for n in ("data", "specs"))
     assert data["a"]["queries"] == {"LoRA & loop": [OWN, EVIL]}, "those that its curves are of"

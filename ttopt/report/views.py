@@ -14,8 +14,10 @@ from typing import Any
 
 import av
 from PIL import Image
+from pydantic import RootModel
 
 from ttopt.errors import UserError
+from ttopt.replies import parse_reply
 from ttopt.result import Result, Scored
 from ttopt.runfolder import read_json
 from ttopt.table import Entry, Row, score_name
@@ -163,13 +165,27 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
 
 def _trace(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A step loop's clips, each behind what the planner and the router said before it."""
-    calls = [call for call in content.get("calls", []) if call["role"] != "verifier"]
+    calls = [call | {"said": _said(call)} for call in content.get("calls", []) if call["role"] != "verifier"]
     events: list[Mapping[str, Any]] = []
     clips = content.get("clips", [])
     for number in range(len(clips) + 1):
         events += [call for call in calls if call["clip"] == number]
         events += clips[number : number + 1]
     return events
+
+
+class _Fields(RootModel[dict[str, Any]]):
+    """Any JSON object."""
+
+
+def _said(call: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A reply's fields and what they say, empty ones left out; the reply itself where it is no JSON object."""
+    text = str(call.get("error") or call.get("text", ""))
+    try:
+        fields = parse_reply(text, _Fields).root
+    except ValueError:
+        return [("", text)]
+    return [(name.replace("_", " "), str(value)) for name, value in fields.items() if value not in ("", None)]
 
 
 def _outcome(score: Scored | None) -> str:

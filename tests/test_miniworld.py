@@ -52,6 +52,18 @@ def test_each_corruption_fails_for_its_rule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
+def test_what_is_asked_covers_what_is_scored(name: str) -> None:
+    rng = np.random.default_rng(2)
+    for task in tasks("ood"):
+        assert len(task.questions) <= 4
+        right, made = read(render(task.codes()[None])), CORRUPTIONS[name](task, rng)
+        assert all(float(question.truth(right)) > 0.5 for question in task.questions), task.name
+        if made is not None and not torch.equal(made[0], task.codes()):
+            wrong = read(render(made[0][None]))
+            assert any(float(question.truth(wrong)) < 0.5 for question in task.questions), task.name
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
 def test_a_verdict_follows_from_what_it_says_is_seen(name: str) -> None:
     rng = np.random.default_rng(1)
     for task in tasks("ood"):

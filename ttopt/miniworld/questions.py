@@ -231,5 +231,23 @@ class PadsStay:
         return torch.minimum(kept.amin(1), 1 - new.flatten(1).amax(1))
 
 
+@dataclass(frozen=True)
+class Rest:
+    """At the end everything but the movers is where it was: other sprites whole and in place, pads too, none added."""
+
+    movers: tuple[int, ...]
+    others: tuple[Keeps, ...]
+    pads: PadsStay
+
+    def text(self) -> str:
+        names = " and ".join(f"the {sprite_name(number)}" for number in self.movers)
+        return f"Does everything but {names} stay as it is?"
+
+    def truth(self, reading: Reading) -> Tensor:
+        there = 1 - reading.sprite[..., NONE]  # (N, T, 36)
+        more = (there[:, -1].sum(1) - (there[:, 0] > 0.5).sum(1)).clamp(0, 1)
+        return torch.stack([1 - more, self.pads.truth(reading), *(q.truth(reading) for q in self.others)]).amin(0)
+
+
 Goal = At | Both | Turned | Visits | AllAt | Passes | Tours
-Question = Goal | InOrder | One | Keeps | OffWalls | NothingNew | PadsStay
+Question = Goal | InOrder | One | Keeps | OffWalls | NothingNew | PadsStay | Rest

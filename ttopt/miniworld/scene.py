@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ttopt.miniworld.questions import Keeps, NothingNew, PadsStay, Question
+from ttopt.miniworld.questions import Keeps, NothingNew, PadsStay, Question, Rest
 from ttopt.miniworld.world import (
     CELLS,
     COLOUR_NAMES,
@@ -77,14 +77,20 @@ class Task:
 
     @property
     def questions(self) -> tuple[Question, ...]:
-        """The goal's question and up to three of the process rules'."""
-        return (self.goal, *self.process[:3])
+        """What the teacher asks: the goal, up to two rules about movers, and whether all else stays as it is."""
+        rules = [question for question in self.process if not isinstance(question, Keeps)]
+        return (self.goal, *rules[:2], self.rest(self.actors[: self.movers]))
+
+    def rest(self, movers: Sequence[Actor]) -> Rest:
+        """Whether everything but ``movers`` stays as it is."""
+        pads = PadsStay(tuple(sorted(self.bare_pads)), self.crossed)
+        return Rest(tuple(a.sprite for a in movers), keeps([a for a in self.actors if a not in movers]), pads)
 
     @property
     def unasked(self) -> dict[str, Question]:
         """What the scorer checks of every task though the teacher does not ask it, by the rule's name."""
         looks = frozenset(actor.looks[-1] for actor in self.actors)
-        return {"nothing new": NothingNew(looks), "pads": PadsStay(tuple(sorted(self.bare_pads)), self.crossed)}
+        return {"nothing new": NothingNew(looks), "pads": self.rest([]).pads}
 
     @property
     def bare_pads(self) -> list[tuple[int, int]]:
@@ -225,7 +231,7 @@ def others_count(draw: Draw, least: int, most: int) -> int:
     return most if draw.hard else draw.pick(range(least, most + 1))
 
 
-def keeps(actors: list[Actor]) -> tuple[Question, ...]:
+def keeps(actors: list[Actor]) -> tuple[Keeps, ...]:
     return tuple(Keeps(a.sprite, a.track[0]) for a in actors)
 
 

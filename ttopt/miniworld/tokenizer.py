@@ -18,6 +18,7 @@ null goal accept action check complete confidence estimated executed fallback fr
 regen reject remaining route split state steps suggestion target verdict reason square squares triangle triangles cross
 crosses pad pads do
 """.split()
+ASKED = ["but", "everything"]  # words of the teacher alone
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
 CELL_NAMES = [f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdef"]  # by cell number
 TENTHS = [f"{n / 10:.1f}" for n in range(11)]
@@ -53,7 +54,7 @@ def reasoner_tokenizer(length: int) -> PreTrainedTokenizerFast:
 
 def teacher_tokenizer() -> PreTrainedTokenizerFast:
     """Tokenizer of the embedded Qwen3-VL: as above with capitals and the vision and chat tokens."""
-    lower = sorted({w.lower() for w in WORDS})
+    lower = sorted({w.lower() for w in (*WORDS, *ASKED)})
     vocabulary = [
         "<|endoftext|>", "<unk>", *SPECIALS, "user", "assistant", "seconds",
         *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION, *TENTHS, *CELL_NAMES,

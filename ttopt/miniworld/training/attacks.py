@@ -88,7 +88,8 @@ class Attacker:
         optimiser = torch.optim.AdamW(self.adapter.parameters(), rate, weight_decay=0.0)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         noise = torch.randn(SIZE, CHANNELS, 3, 6, 6, generator=generator)
-        questions = [[q.text() for q in t.questions] for t in tasks]
+        others = rng.random() < 0.5  # questions about other things one by one, or all in one
+        questions = [[q.text() for q in ((t.goal, *t.process[:3]) if others else t.questions)] for t in tasks]
         count = min(map(len, questions))
         questions = [[q[0], *rng.permutation(q[1:])[: count - 1]] for q in questions]
         steps, kept = int(rng.integers(5, 16)), []

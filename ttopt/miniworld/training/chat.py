@@ -43,7 +43,7 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     vae = load_vae(vae_folder)
     clips = Clips(vae, student, folder / "clips.safetensors")
     known = Teacher.load(start)
-    chat = build(merge=1)  # to find a thing or a cell is then to find one token
+    chat = build()
     rows = shared_rows(teacher_tokenizer(), known.tokenizer)
     carry_over(known.model.state_dict(), chat.model, "model.language_model.embed_tokens.weight", rows)
     chat.model.train().requires_grad_(True)

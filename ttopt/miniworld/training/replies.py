@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from ttopt.miniworld import dialogues
 from ttopt.miniworld.dialogues import FATES, PLAN, ROUTE, SEEN, VERIFY, as_text, checks, done_text, evolved, is_lost
 from ttopt.miniworld.multistep import legs
-from ttopt.miniworld.questions import Keeps, Question
+from ttopt.miniworld.questions import Question
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tokenizer import CELL_NAMES, TENTHS, phrases
 from ttopt.miniworld.training.sight import Sight
-from ttopt.miniworld.world import COLOUR_NAMES, Reading, read, render, sprite_name
+from ttopt.miniworld.world import COLOUR_NAMES, Reading, read, render
 from ttopt.teacher import Teacher
 from ttopt.teacher import prompts as words
 
@@ -96,16 +96,10 @@ def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return weights
 
 
-def written(task: Task, prompt: str) -> list[Question]:
-    """The questions about a prompt: the goal and up to three rules, of other objects only those that it names."""
-    rules = [q for q in task.process if not isinstance(q, Keeps) or sprite_name(q.sprite) in prompt]
-    return [task.goal, *rules[:3]]
-
-
 def queries(task: Task, rng: np.random.Generator) -> Dialogue:
     """The questions for a task, or for the (evolved) prompt of a step."""
     prompt = evolved(task, rng)
-    goal, *process = (q.text() for q in written(task, prompt))
+    goal, *process = (question.text() for question in task.questions)
     reply = json.dumps({"goal": goal, "process": process})
     return Dialogue(noisy(render(task.codes()[:1]), rng), QUERIES.format(prompt=prompt), reply)
 

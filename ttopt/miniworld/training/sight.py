@@ -1,4 +1,7 @@
-"""Heads that only training has: what a vision token, one cell of two frames, shows."""
+"""Heads that only training has: what a vision token shows, and where a thing named in a question is.
+
+A vision token of the tiny vision-language models is one cell of two frames.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttopt.miniworld.tokenizer import CELL_NAMES
-from ttopt.miniworld.world import CELLS, EMPTY, NONE, SPRITES, WALL, Reading, pad_name, sprite_name
-from ttopt.teacher import Teacher
+from ttopt.miniworld.tokenizer import CELL_NAMES, phrases
+from ttopt.miniworld.world import CELLS, EMPTY, NONE, SPRITES, WALL, Reading, pad, pad_name, sprite, sprite_name
+from ttopt.teacher import PackedOutput, Teacher
 
 
 class Sight(nn.Module):
@@ -61,6 +64,53 @@ class Sight(nn.Module):
             logits = scale * cosines(tokens, named) + bias
             total = total + 5 * F.binary_cross_entropy_with_logits(logits, target.float())
         return total
+
+
+class Changes(nn.Module):
+    """Half-way through the language model each vision token of the last frames knows whether its cell has changed."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        language = teacher.model.model.language_model
+        self.changed = nn.Linear(language.config.hidden_size, 2)
+        self.hidden = torch.empty(0)
+        middle = language.layers[len(language.layers) // 2 - 1]
+        middle.register_forward_hook(lambda _m, _i, out: setattr(self, "hidden", out))
+
+    def forward(self, out: PackedOutput, reading: Reading) -> Tensor:
+        """Cross-entropy for the videos (B, T) of one packed forward: what the last frame shows against the first."""
+        content, _ = seen(reading)
+        first, last = content[:, 0], content[:, -1]  # (B, 36)
+        changed = (first != last).long().masked_fill(first < 0, -100)
+        tokens = self.hidden[:, out.packed.video[-CELLS:]]  # (B, 36, D)
+        return F.cross_entropy(self.changed(tokens).flatten(0, 1), changed.flatten(), torch.tensor([0.3, 1.0]))
+
+
+class Places(nn.Module):
+    """Each thing named in a question says where it is, in every other frame of the video."""
+
+    def __init__(self, teacher: Teacher, frames: int) -> None:
+        super().__init__()
+        self.numbers = range(0, frames, 2)
+        self.place = nn.Linear(teacher.model.config.text_config.hidden_size, len(self.numbers) * (CELLS + 1))
+        self.names = {teacher.tokenizer.convert_tokens_to_ids(name): name for name in phrases()}
+
+    def forward(self, out: PackedOutput, reading: Reading) -> Tensor:
+        """Cross-entropy over the cells and "nowhere" for the questions of one packed forward about a reading (B, T)."""
+        named = torch.isin(out.packed.ids, torch.tensor(list(self.names))).nonzero()  # (n, 2): row, token
+        targets = torch.full((len(named), len(self.numbers)), CELLS)
+        for k, (row, token) in enumerate(named.tolist()):
+            colour, noun = self.names[int(out.packed.ids[row, token])].split()
+            for j, frame in enumerate(self.numbers):
+                if noun == "pad":
+                    presence = reading.ground[row, frame, :, pad(colour)]
+                else:
+                    presence = reading.sprite[row, frame, :, sprite(colour, noun)]
+                best = int(presence.argmax())
+                if float(presence[best]) > 0.5:
+                    targets[k, j] = best
+        logits = self.place(out.hidden[named[:, 0], named[:, 1]]).unflatten(-1, (len(self.numbers), CELLS + 1))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 def cosines(tokens: Tensor, words: Tensor) -> Tensor:

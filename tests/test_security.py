@@ -293,7 +293,7 @@ def page(text: str) -> str:
     entries = {name: {"a": Entry(result, Judged([0.5, 0.5], None, None))} for name in ("one", text)}
     verdict = {"verdict": text, "progress": text, "reason": text, "suggestion": text}
     judged = {"step": text, "attempt": text, "prompt": text, "verdict": verdict}
-    trace = [judged, *({"step": text, "role": text, key: text} for key in ("text", "error"))]
+    trace = [judged, {"step": text, "role": text, "said": [(text, text), ("", text)]}]
     clips = [
         Clip(
             name, "wrong", "data:video/mp4;base64,AAAA", True, [0.5, 0.5], text, text, {text: False}, text,

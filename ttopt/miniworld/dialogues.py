@@ -103,7 +103,7 @@ def checks(task: Task, reading: Reading) -> list[Check]:
             add(question, "")
         elif isinstance(question, Keeps):
             add(question, f"The {sprite_name(question.sprite)} stays.")
-    for question in task.unasked.values():
+    for question in task.common.values():
         add(question, out[0].suggestion)
     return out
 

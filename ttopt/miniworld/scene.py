@@ -83,14 +83,19 @@ class Task:
 
     def rest(self, movers: Sequence[Actor]) -> Rest:
         """Whether everything but ``movers`` stays as it is."""
-        pads = PadsStay(tuple(sorted(self.bare_pads)), self.crossed)
-        return Rest(tuple(a.sprite for a in movers), keeps([a for a in self.actors if a not in movers]), pads)
+        others = keeps([actor for actor in self.actors if actor not in movers])
+        return Rest(tuple(actor.sprite for actor in movers), others, self.pads_stay)
 
     @property
-    def unasked(self) -> dict[str, Question]:
-        """What the scorer checks of every task though the teacher does not ask it, by the rule's name."""
+    def common(self) -> dict[str, Question]:
+        """What the scorer checks of every task, beside the goal and the process rules, by the rule's name."""
         looks = frozenset(actor.looks[-1] for actor in self.actors)
-        return {"nothing new": NothingNew(looks), "pads": self.rest([]).pads}
+        return {"nothing new": NothingNew(looks), "pads": self.pads_stay}
+
+    @property
+    def pads_stay(self) -> PadsStay:
+        """Whether the pads that nothing has to cross stay, and none is new."""
+        return PadsStay(tuple(sorted(self.bare_pads)), self.crossed)
 
     @property
     def bare_pads(self) -> list[tuple[int, int]]:

@@ -24,9 +24,9 @@ class Score:
 def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
     """Soft truth (N,) of every rule of a task for N readings of its videos.
 
-    "goal" and the process rules are the teacher's questions. Two rules it does not ask about: "nothing new" (no sprite
-    at the end that was not there before and was not asked for, none twice, and what was asked to turn has turned) and
-    "pads" (none is erased or repainted, and none has appeared, but in the cells that something has to cross).
+    "goal", the process rules, and two that every task has: "nothing new" (no sprite at the end that was not there
+    before and was not asked for, none twice, and what was asked to turn has turned) and "pads" (none is erased or
+    repainted, and none has appeared, but in the cells that something has to cross).
     """
     truths = {"goal": task.goal.truth(reading)}
     for question in task.process:
@@ -41,7 +41,7 @@ def rule_truths(task: Task, reading: Reading) -> dict[str, Tensor]:
             assert isinstance(question, Keeps)
             name = f"keeps {next(i for i, a in enumerate(task.actors) if a.sprite == question.sprite)}"
         truths[name] = question.truth(reading)
-    return truths | {name: question.truth(reading) for name, question in task.unasked.items()}
+    return truths | {name: question.truth(reading) for name, question in task.common.items()}
 
 
 def score_videos(task: Task, videos: Tensor) -> list[Score]:

@@ -32,15 +32,14 @@ from ttopt.miniworld.training.attacks import Attacker, FirstFrames, task_of
 from ttopt.miniworld.training.common import (
     Ema,
     Run,
-    average_gradients,
     carry_over,
     cosine,
     rank,
     save_half,
-    set_rate,
     shared_rows,
     step_bank,
     task_bank,
+    update,
 )
 from ttopt.miniworld.training.sight import Changes, Places, Sight
 from ttopt.miniworld.training.student import Bank, statistics
@@ -127,7 +126,7 @@ def save(teacher: Teacher, folder: Path) -> None:
 
 def ask(task: Task, rng: np.random.Generator) -> Question:
     """A random question about a task's scene; nearly half of them are not the task's own."""
-    own = (*task.process, *task.unasked.values())
+    own = (*task.process, *task.common.values())
     chance = rng.random()
     if chance < 0.2:
         return task.goal
@@ -269,7 +268,7 @@ def train(
 
     The first WARM steps only teach to see and need no student; later ones show every batch REPLAYS times under attack.
     With ``start``, a finished teacher's folder, there are only WARM_AGAIN of the first kind.
-    Several processes share the work (see ``average_gradients``).
+    Several processes share the work (see ``common.average_gradients``).
     """
     torch.manual_seed(4)
     vae = load_vae(vae_folder)
@@ -329,13 +328,7 @@ def train(
             text = replies.reply_loss(teacher, [replies.queries(task, rng) for task in asked_for])
         loss = loss + text
         rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - warm, steps - warm, 0.7 * RATE, 0)
-        set_rate(optimiser, rate)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(networks)
-        torch.nn.utils.clip_grad_norm_(teacher.model.parameters(), 1.0)
-        optimiser.step()
-        ema.update(teacher.model)
+        update(loss, networks, optimiser, ema, rate, averaged=teacher.model)
         if pushed:
             gradient = latents.grad
             assert gradient is not None

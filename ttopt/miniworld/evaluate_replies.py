@@ -3,8 +3,9 @@
     python -m ttopt.miniworld.evaluate_replies --split dev_id --seed 2002 --samples 200
 
 The teacher writes questions for one-clip tasks; the chat model plans and verifies. Verdicts are asked about clips of
-the reasoner, about right videos and about wrong ones, all after the VAE; borderline clips, in which the scorer itself
-is unsure of a rule, are left out. Plans are asked about clean frames.
+whole one-clip tasks and of single steps of tasks with several stops: of the reasoner, right ones and wrong ones, all
+after the VAE; borderline clips, in which the scorer itself is unsure of a rule, are left out. Plans are asked about
+clean frames.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import rule_truths
-from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
+from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, TWO_STOPS, make_task
 from ttopt.miniworld.training.vae import encode
 from ttopt.miniworld.world import read, render
 from ttopt.reasoner import Reasoner, Schedule
@@ -86,6 +87,13 @@ def plan_rows(ask: Ask, task: Task) -> list[bool]:
         said = parsed(ask(image, request), PlanReply)
         rows.append(said is not None and said.model_dump() == {k: wanted[k] for k in ("task_complete", "instruction")})
     return rows
+
+
+def judged(task: Task) -> list[Task]:
+    """What a loop may ask a verdict of: a task's steps, the task itself if one clip is enough for it, or both."""
+    if task.family in MULTI_STEP:
+        return legs(task)
+    return [*legs(task), task] if task.family in TWO_STOPS else [task]
 
 
 def verdict_row(ask: Ask, task: Task, video: Tensor) -> tuple[bool, bool] | None:
@@ -151,7 +159,8 @@ def main() -> None:
         plans.setdefault(family, []).extend(plan_rows(ask, task))
         if family in FAMILIES:
             questions.append(writes_right_queries(teacher, miniworld.to_sample(task)))
-        step = legs(task)[int(rng.integers(len(legs(task))))] if family in MULTI_STEP else task
+        parts = judged(task)
+        step = parts[int(rng.integers(len(parts)))]
         row = verdict_row(ask, step, clips(reasoner, step, index, rng))
         if row is not None:
             verdicts.append(row)

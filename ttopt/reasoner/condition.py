@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,12 +77,16 @@ def embed_prompts(
 ) -> Tensor:
     """Text embeddings (B, L, D) with zeros after each prompt's end.
 
-    L is the tokenizer's model_max_length, at most 512. The Wan transformer has no text mask: it was trained
-    to see these zeros, so the padding is part of the model.
+    L is the tokenizer's model_max_length, at most 512; of a longer prompt the rest is not read, which is warned of.
+    The Wan transformer has no text mask: it was trained to see these zeros, so the padding is part of the model.
     """
     length = min(TEXT_TOKENS, int(tokenizer.model_max_length))
+    texts = [clean_prompt(prompt) for prompt in prompts]
+    for text, ids in zip(texts, tokenizer(texts, verbose=False).input_ids, strict=True):
+        if len(ids) > length:
+            warnings.warn(f'only {length} of the {len(ids)} tokens of "{text[:50]}..." are read', stacklevel=2)
     tokens = tokenizer(
-        [clean_prompt(prompt) for prompt in prompts],
+        texts,
         padding="max_length",
         max_length=length,
         truncation=True,

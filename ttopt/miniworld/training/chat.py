@@ -137,7 +137,7 @@ class Clips:
         routes: list[replies.Dialogue] = []
         plans: list[replies.Dialogue] = []
         while len(checked) < VERDICTS:
-            task, frames = self.clip(rng)
+            task, frames = self.clip(rng, copies=0.25)
             reading = read(frames[None])
             if len(plans) < 2 and (after := replies.plan_after(task, frames, rng)):
                 plans.append(after)

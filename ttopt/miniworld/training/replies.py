@@ -90,7 +90,7 @@ def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     for named, weight in (
         ([*phrases(), *COLOUR_NAMES, *TENTHS, *CHOICES, "nothing"], 4.0),
         (["Yes", "true", "false", "accept", "reject", *FATES[1:]], 8.0),
-        (["No"], 16.0),  # one check of five fails in a wrong video
+        (["No", "copy"], 16.0),  # one check of five fails in a wrong video
     ):
         weights[tokenizer.convert_tokens_to_ids(named)] = weight
     return weights

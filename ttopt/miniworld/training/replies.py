@@ -33,7 +33,8 @@ NO_IMAGES = torch.empty(0, 3, 48, 48)
 class Dialogue:
     """Images (n, 3, 48, 48) in [0, 1], the request, then the reply, which is learnt but for its beginning ``given``.
 
-    What became of things (``FATES``) is learnt there too: it follows from what is told before it.
+    What became of things (``FATES``) and which things are to move is learnt there too: it follows from what is told
+    before it.
     """
 
     images: Tensor
@@ -45,7 +46,8 @@ class Dialogue:
 def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | None = None) -> Tensor:
     """Cross-entropy of the replies, averaged over their tokens with the weights of ``decisive``; and of ``sight``."""
     tokenizer, vision = teacher.tokenizer, teacher.vision
-    fates = torch.tensor(tokenizer.convert_tokens_to_ids(list(FATES)))
+    number = tokenizer.convert_tokens_to_ids
+    fates, places = torch.tensor(number(list(FATES))), torch.tensor(number([*CELL_NAMES, "?"]))
     rows, starts, pixels, grids = [], [], [], []
     for dialogue in dialogues:
         slots = ""
@@ -62,12 +64,14 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     longest = max(map(len, rows))
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
     labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-    for i, (row, (begin, start)) in enumerate(zip(rows, starts, strict=True)):
+    for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
-        labels[i, start : len(row)] = ids[i, start : len(row)]
-        fate = torch.isin(ids[i, begin:start], fates)
-        labels[i, begin:start][fate] = ids[i, begin:start][fate]
         mask[i, : len(row)] = 1
+    motion = _since(ids, number("Motion")) & ~_since(ids, number("reason"))  # who moves, and where
+    follows = torch.isin(ids, fates) | (motion & ~torch.isin(ids, places))
+    for i, (row, (begin, start)) in enumerate(zip(rows, starts, strict=True)):
+        labels[i, start : len(row)] = ids[i, start : len(row)]
+        labels[i, begin:start] = torch.where(follows[i, begin:start], ids[i, begin:start], -100)
     shown = {"pixel_values": torch.cat(pixels), "image_grid_thw": torch.tensor(grids)} if pixels else {}
     kinds = (ids == teacher.model.config.image_token_id).int()
     out = teacher.model.model(input_ids=ids, attention_mask=mask, mm_token_type_ids=kinds, **shown)
@@ -75,13 +79,19 @@ def reply_loss(teacher: Teacher, dialogues: Sequence[Dialogue], sight: Sight | N
     wanted = labels[:, 1:][learnt]
     logits = teacher.model.lm_head(out.last_hidden_state[:, :-1][learnt])
     weights = decisive(tokenizer)[wanted]
-    cells, after = (tokenizer.convert_tokens_to_ids(names) for names in ([*CELL_NAMES, "?"], ["Motion", "observation"]))
-    past = torch.isin(ids, torch.tensor(after)).cumsum(1)[:, 1:] > 0  # the grids, which name every cell, are before it
-    weights[past[learnt] & torch.isin(wanted, torch.tensor(cells))] = 6.0  # few, and what decides
+    past = _since(ids, number("Motion"), number("observation"))[:, 1:]  # the grids are before it
+    weights[past[learnt] & torch.isin(wanted, places)] = 6.0  # few, and what decides
+    ends = torch.tensor(number([",", "."]))
+    weights[motion[:, 1:][learnt] & torch.isin(wanted, ends)] = 8.0  # whether one more thing is to move
     loss = (weights * F.cross_entropy(logits, wanted, reduction="none")).sum() / weights.sum()
     if sight is None or not pixels:
         return loss
     return loss + sight(read(torch.cat([dialogue.images for dialogue in dialogues])[:, None]))
+
+
+def _since(ids: Tensor, *words: int) -> Tensor:
+    """Which tokens of ids (B, L) are one of the words or come after one, (B, L) bool."""
+    return torch.isin(ids, torch.tensor(words)).cumsum(1) > 0
 
 
 def decisive(tokenizer: PreTrainedTokenizerBase) -> Tensor:

@@ -40,7 +40,7 @@ from ttopt.solver import Failure, Job
 from ttopt.step_counts import work_of_run
 from ttopt.worker import check_node
 
-ray = pytest.importorskip("ray", reason="pip install 'ttopt[ray]'")
+ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
 

@@ -28,7 +28,7 @@ try:
     import ray
     from ray.exceptions import RayError
 except ImportError as error:
-    raise UserError("engine ray needs Ray, which is not installed; pip install 'ttopt[ray]'") from error
+    raise UserError("engine ray needs Ray, which is not installed; pip install -e '.[ray]'") from error
 
 PATIENCE = 10.0  # seconds, for an address to answer and between two looks at the cluster
 SHOWN = 150  # characters of the beginning and of the end of what Ray says

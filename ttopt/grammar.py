@@ -20,7 +20,7 @@ class Grammar:
         try:
             import xgrammar
         except ImportError as error:
-            raise UserError("chat.constrained needs xgrammar; pip install 'ttopt[grammar]'") from error
+            raise UserError("chat.constrained needs xgrammar; pip install -e '.[grammar]'") from error
         info = xgrammar.TokenizerInfo.from_huggingface(
             tokenizer, vocab_size=vocabulary, stop_token_ids=[tokenizer.convert_tokens_to_ids("<|im_end|>")]
         )

@@ -83,7 +83,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"{path} is a parquet file; pip install 'ttopt[benchmarks]' to read it") from error
+        raise UserError(f"{path} is a parquet file; pip install -e '.[benchmarks]' to read it") from error
     try:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own are among them

@@ -22,7 +22,7 @@ from ttopt.judges import Evaluator, Verdict, mean_of
 from ttopt.runfolder import write_text
 from ttopt.sample import Sample
 
-INSTALL = "pip install 'ttopt[vbvr]' 'vbvr-bench @ git+https://github.com/Video-Reason/VBVR-EvalKit'"
+INSTALL = "pip install -e '.[vbvr]' 'vbvr-bench @ git+https://github.com/Video-Reason/VBVR-EvalKit'"
 
 
 def evaluator(settings: CompareSettings) -> Evaluator:

@@ -48,7 +48,7 @@ def set_attention(transformer: Any, backend: str) -> None:
         transformer.set_attention_backend("native")
         lines = str(error).strip().splitlines() or ["it gives no reason"]
         device = transformer.patch_embedding.weight.device.type
-        install = "; pip install 'ttopt[gpu]' has it" if backend == "xformers" else ""
+        install = "; pip install -e '.[gpu]' has it" if backend == "xformers" else ""
         raise UserError(
             f"reasoner.attention {backend} cannot be used on this {device} ({lines[0]}){install}; or give native"
         ) from error
@@ -69,7 +69,7 @@ def to_float8(network: nn.Module, layers: str, setting: str) -> None:
     try:
         from torchao.quantization import Float8WeightOnlyConfig, quantize_
     except ImportError as error:
-        raise UserError(f"{setting} needs torchao; pip install 'ttopt[float8]', or leave it off") from error
+        raise UserError(f"{setting} needs torchao; pip install -e '.[float8]', or leave it off") from error
 
     def frozen(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and name.startswith(layers) and "lora_" not in name

@@ -94,11 +94,11 @@ def test_noise_is_that_of_a_seeded_pipeline(reasoner: Reasoner) -> None:
 
 def test_prompt_is_zero_padded(reasoner: Reasoner) -> None:
     text = reasoner.condition(tiny_sample(prompt="red square")).text
-    assert text.shape == (1, 16, 8)
+    assert text.shape == (1, 24, 8)
     assert text[:, :3].abs().sum() > 0 and not text[:, 3:].any()  # two words and </s>
-    with pytest.warns(UserWarning, match='only 16 of the 51 tokens of "red red'):
+    with pytest.warns(UserWarning, match='only 24 of the 51 tokens of "red red'):
         long = reasoner.condition(tiny_sample(prompt="red " * 50)).text
-    assert long.shape == (1, 16, 8) and long.abs().sum(-1).min() > 0
+    assert long.shape == (1, 24, 8) and long.abs().sum(-1).min() > 0
     assert clean_prompt(" a &lt;b&amp;gt;\t “c” ") == 'a <b> "c"'
 
 

@@ -14,7 +14,7 @@ from ttopt.sample import Sample
 WORDS = "move the red blue green square cross triangle to pad and then a every object".split()
 
 
-def tiny_tokenizer(length: int = 16) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(length: int = 24) -> PreTrainedTokenizerFast:
     """Word-level tokenizer that, like UMT5's, ends each text with </s> and pads with id 0."""
     vocabulary = {word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -31,6 +31,7 @@ def evaluate(settings: CompareSettings) -> Any:
     from callbacks import standard
     from ttopt.compare import compare
     from ttopt.console import Console
+    from ttopt.engine import find_samples
     from ttopt.result import json_safe
     from ttopt.runfolder import new_path, write_text, writing
 
@@ -40,7 +41,8 @@ def evaluate(settings: CompareSettings) -> Any:
     matched = settings
     if MATCHED in first.entries:
         seconds = mean_seconds(first.entries[MATCHED].values())
-        clip = mean_seconds(first.entries[settings.reference].values())
+        samples, _ = find_samples(settings)
+        clip = sum(sample.frames / sample.fps for sample in samples) / len(samples)
         matched = with_baselines(settings, seconds, clip)
     found = compare(matched, Console(), standard)
     with writing(found.folder):

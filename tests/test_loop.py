@@ -212,6 +212,13 @@ def test_split_plans_again_and_ends(models: Models, mini: FitSettings, tmp_path:
     assert found.accepted is False and "so was the whole task in one clip" in found.stop
 
 
+def test_what_is_accepted_holds_no_rejected_clip(models: Models, mini: FitSettings, tmp_path: Path) -> None:
+    """The planner finds the task complete when it is to split a step whose clips were all rejected."""
+    chat = Scripted(plan=[plan(), plan(), DONE], verify=[YES, NO], route=[{"action": "split"}])
+    found, _ = solve(chat, models, mini, tmp_path)
+    assert found.accepted is True and len(read_video(tmp_path / "video.mp4")) == 9
+
+
 def test_fallback_replaces_everything(models: Models, mini: FitSettings, tmp_path: Path) -> None:
     chat = Scripted(plan=[plan()], verify=[YES, NO, NO, NO, YES], route=[{"action": "Fallback"}])
     videos: list[Tensor] = []

@@ -275,7 +275,7 @@ def test_without_ray_one_sentence_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "ttopt.cluster")
-    with pytest.raises(UserError, match=r"engine ray needs Ray, which is not installed; pip install 'ttopt\[ray\]'"):
+    with pytest.raises(UserError, match=r"engine ray needs Ray, which is not installed; pip install -e '.\[ray\]'"):
         fit_all(settings(engine="ray", run_dir=str(tmp_path / "run")), lines)
     assert not (tmp_path / "run").exists()
 

@@ -102,14 +102,14 @@ def test_float8_keeps_the_adapter_and_rounds_a_little(folder: Path) -> None:
 
 def test_float8_without_torchao_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
-    with pytest.raises(UserError, match=r"reasoner.float8 needs torchao; pip install 'ttopt\[float8\]'"):
+    with pytest.raises(UserError, match=r"reasoner.float8 needs torchao; pip install -e '.\[float8\]'"):
         to_float8(tiny_transformer(), "blocks.", "reasoner.float8")
 
 
 @pytest.mark.parametrize(
     "backend, message",
     [
-        ("xformers", r"cannot be used on this cpu .*pip install 'ttopt\[gpu\]'"),
+        ("xformers", r"cannot be used on this cpu .*pip install -e '.\[gpu\]'"),
         ("flash", "cannot be used on this cpu"),
         ("flash_hub", "would run code from the hub"),
         ("abacus", "cannot be used .*must be one of the following"),

@@ -309,6 +309,8 @@ class OpenAIChat:
             written = int((usage and usage.completion_tokens) or 0)
         except (AttributeError, LookupError, TypeError, ValueError):
             text, cut, read, written = None, False, 0, 0
+        if text is None and cut:  # all tokens went into the thoughts, which servers keep apart
+            text = ""
         if not isinstance(text, str):
             shown = completion if isinstance(completion, str) else repr(completion)
             raise ChatError(

@@ -150,8 +150,9 @@ def _check(settings: CompareSettings) -> None:
     for name in settings.only or ():
         if name not in names:
             raise UserError(f"only names {name!r}, but the methods are {', '.join(names)}")
-    if settings.reference not in [method.name for method in chosen(settings)]:
-        raise UserError(f"reference is {settings.reference!r}, but the methods are {', '.join(names)}")
+    run = [method.name for method in chosen(settings)]
+    if settings.reference not in run:
+        raise UserError(f"reference is {settings.reference!r}, but the methods are {', '.join(run)}")
     if settings.method != MethodSettings():
         raise UserError("compare takes its methods from the list methods; leave --method out")
     if settings.official and settings.dataset not in JUDGED:

@@ -202,7 +202,7 @@ class Loop:
     def accept(self, step: Step) -> None:
         clip = step.attempts[-1].clip
         self.clips, self.done, self.frame = (*step.clips, clip), (*step.done, step.action), clip[-1]
-        self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
+        self.settle()
 
     def route(self, step: Step) -> str:
         """What to do with a step whose attempts were all rejected."""
@@ -234,8 +234,7 @@ class Loop:
         return Ending(False, f"step {failed.number} was rejected {tries} times, and so was the whole task in one clip")
 
     def accept_all(self, stop: str) -> Ending:
-        if self.clips:  # not the rejected clip of a step that was then found to be done
-            self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
+        self.settle()  # without the rejected clip of a step that was then found to be done
         return Ending(True if self.settings.verification else None, stop)
 
     # Its parts
@@ -278,6 +277,10 @@ class Loop:
         rank = (-1.0,) * 3 if attempt.verdict is None else attempt.verdict.rank
         if self.best is None or (len(step.clips), *rank) > self.best[0]:
             self.best = ((len(step.clips), *rank), join([*step.clips, attempt.clip]))
+
+    def settle(self) -> None:
+        """The accepted clips are the best video, whatever was tried after them."""
+        self.best = ((len(self.clips), 0.0, 0.0, 0.0), join(self.clips))
 
     # Talking
 

@@ -134,9 +134,9 @@ def read_entries(settings: CompareSettings, folder: Path, samples: Sequence[str]
     found: dict[str, dict[str, Entry]] = {}
     for method in chosen(settings):
         place = folder / "methods" / method.slug
-        judged, official = read_json(place / JUDGED), {}
-        if settings.official:  # else nobody has checked that what is there is of these samples and videos
-            official = read_json(place / OFFICIAL).get("scores", {})
+        judged = read_json(place / JUDGED)
+        # without --official nobody has checked that what is there is of these samples and videos
+        official = read_json(place / OFFICIAL).get("scores", {}) if settings.official else {}
         found[method.name] = {}
         for sample in samples:
             where = place / "samples" / sample

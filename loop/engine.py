@@ -113,6 +113,7 @@ class Loop:
             why = TOO_SMALL if full else str(error)
             ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", why)
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
+        self.generate.tidy()
         result = self.context.finish(
             self.sample,
             self.best and self.best[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ttopt.chat import Message, fingerprint
 from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
 from ttopt.result import NON_FINITE
-from ttopt.runfolder import writing
+from ttopt.runfolder import CLIPS, writing
 from ttopt.sample import Sample
 from ttopt.video import write_image, write_video
 
@@ -56,7 +57,7 @@ class Generator:
         part = dataclasses.replace(sample, prompt=step.prompt, image=condition, frames=frames, answer=None)
         purpose = noise_name(number)
         seed = self.seeds[purpose] = seed_of(self.context.settings.seed, sample.id, purpose)
-        folder = self.folder / "clips"
+        folder = self.folder / CLIPS
         with writing(self.folder):
             folder.mkdir(exist_ok=True)
         made = self._made(step, part, seed, folder / name)
@@ -72,7 +73,7 @@ class Generator:
                 write_image(folder / f"{name}_condition.png", condition)
         self.trace.clip(
             {
-                "file": f"clips/{name}.mp4",
+                "file": f"{CLIPS}/{name}.mp4",
                 "step": step.number,
                 "attempt": attempt,
                 "action": step.action,
@@ -92,6 +93,16 @@ class Generator:
         if similar is not None and similar < LEAST_FIDELITY:
             self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
         return clip
+
+    def tidy(self) -> None:
+        """Removes clips that an earlier call made and this one did without."""
+        names = {Path(clip["file"]).stem for clip in self.trace.clips}
+        optimised = {Path(clip["file"]).stem for clip in self.trace.clips if "optimisation_stop" in clip}
+        for path in (self.folder / CLIPS).glob("*"):
+            if path.is_dir() and path.name not in optimised:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_file() and path.stem.removesuffix("_condition") not in names:
+                path.unlink(missing_ok=True)
 
     def _made(self, step: Step, part: Sample, seed: int, folder: Path) -> Made:
         """What the reasoner makes of ``part``; its details are of its optimisation, if it is optimised."""

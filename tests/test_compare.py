@@ -67,6 +67,11 @@ def test_all_methods_on_all_samples_then_only_what_is_missing(tiny: list[str], m
 
     monkeypatch.setattr(module, "load_models", unwanted)
     assert run(settings).table == found.table
+    config = found.folder / "config.yaml"
+    before = config.read_text()
+    with pytest.raises(UserError, match="another configuration: seed was 0, now it is 9"):
+        run(dataclasses.replace(settings, seed=9))
+    assert config.read_text() == before, "what is refused changes nothing"
     fewer = parse_compare([*tiny, "--only", "[single,LoRA]", "--limit", "1"])
     assert [(row.method, row.score.n) for row in run(fewer).table] == [("single", 1), ("LoRA", 1)]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ttopt.config import CONFIG_FOLDERS, config_path, parse_fit, setting_names
+from ttopt.config import CONFIG_FOLDERS, changed, config_path, parse_fit, setting_names
 from ttopt.errors import UserError
 from ttopt.settings import flat, to_dict, to_yaml
 
@@ -46,6 +46,18 @@ def test_later_arguments_win_and_names_may_have_dashes(tmp_path: Path) -> None:
     assert (settings.seed, settings.optimisation.tau, settings.optimisation.steps) == (4, 0.5, 7)
     assert (settings.run_dir, settings.families, settings.optimisation.lr) == ("runs/x", ["move", "maze"], 0.01)
     assert settings.teacher.frames == 9, "mini's, although another file came later"
+
+
+def test_a_methods_arguments_keep_their_types(tmp_path: Path) -> None:
+    """What is quoted in a file stays a text, also on its way into a run's config.yaml and out of it."""
+    file = tmp_path / "mine.yaml"
+    file.write_text('method: {path: loop.StepLoop, arguments: {a: "12", b: "x: y", c: 12, d: 5e-4}}\n')
+    args = ["--config", str(file), "--method.arguments.c", "13", "--method.arguments.e=null"]
+    settings = parse_fit([*args, "--callbacks", '[{path: mine.My, arguments: {a: "12"}}]'])
+    assert settings.method.arguments == {"a": "12", "b": "x: y", "c": 13, "d": 0.0005, "e": None}
+    assert settings.callbacks[0].arguments == {"a": "12"}
+    file.write_text(to_yaml(settings))
+    assert parse_fit(["--config", str(file)]) == settings == changed(settings, {}, "")
 
 
 def test_setting_names_are_all_settings() -> None:

@@ -149,11 +149,16 @@ def test_genvire_from_the_hub(tmp_path: Path) -> None:
 
     picture(tmp_path / "m.png")
     image = {"bytes": (tmp_path / "m.png").read_bytes(), "path": None}
-    row = {"main_category": "Planning", "sub_category": "maze", "id": 3, "i2v_prompt": "solve it", "image": image}
+    row = {"main_category": "Planning", "sub_category": "maze", "i2v_prompt": "solve it", "image": image}
     (tmp_path / "data").mkdir()
-    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "data/train.parquet")
-    (sample,) = genvire.samples("id", None, 0, 9, root=tmp_path, form=FORM)
+    for number in (3, 4):
+        parquet.write_table(pyarrow.Table.from_pylist([row | {"id": number}]), tmp_path / f"data/{number}.parquet")
+    sample, other = genvire.samples("id", None, 0, 9, root=tmp_path, form=FORM)
     assert sample.image is not None and sample.image[0].min() > 0.99 and sample.image[1].max() < 0.01
+    assert other.id == "Planning.maze.4"
+    (tmp_path / "data/5.parquet").write_bytes(b"half")
+    with pytest.raises(UserError, match="5.parquet cannot be read"):
+        genvire.samples("id", None, 0, 9, root=tmp_path, form=FORM)
 
 
 def test_folder(tmp_path: Path) -> None:

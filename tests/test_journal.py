@@ -21,6 +21,7 @@ from ttopt.settings import FitSettings, MethodSettings
 from ttopt.teacher import Queries
 
 Make = Callable[..., FitSettings]
+QUERIES = Queries("is the red cross on the green pad ?", ("is the blue square whole ?",))
 
 
 @pytest.fixture
@@ -59,8 +60,7 @@ def without_seconds(result: Any, trace: dict[str, Any]) -> tuple[Any, Any]:
 def test_interrupted_at_every_call(
     models: Models, mini: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
 ) -> None:
-    queries = Queries("is the red cross on the green pad ?", ("is the blue square whole ?",))
-    monkeypatch.setattr(models.teacher, "write_queries", lambda sample, seed=0: queries)
+    monkeypatch.setattr(models.teacher, "write_queries", lambda sample, seed=0: QUERIES)
     whole: list[Tensor] = []
     (tmp_path / "whole").mkdir()
     chat = Scripted(**script())
@@ -104,20 +104,30 @@ def test_another_task_or_a_broken_file_starts_over(models: Models, mini: FitSett
         assert len(chat.asked) == 7 - harm, "the first plan could still be used"
 
 
-def test_a_failed_sample_keeps_what_was_paid_for(models: Models, mini: FitSettings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [{}, {"inner": "teacher_lora"}], ids=str)
+def test_a_failed_sample_keeps_what_was_paid_for(
+    models: Models, mini: FitSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any]
+) -> None:
     """The server is gone in the second step; the next call asks from there on."""
+    monkeypatch.setattr(models.teacher, "write_queries", lambda sample, seed=0: QUERIES)
     answers = script()
-    settings = dataclasses.replace(mini, method=MethodSettings("loop.StepLoop", {"frames_per_second": 8}))
+    settings = dataclasses.replace(mini, method=MethodSettings("loop.StepLoop", {"frames_per_second": 8, **arguments}))
     run = RunFolder(tmp_path / "run", settings)
     chat = Scripted(plan=[*answers["plan"][:1], UNREACHABLE], verify=[NO, YES])
     with run.locked(), run.sample("tiny") as folder:
-        failed, _ = solve(chat, models, mini, folder)
+        failed, _ = solve(chat, models, mini, folder, **arguments)
+        (folder / "clips/09_step9_attempt9.mp4").touch()  # of a clip that the next call does without
     assert failed.error and run.finished("tiny") is None
     later = Scripted(plan=answers["plan"][1:], verify=[YES])
     with run.locked(), run.sample("tiny") as folder:
-        found, trace = solve(later, models, mini, folder)
+        found, trace = solve(later, models, mini, folder, **arguments)
+    clips = {path.relative_to(run.samples / "tiny") for path in (run.samples / "tiny/clips").iterdir()}
+    wanted = {Path(clip["file"]) for clip in trace["clips"]}
+    wanted |= {Path(clip["file"]).with_suffix("") for clip in trace["clips"] if arguments}
+    assert {path for path in clips if path.suffix != ".png"} == wanted
     assert found.accepted and run.finished("tiny") == found
     assert [role for role, _ in later.asked] == ["plan", "verify", "plan"]
-    assert trace["totals"]["vlm_calls"] == found.cost.vlm_calls == 6 and trace["totals"]["clips"] == 3
+    assert trace["totals"]["vlm_calls"] == 6 and trace["totals"]["clips"] == 3
+    assert arguments or found.cost.vlm_calls == 6, "without the teacher's, only the chat model's"
     assert {path.name for path in run.samples.iterdir()} == {"tiny"}
     assert not (run.samples / "tiny" / "journal").exists()

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,7 +28,7 @@ from ttopt.errors import UserError
 from ttopt.judges import genvire, ruler, vbvr
 from ttopt.sample import Sample
 from ttopt.settings import SampleSettings
-from ttopt.video import write_video
+from ttopt.video import read_video_rate, write_video
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)
 
@@ -390,6 +392,28 @@ def test_evaluate_scores_videos_without_any_model(
     assert rows["still"]["ssim"] > 0.9999 and rows["right"]["ssim"] < 0.999, "another reference"
     shutil.copyfile(still / f"{samples[0].id}.mp4", right / f"{samples[0].id}.mp4")
     assert main(args) == 2 and "was made with another video" in capsys.readouterr().err
+
+
+def test_an_evaluator_gets_the_files_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever their rate; frames that no browser could play are refused by name."""
+    miniworld.export(tmp_path / "world", "id", ["move"], 3, 2)
+    fast, odd = (
+        tmp_path / "videos" / vbvr_data.output_path(sample)
+        for sample in vbvr_data.samples("id", None, 0, 2, root=tmp_path / "world", form=FORM)
+    )
+    film(fast, fps=30)
+    with av.open(str(odd), "w") as container:
+        stream = container.add_stream("libx264", rate=8, width=33, height=48, pix_fmt="yuv444p")
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 33, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    args = ["evaluate", "--dataset", "vbvr", "--root", str(tmp_path / "world"), "--videos", f"[{tmp_path / 'videos'}]"]
+    args += ["--split", "id", "--questions", "false", "--report", "false", "--run-dir", str(tmp_path / "run")]
+    assert main([*args, "--logging.wandb", "disabled"]) == 2
+    assert f"{odd} has frames of 48x33; give a video of even sizes" in capsys.readouterr().err
+    (written,) = (tmp_path / "run/outputs").rglob("*.mp4")
+    assert written.read_bytes() == fast.read_bytes()
+    (shown,) = (tmp_path / "run/methods").rglob("video.mp4")
+    assert read_video_rate(shown)[1] == 30
 
 
 def test_evaluate_mistakes(tmp_path: Path) -> None:

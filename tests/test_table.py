@@ -73,6 +73,15 @@ def test_without_a_scorer_the_benchmark_then_the_questions_decide() -> None:
     assert "hacked" not in columns([row]) and "ssim" in columns([row])
 
 
+def test_where_nothing_could_be_asked_nothing_is_known() -> None:
+    judged, silent = Judged([0.9, 0.8], None, None), Judged(None, None, None)
+    both = {"s0": Entry(result("s0", None), judged), "s1": Entry(result("s1", None), silent), "s2": Entry(None)}
+    single, ours = rows({"single": {"s1": both["s1"]}, "ours": both}, "single", family)
+    assert (ours.score.mean, ours.score.n) == (0.5, 2), "a missing video still counts 0"
+    assert single.score.n == 0 and ours.gain is not None and ours.gain.difference.n == 0
+    assert ours.failures_cut is None and single.by_family == {}
+
+
 def test_an_ablation_agrees_in_sign_only_if_the_interval_leaves_zero_out() -> None:
     (full,) = rows({"full": entries([1, 1])}, "full", family, {"full": 0.781})
 

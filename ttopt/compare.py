@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -29,10 +30,10 @@ from ttopt.errors import UserError
 from ttopt.grading import JUDGED, Loader, grade
 from ttopt.judges import OFFICIAL
 from ttopt.methods import make_method
-from ttopt.methods.existing import video_path
+from ttopt.methods.existing import ORIGINAL, video_path
 from ttopt.report import write_report
 from ttopt.result import FILE, Result
-from ttopt.runfolder import CONFIG, new_path, read_json, write_text, writing
+from ttopt.runfolder import CONFIG, check_same, new_path, read_json, write_text, writing
 from ttopt.sample import Sample
 from ttopt.settings import MethodSettings, to_yaml
 from ttopt.statistics import Estimate
@@ -66,6 +67,9 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     with writing(folder):
         if folder.exists() and any(folder.iterdir()) and not (folder / "methods").is_dir():
             raise UserError(f"{folder} is not empty and no comparison's folder; give another --run-dir")
+        for method in chosen(settings):  # before anything is written or made
+            place = folder / "methods" / method.slug
+            check_same(place, settings_of(method, settings, place))
         (folder / "methods").mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, to_yaml(settings))
     load, problems = Loader(console.print), []
@@ -75,7 +79,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
             own = settings_of(method, settings, folder / "methods" / method.slug)
             run = fit_all(own, console, callbacks, load, workers)
             problems += [f"{method.name}: {problem}" for problem in run.problems]
-    grade(settings, folder, samples, load)
+    grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)
     found = tabulate(settings, folder, {sample.id: sample.family for sample in samples}, problems)
@@ -92,12 +96,13 @@ def tabulate(
     entries = read_entries(settings, folder, list(families))
     papers = {method.name: method.paper for method in settings.methods}
     table = rows(entries, settings.reference, families.__getitem__, papers)
-    content = {
+    content: Any = {
         "score": score_name(entries),
         "reference": settings.reference,
         "samples": families,
         "rows": [dataclasses.asdict(row) for row in table],
     }
+    content = json.loads(json.dumps(content), parse_constant=lambda name: None)  # JSON knows no NaN
     with writing(folder):
         write_text(folder / TABLE, json.dumps(content, indent=1, ensure_ascii=False))
     return Comparison(folder, settings, entries, table, list(problems))
@@ -125,7 +130,8 @@ def write_outputs(settings: CompareSettings, folder: Path, samples: Sequence[Sam
             with writing(folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_suffix(".part")
-                shutil.copyfile(place / "video.mp4", temporary)
+                original = place / ORIGINAL
+                shutil.copyfile(original if original.exists() else place / "video.mp4", temporary)
                 temporary.replace(target)
 
 
@@ -184,6 +190,8 @@ SHOWN = {
 
 
 def _interval(value: Estimate, sign: str = "") -> str:
+    if not value.n:
+        return "unknown"
     return f"{value.mean:{sign}.3f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 

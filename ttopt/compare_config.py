@@ -7,12 +7,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ttopt.checks import check
 from ttopt.config import changed, config_path, parse, read_config
 from ttopt.errors import UserError
-from ttopt.settings import FitSettings, MethodSettings
+from ttopt.settings import Arguments, FitSettings, MethodSettings
 
 DEFAULT = "compare"
 JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own
@@ -42,9 +41,9 @@ class Compared:
     """What the table calls it."""
     path: str = "ttopt.methods.TeacherLora"
     """The method's class path."""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict)
     """Its keyword arguments."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Arguments = field(default_factory=dict)
     """Settings of its own, by dotted names, e.g. {teacher.frames: 5}."""
     paper: float | None = None
     """The paper's number for this row (of an ablation), to be compared in sign with ``reference``'s."""

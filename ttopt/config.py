@@ -66,7 +66,26 @@ def parse(group: type[S], command: str, what: str, args: Sequence[str], defaults
     values = vars(parser.instantiate(parser.parse_args(args)))
     found = group(**{name: value for name, value in values.items() if name != "config"})
     _check_filled(found)
+    if isinstance(found, FitSettings):
+        _read_arguments(found.method.arguments, args)
     return found
+
+
+def _read_arguments(arguments: dict[str, Any], args: Sequence[str]) -> None:
+    """Gives the method's arguments that come from the command line, where all is text, their types in place."""
+    parser = ArgumentParser()
+    parser.add_argument("--value", type=Any)
+    for place, arg in enumerate(args):
+        name, equals, text = arg.partition("=")
+        if not name.startswith(f"--{METHOD_ARGUMENTS}."):
+            continue
+        text = text if equals else args[place + 1]
+        *groups, last = name.removeprefix(f"--{METHOD_ARGUMENTS}.").split(".")
+        holder: Any = arguments
+        for group in groups:
+            holder = holder.get(group) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and holder.get(last) == text:  # else a later file has another value
+            holder[last] = parser.parse_args([f"--value={text}"]).value
 
 
 def _names_config(args: Sequence[str]) -> bool:

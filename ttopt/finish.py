@@ -32,6 +32,7 @@ def finish(
     *,
     method: str,
     seeds: dict[str, int],
+    fps: float | None = None,
     accepted: bool | None = None,
     stop: str = "",
     error: str = "",
@@ -41,16 +42,16 @@ def finish(
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
-    A small video is also written without loss, see ttopt.video.write_frames.
-
-    ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only it reads.
+    A small video is also written without loss, see ttopt.video.write_frames. ``fps`` is the video's, where it is not
+    the sample's; ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only
+    it reads.
     """
     cost, score, similar = meter.cost(), None, None
     if video is not None:
         with meter.timer("score"):
             score = scored(scorer, sample, video)
         with meter.timer("write"), writing(folder):
-            write_video(folder / "video.mp4", video, sample.fps)
+            write_video(folder / "video.mp4", video, fps or sample.fps)
             write_frames(folder, video)
         # Videos of other systems may have another size.
         if sample.image is not None and video.shape[1:] == sample.image.shape:

@@ -54,10 +54,13 @@ class Loader:
         return self._teacher
 
 
-def grade(settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader) -> None:
+def grade(
+    settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader, note: Callable[[str], None]
+) -> None:
     """Grades every finished video that is not graded yet with its sample's questions, the same for all methods, and
-    compares it with the reference's, if that is not done or the reference is another."""
-    asked = _questions(settings, folder, samples, load)
+    compares it with the reference's, if that is not done or the reference is another. ``note`` is told of samples
+    without questions."""
+    asked = _questions(settings, folder, samples, load, note)
     reference = folder / "methods" / _slug(settings, settings.reference) / "samples"
     for method in chosen(settings):
         place = folder / "methods" / method.slug
@@ -106,7 +109,7 @@ def _drift(video: Tensor, base: Path) -> Mapping[str, float | None]:
 
 
 def _questions(
-    settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader
+    settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader, note: Callable[[str], None]
 ) -> dict[str, Queries | None]:
     """The questions of every sample; None where the teacher writes none that can be read."""
     path, own = folder / QUERIES, given_queries(settings)
@@ -119,7 +122,8 @@ def _questions(
         try:
             found = own or load.teacher(settings).write_queries(sample)
             kept[sample.id] = {"goal": found.goal, "process": list(found.process)}
-        except UserError:
+        except UserError as error:
+            note(f"{sample.id}: not graded: {error}")
             kept[sample.id] = None
     with writing(folder):
         write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))

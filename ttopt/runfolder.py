@@ -31,6 +31,7 @@ from ttopt.settings import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
 CONFIG = "config.yaml"
 STATE = "state.safetensors"
 JOURNAL = "journal"
+CLIPS = "clips"  # of the step loop
 LOCK = ".lock"
 CLAIMS = ".claims"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
@@ -53,7 +54,7 @@ class RunFolder:
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             if config.exists():
-                _compare(config, settings)
+                check_same(path, settings)
             elif any(not file.name.startswith(f".{CONFIG}.") for file in path.iterdir()):  # of a killed write_text
                 raise UserError(f"{path} is not empty and no run's folder (it has no {CONFIG}); give another --run-dir")
             else:
@@ -96,14 +97,16 @@ class RunFolder:
         """A temporary folder that becomes the sample's folder if all goes well.
 
         If not, it vanishes, unless it holds what can be gone on from: then the next call gets it as it was left. Where
-        a model's failure cut the earlier call short, this one gets its journal.
+        a model's failure cut the earlier call short, this one gets its journal, and the clips that this tells of.
         """
         working = self.samples / f".{sample_id}"  # a leading dot cannot begin a sample's id
-        left = self.samples / sample_id / JOURNAL
+        left = self.samples / sample_id
         with writing(self.path):
             working.mkdir(exist_ok=True)
-            if left.is_dir() and not (working / JOURNAL).exists():
-                shutil.copytree(left, working / JOURNAL)
+            if (left / JOURNAL).is_dir() and not (working / JOURNAL).exists():
+                if (left / CLIPS).is_dir():
+                    shutil.copytree(left / CLIPS, working / CLIPS, dirs_exist_ok=True)
+                shutil.copytree(left / JOURNAL, working / JOURNAL)
         try:
             yield working
             with writing(self.path):
@@ -190,7 +193,11 @@ def writing(path: Path, cure: str = "give a --run-dir that can be written") -> I
         raise UserError(f"cannot write to {path} ({reason}); {cure}") from error
 
 
-def _compare(config: Path, settings: FitSettings) -> None:
+def check_same(path: Path, settings: FitSettings) -> None:
+    """Raises UserError if ``path`` holds a run whose configuration would give other results, or an unreadable one."""
+    config = path / CONFIG
+    if not config.exists():
+        return
     try:
         old = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:

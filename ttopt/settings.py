@@ -25,6 +25,9 @@ METHOD_ARGUMENTS = "method.arguments"  # checked by the method itself
 
 KEEP = Literal["last", "accepted", "better", "best"]
 
+# Bare, because the parser would read every text among dict[str, Any]'s values as YAML once more.
+Arguments = dict
+
 
 @dataclass(frozen=True)
 class QuerySettings:
@@ -209,7 +212,7 @@ class CallbackSettings:
 
     path: str
     """Its class path, for example my_package.MyCallback."""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict)
     """Its keyword arguments."""
 
 
@@ -219,7 +222,7 @@ class MethodSettings:
 
     path: str = "ttopt.methods.TeacherLora"
     """The method's class path, e.g. ttopt.methods.TeacherLora or loop.StepLoop."""
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: Arguments = field(default_factory=dict)
     """Its keyword arguments, e.g. --method.arguments.attempts 2."""
 
 

@@ -81,37 +81,36 @@ def score_name(entries: Entries) -> str:
     return "questions satisfied"
 
 
-def score_of(entry: Entry, name: str) -> float:
-    """An entry's score in [0, 1]; 0 without a usable video."""
+def score_of(entry: Entry, name: str) -> float | None:
+    """An entry's score in [0, 1]; 0 without a usable video, None where no question could be asked about it."""
     if entry.failed or entry.result is None:
         return 0.0
     if name == "success":
         return float(entry.result.score is not None and entry.result.score.success)
     if name == "benchmark score":
         return entry.official or 0.0
-    satisfied = entry.judged.satisfied if entry.judged else None
-    return satisfied or 0.0
+    return entry.judged.satisfied if entry.judged else None
 
 
 def rows(
     entries: Entries, reference: str, family: Callable[[str], str], papers: Mapping[str, float | None] | None = None
 ) -> list[Row]:
     """The table. ``family`` gives a sample's family. A method is compared with ``reference`` on the samples that both
-    have been asked for; both must be in ``entries``."""
+    have a score for; both must be in ``entries``."""
     name = score_name(entries)
-    scores = {m: {s: score_of(entry, name) for s, entry in samples.items()} for m, samples in entries.items()}
+    scores = {m: _known({s: score_of(e, name) for s, e in samples.items()}) for m, samples in entries.items()}
     base_seconds = mean(_cost(entries[reference].values(), "wall_seconds"))
     found = []
     for method, samples in entries.items():
-        common = [s for s in samples if s in scores[reference]]
+        common = [s for s in scores[method] if s in scores[reference]]
         gain = paired([scores[method][s] for s in common], [scores[reference][s] for s in common])
-        failures = 1 - mean([scores[reference][s] for s in common], 0.0)
+        failures = 1 - mean([scores[reference][s] for s in common], 1.0)
         seconds = mean(_cost(samples.values(), "wall_seconds"))
         good = [e.result for e in samples.values() if e.result is not None and not e.failed]
         judged = [e.judged for e in samples.values() if e.judged is not None and not e.failed]
         optimised = [r.optimisation for r in good if r.optimisation is not None]
         accepted = [r for r in good if r.accepted]
-        families = sorted({family(s) for s in samples})
+        families = sorted({family(s) for s in scores[method]})
         found.append(
             Row(
                 method=method,
@@ -133,11 +132,15 @@ def rows(
                 wall_seconds=seconds,
                 vlm_calls=mean(_cost(samples.values(), "vlm_calls")),
                 equal_time=seconds / base_seconds if seconds and base_seconds else None,
-                by_family={f: mean([v for s, v in scores[method].items() if family(s) == f], 0.0) for f in families},
+                by_family={f: mean(v for s, v in scores[method].items() if family(s) == f) for f in families},
                 paper=(papers or {}).get(method),
             )
         )
     return found
+
+
+def _known(scores: Mapping[str, float | None]) -> dict[str, float]:
+    return {sample: score for sample, score in scores.items() if score is not None}
 
 
 def _cost(entries: Iterable[Entry], unit: str) -> list[float]:

@@ -22,14 +22,14 @@ SMALL = 128  # pixels; H.264 halves the resolution of colours, which ruins colou
 H264 = {"crf": "12", "preset": "medium", "x264-params": "mbtree=0"}
 
 
-def write_video(path: Path, video: Tensor, fps: int) -> None:
+def write_video(path: Path, video: Tensor, fps: float) -> None:
     """Writes ``video`` (T,3,H,W), float in [0,1], H and W even, as an mp4 of exactly T frames."""
     frames = to_uint8(video)
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise ValueError(f"H.264 needs even sizes, got {height}x{width}")
     with av.open(str(path), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options=H264)
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))

@@ -36,17 +36,24 @@ def samples(
 
 
 def _rows(root: Path) -> list[dict[str, Any]]:
-    """The records of the files of samples, which lie in ``root`` or (as fetched from the hub) in its data folder."""
-    files = [f for place in (root, root / "data") for ending in ("json", "jsonl", "parquet")
-             for f in sorted(place.glob(f"*.{ending}"))]  # fmt: skip
-    for file in files:
-        try:
-            rows = records(file)
-        except UserError:
-            continue  # a JSON file that is no list is something else, such as a rubric
-        if rows and "i2v_prompt" in rows[0]:
-            return rows
+    """The records of the files of samples, which lie in ``root`` or (as fetched from the hub) in its data folder; of
+    the first ending that has any, so that the same samples in two formats do not come twice."""
+    for place in (root, root / "data"):
+        for ending in ("json", "jsonl", "parquet"):
+            rows = [row for file in sorted(place.glob(f"*.{ending}")) for row in _records(file)]
+            if rows:
+                return rows
     raise UserError(f"{root} has no .json, .jsonl or .parquet file of samples with i2v_prompt; check --root")
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    try:
+        rows = records(file)
+    except UserError:
+        if file.suffix == ".json":
+            return []  # one that is no list is something else, such as a rubric
+        raise
+    return rows if rows and "i2v_prompt" in rows[0] else []
 
 
 def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:

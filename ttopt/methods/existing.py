@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 
 from ttopt.errors import UserError
 from ttopt.identity import file_digest
 from ttopt.methods.base import Context
 from ttopt.result import Result
+from ttopt.runfolder import writing
 from ttopt.sample import Sample
 from ttopt.settings import FitSettings
-from ttopt.video import read_video
+from ttopt.video import read_video_rate
+
+ORIGINAL = "original.mp4"
 
 
 class Existing:
-    """Takes a sample's video from ``videos``: where the benchmark's official evaluator looks, else {id}.mp4."""
+    """Takes a sample's video from ``videos``: where the benchmark's official evaluator looks, else {id}.mp4.
+
+    The file itself, which an official evaluator gets, lies beside the copy that every browser plays.
+    """
 
     needs_models = False
 
@@ -29,9 +36,14 @@ class Existing:
         path = self._path(sample, context.settings)
         if not path.is_file():
             raise UserError(f"there is no {path}")
+        video, fps = read_video_rate(path)
+        if video.shape[-1] % 2 or video.shape[-2] % 2:
+            raise UserError(f"{path} has frames of {video.shape[-2]}x{video.shape[-1]}; give a video of even sizes")
+        with writing(folder):
+            shutil.copyfile(path, folder / ORIGINAL)
         more = self.inputs(sample, context.settings)
         return context.finish(
-            sample, read_video(path), folder, method="existing", seeds={}, stop="found", more_inputs=more
+            sample, video, folder, fps=fps or sample.fps, method="existing", seeds={}, stop="found", more_inputs=more
         )
 
     def inputs(self, sample: Sample, settings: FitSettings) -> dict[str, str]:

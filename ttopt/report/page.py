@@ -112,4 +112,6 @@ def _percent(value: float | None) -> str:
 
 
 def _interval(value: Estimate, sign: str = "") -> str:
+    if not value.n:
+        return ""
     return f"[{value.low:{sign}.2f}, {value.high:{sign}.2f}]".replace("-", "−")

@@ -28,7 +28,6 @@ class Seen:
     """What the vision tower made of B videos."""
 
     features: Tensor  # (B, V, D)
-    patches: Tensor  # (B, T*h*w, C) its last states before merging
     grid: Grid
     deepstack: list[Tensor] | None = None  # further features for the first layers, (B*V, D) each
 
@@ -59,8 +58,8 @@ class Qwen3VL:
         return self._seen(seen, len(frames), grid)
 
     def _seen(self, seen: Any, count: int, grid: Grid) -> Seen:
-        features, patches = (x.unflatten(0, (count, -1)) for x in (seen.pooler_output, seen.last_hidden_state))
-        return Seen(features, patches, grid, getattr(seen, "deepstack_features", None))
+        features = seen.pooler_output.unflatten(0, (count, -1))
+        return Seen(features, grid, getattr(seen, "deepstack_features", None))
 
     def video_text(self, vision: Vision, grid: Grid, seconds: Sequence[float] | None) -> str:
         """What stands in the prompt in place of ``slot``; ``seconds``: of every temporal patch, if they are told."""
@@ -146,8 +145,7 @@ class InternVL:
         images, grid = vision.video_patches(frames)
         seen = model.model.get_image_features(images.flatten(0, 1).to(model.dtype), return_dict=True)
         features = seen.pooler_output.unflatten(0, (len(frames), -1)).flatten(1, 2)
-        patches = seen.last_hidden_state[:, 1:].unflatten(0, (len(frames), -1)).flatten(1, 2)  # without class tokens
-        return Seen(features, patches, grid)
+        return Seen(features, grid)
 
     def video_text(self, vision: Vision, grid: Grid, seconds: Sequence[float] | None) -> str:
         image = f"<img>{'<IMG_CONTEXT>' * vision.frame_token_count(grid)}</img>"

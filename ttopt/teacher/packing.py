@@ -4,22 +4,19 @@ A question's tokens see the prefix and themselves, never another question, and i
 the prefix: each question gets exactly the result it would get alone, and the prefix is computed once for all.
 
 Shapes: B rows, Q questions a row, A answer tokens, S tokens of the longest row, P prefix tokens,
-D hidden size, V vocabulary; T x h x w vision patches of width C.
+D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from ttopt.errors import UserError
-from ttopt.teacher.vision import Grid
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,6 @@ class Packed:
     positions: Tensor  # (3,B,S) int64
     mask: Tensor  # (B,1,S,S) bool, True = may attend
     video: Tensor  # (V,) int64: where the vision tokens are, the same in every row
-    spans: Tensor  # (B,Q,2) int64: [first, end) token of each question
     answers: Tensor  # (B,Q,A) int64: the tokens whose logits predict the answer
 
     def to(self, device: torch.device) -> Packed:
@@ -102,7 +98,6 @@ def pack(prefix: Prefix, questions: Sequence[Sequence[Sequence[int]]], answer: S
         positions=torch.cat([prefix.positions[:, None].expand(3, b, p), places], dim=2),
         mask=seen.tril()[:, None],
         video=prefix.video,
-        spans=torch.stack([start, end], dim=2) + p,
         answers=end[:, :, None] + (p - len(answer)) + torch.arange(len(answer)),
     )
 
@@ -113,27 +108,12 @@ class PackedOutput:
 
     hidden: Tensor  # (B,S,D) last hidden states of all tokens
     answer_logits: Tensor  # (B,Q,A,V) logits that predict the answer's tokens
-    patches: Tensor  # (B,T*h*w,C) the vision tower's last states before merging, in Qwen's merge-block order
-    grid: Grid  # (T,h,w) patches of one video
     packed: Packed
 
     @property
     def logits(self) -> Tensor:
         """(B,Q,V) logits of the answer's first token."""
         return self.answer_logits[:, :, 0]
-
-    @property
-    def answer_hidden(self) -> Tensor:
-        """(B,Q,D) hidden states the answer's first token is predicted from."""
-        return at(self.hidden, self.packed.answers[:, :, 0])
-
-    @property
-    def patch_map(self) -> Tensor:
-        """(B,T,h,w,C) vision states in image order."""
-        t, h, w = self.grid
-        merge = math.isqrt(t * h * w // len(self.packed.video))  # merge x merge patches a vision token
-        order = "b (t h w mh mw) c -> b t (h mh) (w mw) c"
-        return rearrange(self.patches, order, t=t, h=h // merge, mh=merge, mw=merge)
 
 
 def at(hidden: Tensor, index: Tensor) -> Tensor:

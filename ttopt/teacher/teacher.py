@@ -277,13 +277,7 @@ class Teacher:
                 **self.family.extras(seen, is_video),
             ).last_hidden_state
         assert len(hidden) == b * each
-        return PackedOutput(
-            hidden=hidden,
-            answer_logits=self.model.lm_head(at(hidden, packed.answers)),
-            patches=seen.patches,
-            grid=seen.grid,
-            packed=packed,
-        )
+        return PackedOutput(hidden, self.model.lm_head(at(hidden, packed.answers)), packed)
 
     @contextmanager
     def _recomputing(self) -> Iterator[None]:

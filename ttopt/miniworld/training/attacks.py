@@ -2,7 +2,8 @@
 
 Instances run side by side, each with its own LoRA. Their one-step predictions along the way and their final videos
 become training data, labelled by the rules and not by what the teacher believes. Runs started from a randomly disturbed
-student add the mistakes that a weaker reasoner would make.
+student add the mistakes that a weaker reasoner would make. And because most videos that a teacher takes for right by
+mistake were never optimised, those of the student's own videos that it judges worst are added too.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, SPLITS, make_task
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
 from ttopt.miniworld.training.student import TEXT_LENGTH, embed, load, predict, sample
 from ttopt.miniworld.training.vae import CHANNELS
-from ttopt.miniworld.world import FPS, FRAMES
+from ttopt.miniworld.world import FPS, FRAMES, read
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.reasoner.decoder import StandardDecoder
 from ttopt.reward import multi_vqa_loss
 from ttopt.teacher.teacher import Teacher
 
 SIZE = 12
+MINED, WORST = 10, 24  # batches of the student's own videos a shard, and how many of these videos are kept
 CHANCES = (0.18, 0.18, 0.14, 0.18, 0.32)  # of the families: visit, the hardest to read, comes most often
 
 
@@ -63,25 +65,65 @@ class Attacker:
                 )
                 p.add_(noise * (scale * p.norm() / noise.norm()))
 
-    def run(self, teacher: Teacher, rng: np.random.Generator, path: Path) -> float:
-        """One batch of optimisations against ``teacher``, saved as latents (n, C, 3, 6, 6) and task keys (n, 5).
-
-        Returns the share of instances that reached the paper's tau.
-        """
+    def draw(self, rng: np.random.Generator) -> list[tuple[int, ...]]:
+        """SIZE random task keys."""
         splits = list(SPLITS)
-        keys = []
+        keys: list[tuple[int, ...]] = []
         for _ in range(SIZE):
             split = "teacher_ood" if rng.random() < 0.4 else "train"
             family, part = int(rng.choice(len(FAMILIES), p=CHANCES)), -1
             if rng.random() < 0.3:  # one step of a longer task
                 family, part = len(FAMILIES) + int(rng.integers(len(MULTI_STEP))), int(rng.integers(3))
             keys.append((splits.index(split), family, 32, int(rng.integers(100_000)), part))
-        tasks = [task_of(k) for k in keys]
-        first = self.first_frames(tasks)
+        return keys
+
+    @torch.no_grad()
+    def conditions(self, tasks: list[Task]) -> tuple[Tensor, Tensor]:
+        """First-frame latents (n, C, 1, 6, 6) and text embeddings of tasks."""
         tokens = self.tokenizer(
             [t.prompt for t in tasks], padding="max_length", max_length=TEXT_LENGTH, return_tensors="pt"
         )
-        text = embed(self.encoder, tokens.input_ids, tokens.attention_mask).detach()
+        return self.first_frames(tasks), embed(self.encoder, tokens.input_ids, tokens.attention_mask)
+
+    @torch.no_grad()
+    def mine(self, teacher: Teacher, rng: np.random.Generator) -> tuple[Tensor, list[tuple[int, ...]]]:
+        """The WORST judged of MINED batches of the student's own videos: latents (WORST, C, 3, 6, 6) and their keys.
+
+        One-step predictions and few-step videos in turn; judged by the goal, a process question and the rest.
+        """
+        self.disturb(rng, 0.0)
+        latents, owners, errors = [], [], []
+        for batch in range(MINED):
+            keys = self.draw(rng)
+            tasks = [task_of(k) for k in keys]
+            first, text = self.conditions(tasks)
+            self.adapter.reset([int(s) for s in rng.integers(2**31, size=SIZE)])  # a fresh adapter changes nothing
+            generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+            noise = torch.randn(SIZE, CHANNELS, 3, 6, 6, generator=generator)
+            if batch % 2:
+                clean = sample(self.transformer, noise, first, text)
+            else:
+                clean = predict(self.transformer, noise, torch.ones(SIZE), first, text)
+            frames = self.decoder(clean, range(FRAMES))
+            reading = read(frames)
+            some = [t.process[int(rng.integers(len(t.process)))] for t in tasks]
+            asked = [(t.goal, one, t.rest(t.actors[: t.movers])) for t, one in zip(tasks, some, strict=True)]
+            yes = (-teacher.yes_losses(frames, [[q.text() for q in row] for row in asked], FPS, range(FRAMES))).exp()
+            truths = torch.tensor([[float(q.truth(reading[i : i + 1])) for q in row] for i, row in enumerate(asked)])
+            latents.append(clean)
+            owners += keys
+            errors.append((yes - truths).abs().amax(1))
+        worst = torch.cat(errors).topk(WORST).indices
+        return torch.cat(latents)[worst], [owners[int(i)] for i in worst]
+
+    def run(self, teacher: Teacher, rng: np.random.Generator, path: Path) -> float:
+        """One batch of optimisations against ``teacher``, saved as latents (n, C, 3, 6, 6) and task keys (n, 5).
+
+        Returns the share of instances that reached the paper's tau.
+        """
+        keys = self.draw(rng)
+        tasks = [task_of(k) for k in keys]
+        first, text = self.conditions(tasks)
         self.disturb(rng, float(rng.choice([0.0, 0.0, 0.1, 0.2])))
         self.adapter.reset([int(s) for s in rng.integers(2**31, size=SIZE)])
         rate = float(rng.choice([5e-4, 1e-3, 1e-3, 2e-3]))
@@ -106,10 +148,11 @@ class Attacker:
             self.adapter.clip_gradients(1.0)
             optimiser.step()
         kept.append(sample(self.transformer, noise, first, text))
-        out = torch.cat(kept)
+        mined, owners = self.mine(teacher, rng)
+        out, owners = torch.cat([*kept, mined]), keys * len(kept) + owners
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        save_file({"latents": out.half(), "tasks": torch.tensor(keys).repeat(len(kept), 1)}, temporary)
+        save_file({"latents": out.half(), "tasks": torch.tensor(owners)}, temporary)
         temporary.replace(path)
         return float((total.detach() < 0.22).float().mean())
 

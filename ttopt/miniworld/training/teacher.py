@@ -59,7 +59,7 @@ from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
-STEPS, WARM, WARM_AGAIN, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 400, 180, 6, 5, 3, 1e-3
+STEPS, WARM, WARM_AGAIN, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 400, 120, 6, 5, 3, 1e-3
 VISITS = 0.25  # share of the videos that are of this family in any case: the hardest to read
 WRITE_EVERY = 4  # steps; writing questions is learnt soon
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
@@ -125,14 +125,14 @@ def save(teacher: Teacher, folder: Path) -> None:
 
 
 def ask(task: Task, rng: np.random.Generator) -> Question:
-    """A random question about a task's scene; nearly half of them are not the task's own."""
+    """A random question about a task's scene; four of ten are not the task's own."""
     own = (*task.process, *task.common.values())
     chance = rng.random()
-    if chance < 0.2:
+    if chance < 0.25:
         return task.goal
-    if chance < 0.35:
+    if chance < 0.45:
         return task.rest(task.actors[: task.movers])
-    if chance < 0.55:
+    if chance < 0.6:
         return own[int(rng.integers(len(own)))]
     actor = task.actors[int(rng.integers(len(task.actors)))]
     kind = int(rng.integers(8))
@@ -231,11 +231,11 @@ class Source:
             self.pool = self.pool[-80:]
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        """Half from the pool if there is one (newest first), the rest right, wrong and blended videos of the bank."""
+        """Most from the pool if there is one (newest first), the rest right, wrong and blended videos of the bank."""
         self.look()
         latents, tasks = [], []
         for _ in range(BATCH):
-            if self.pool and rng.random() < 0.55:
+            if self.pool and rng.random() < 0.6:
                 age = min(len(self.pool) - 1, int(rng.exponential(20)))
                 z, owners = self.pool[len(self.pool) - 1 - age]
                 i = int(rng.integers(len(owners)))

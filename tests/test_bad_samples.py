@@ -186,7 +186,7 @@ BENCHMARKS: list[tuple[tuple[str, Files], str]] = [
     (ruler(input_image_path="../a.png"), "../a.png lies outside data; check the data set"),
     (ruler(input_image_path="a\0b"), "'a\\x00b' in the data set data cannot name a file (embedded null byte)"),
     (("genvire", {"samples.json": "[]"}), "data has no .json, .jsonl or .parquet file of samples with i2v_prompt"),
-    (("genvire", {"samples.parquet": "PAR1"}), "data has no .json, .jsonl or .parquet file of samples"),
+    (("genvire", {"samples.parquet": "PAR1"}), "data/samples.parquet "),
     (genvire(i2v_prompt=["go"]), "m.s.1: i2v_prompt is ['go'], which is no text; fetch the data set again"),
     (genvire(image={"bytes": "x"}), "m.s.1: the image's bytes are none; fetch the data set again"),
     (genvire(image=5), "image data/5: there is no such file"),

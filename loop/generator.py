@@ -96,12 +96,11 @@ class Generator:
 
     def tidy(self) -> None:
         """Removes clips that an earlier call made and this one did without."""
-        names = {Path(clip["file"]).stem for clip in self.trace.clips}
-        optimised = {Path(clip["file"]).stem for clip in self.trace.clips if "optimisation_stop" in clip}
+        optimised = {Path(clip["file"]).stem: "optimisation_stop" in clip for clip in self.trace.clips}
         for path in (self.folder / CLIPS).glob("*"):
-            if path.is_dir() and path.name not in optimised:
+            if path.is_dir() and not optimised.get(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and path.stem.removesuffix("_condition") not in names:
+            elif path.is_file() and path.stem.removesuffix("_condition") not in optimised:
                 path.unlink(missing_ok=True)
 
     def _made(self, step: Step, part: Sample, seed: int, folder: Path) -> Made:

@@ -9,6 +9,7 @@ import re
 import shlex
 import struct
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,9 @@ def genvire(**changes: Any) -> tuple[str, Files]:
     return "genvire", {"samples.json": json.dumps([GENVIRE | changes]), "a.png": PNG}
 
 
+PARQUET = "data/samples.parquet " + (
+    "cannot be read" if find_spec("pyarrow") else "is a parquet file; pip install -e '.[benchmarks]' to read it"
+)
 BENCHMARKS: list[tuple[tuple[str, Files], str]] = [
     (("vbvr", {}), "data/In-Domain_50 is missing; --root must be a copy of Video-Reason/VBVR-Bench-Data"),
     (("vbvr", {"In-Domain_50/x": ""}), "data holds no samples; --root must be a copy of"),
@@ -186,7 +190,7 @@ BENCHMARKS: list[tuple[tuple[str, Files], str]] = [
     (ruler(input_image_path="../a.png"), "../a.png lies outside data; check the data set"),
     (ruler(input_image_path="a\0b"), "'a\\x00b' in the data set data cannot name a file (embedded null byte)"),
     (("genvire", {"samples.json": "[]"}), "data has no .json, .jsonl or .parquet file of samples with i2v_prompt"),
-    (("genvire", {"samples.parquet": "PAR1"}), "data/samples.parquet "),
+    (("genvire", {"samples.parquet": "PAR1"}), PARQUET),
     (genvire(i2v_prompt=["go"]), "m.s.1: i2v_prompt is ['go'], which is no text; fetch the data set again"),
     (genvire(image={"bytes": "x"}), "m.s.1: the image's bytes are none; fetch the data set again"),
     (genvire(image=5), "image data/5: there is no such file"),

@@ -264,11 +264,16 @@ def test_training_reaches_every_weight_it_should(folder: Path) -> None:
 def test_packed_output_says_where_things_are(teacher: Teacher) -> None:
     out = teacher.forward_packed(video(), QUESTIONS, FPS, range(FRAMES))
     ids, tokenizer = out.packed.ids, teacher.tokenizer
+    closing = len(tokenizer(f"{words.END}\n{words.START}assistant\n", add_special_tokens=False)["input_ids"])
+    behind_video = int(out.packed.video[-1]) + 1 + len(tokenizer(words.VISION_END)["input_ids"])
     for b, row in enumerate(QUESTIONS):
+        start = behind_video
         for q, question in enumerate(row):
             (last,) = out.packed.answers[b, q].tolist()
             asked = tokenizer(question, add_special_tokens=False)["input_ids"]
-            assert " ".join(map(str, asked)) in " ".join(map(str, ids[b, : last + 1].tolist()))
+            assert ids[b, start : start + len(asked)].tolist() == asked
+            start += len(asked) + closing
+            assert last == start - 1, "the next question begins behind it"
             assert tokenizer.decode(ids[b, last : last + 1]) == "assistant"
             torch.testing.assert_close(teacher.model.lm_head(out.hidden[b, last]), out.logits[b, q])
     assert out.packed.video.shape == (5 * 9,)

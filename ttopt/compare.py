@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -32,7 +31,7 @@ from ttopt.judges import OFFICIAL
 from ttopt.methods import make_method
 from ttopt.methods.existing import ORIGINAL, video_path
 from ttopt.report import write_report
-from ttopt.result import FILE, Result
+from ttopt.result import FILE, Result, json_safe
 from ttopt.runfolder import CONFIG, check_same, new_path, read_json, write_text, writing
 from ttopt.sample import Sample
 from ttopt.settings import MethodSettings, to_yaml
@@ -64,21 +63,21 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     for method in chosen(settings):
         make_method(MethodSettings(method.path, method.arguments))  # a wrong one should not wait for the others
     folder = Path(settings.run_dir) if settings.run_dir else new_path(name="compare")
+    each = {m.name: settings_of(m, settings, folder / "methods" / m.slug) for m in chosen(settings)}
     with writing(folder):
         if folder.exists() and any(folder.iterdir()) and not (folder / "methods").is_dir():
             raise UserError(f"{folder} is not empty and no comparison's folder; give another --run-dir")
-        for method in chosen(settings):  # before anything is written or made
-            place = folder / "methods" / method.slug
-            check_same(place, settings_of(method, settings, place))
+        for own in each.values():  # before anything is written or made
+            if (Path(str(own.run_dir)) / CONFIG).exists():
+                check_same(Path(str(own.run_dir)), own)
         (folder / "methods").mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, to_yaml(settings))
     load, problems = Loader(console.print), []
     with open_workers(settings) as workers:
-        for method in chosen(settings):
-            console.print(f"{method.name}:")
-            own = settings_of(method, settings, folder / "methods" / method.slug)
+        for name, own in each.items():
+            console.print(f"{name}:")
             run = fit_all(own, console, callbacks, load, workers)
-            problems += [f"{method.name}: {problem}" for problem in run.problems]
+            problems += [f"{name}: {problem}" for problem in run.problems]
     grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)
@@ -96,15 +95,14 @@ def tabulate(
     entries = read_entries(settings, folder, list(families))
     papers = {method.name: method.paper for method in settings.methods}
     table = rows(entries, settings.reference, families.__getitem__, papers)
-    content: Any = {
+    content = {
         "score": score_name(entries),
         "reference": settings.reference,
         "samples": families,
         "rows": [dataclasses.asdict(row) for row in table],
     }
-    content = json.loads(json.dumps(content), parse_constant=lambda name: None)  # JSON knows no NaN
     with writing(folder):
-        write_text(folder / TABLE, json.dumps(content, indent=1, ensure_ascii=False))
+        write_text(folder / TABLE, json.dumps(json_safe(content), indent=1, ensure_ascii=False))
     return Comparison(folder, settings, entries, table, list(problems))
 
 

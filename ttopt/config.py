@@ -73,8 +73,6 @@ def parse(group: type[S], command: str, what: str, args: Sequence[str], defaults
 
 def _read_arguments(arguments: dict[str, Any], args: Sequence[str]) -> None:
     """Gives the method's arguments that come from the command line, where all is text, their types in place."""
-    parser = ArgumentParser()
-    parser.add_argument("--value", type=Any)
     for place, arg in enumerate(args):
         name, equals, text = arg.partition("=")
         if not name.startswith(f"--{METHOD_ARGUMENTS}."):
@@ -85,6 +83,8 @@ def _read_arguments(arguments: dict[str, Any], args: Sequence[str]) -> None:
         for group in groups:
             holder = holder.get(group) if isinstance(holder, dict) else None
         if isinstance(holder, dict) and holder.get(last) == text:  # else a later file has another value
+            parser = ArgumentParser()
+            parser.add_argument("--value", type=Any)
             holder[last] = parser.parse_args([f"--value={text}"]).value
 
 

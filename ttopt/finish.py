@@ -42,8 +42,8 @@ def finish(
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
-    A small video is also written without loss, see ttopt.video.write_frames. ``fps`` is the video's, where it is not
-    the sample's; ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only
+    A small video is also written without loss, see ttopt.video.write_frames. ``fps`` is the video's, where
+    it is known; ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only
     it reads.
     """
     cost, score, similar = meter.cost(), None, None

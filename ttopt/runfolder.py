@@ -194,10 +194,8 @@ def writing(path: Path, cure: str = "give a --run-dir that can be written") -> I
 
 
 def check_same(path: Path, settings: FitSettings) -> None:
-    """Raises UserError if ``path`` holds a run whose configuration would give other results, or an unreadable one."""
+    """Raises UserError if the configuration of the run in ``path`` would give other results, or cannot be read."""
     config = path / CONFIG
-    if not config.exists():
-        return
     try:
         old = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:

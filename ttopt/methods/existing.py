@@ -43,7 +43,7 @@ class Existing:
             shutil.copyfile(path, folder / ORIGINAL)
         more = self.inputs(sample, context.settings)
         return context.finish(
-            sample, video, folder, fps=fps or sample.fps, method="existing", seeds={}, stop="found", more_inputs=more
+            sample, video, folder, fps=fps, method="existing", seeds={}, stop="found", more_inputs=more
         )
 
     def inputs(self, sample: Sample, settings: FitSettings) -> dict[str, str]:

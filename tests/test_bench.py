@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,17 @@ def test_an_inexact_feature_is_noticed(tiny: Bench, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Reasoner, "predict_clean", lambda *args, **kwargs: right(*args, **kwargs) * 1.5)
     row = bench.run(tiny, [bench.WAYS[2]], steps=1, say=lambda text: None)[0]
     assert row.difference > bench.EXACT
+
+
+def test_a_way_without_room_leaves_the_next_one_alone(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tiny.teacher), "yes_losses_separate", full)
+        row = bench.run(tiny, [bench.WAYS[0]], steps=1, say=lambda text: None)[0]
+    assert row.name == "plain: out of memory"
+    assert bench.run(tiny, [bench.WAYS[0]], steps=1, say=lambda text: None)[0].loss > 0
 
 
 def test_the_stand_in_tokenizer_keeps_vision_tokens_whole() -> None:

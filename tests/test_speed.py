@@ -20,7 +20,7 @@ from ttopt.models import load_models, sources
 from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule
 from ttopt.reasoner import forward as cut
 from ttopt.reasoner.recipe import size_warning
-from ttopt.reasoner.speed import block_range, set_attention, to_float8
+from ttopt.reasoner.speed import block_range, set_attention, to_float8, visiting
 from ttopt.settings import FitSettings
 
 Make = Callable[..., FitSettings]
@@ -81,6 +81,16 @@ def test_blocks_compile_whole_and_once_for_each_kind() -> None:
     # Not adapted; adapted behind an input without gradient; adapted.
     assert len(graphs) == 3
     torch._dynamo.reset()
+
+
+def test_a_visiting_network_leaves_its_weights_at_home() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).requires_grad_(False)
+    before = {name: (x.data_ptr(), x.clone()) for name, x in network.state_dict(keep_vars=True).items()}
+    with pytest.raises(ZeroDivisionError), visiting(network, torch.device("meta")):
+        assert {x.device.type for x in network.state_dict().values()} == {"meta"}
+        raise ZeroDivisionError
+    for name, x in network.state_dict(keep_vars=True).items():
+        assert x.data_ptr() == before[name][0] and torch.equal(x, before[name][1])
 
 
 def test_float8_keeps_the_adapter_and_rounds_a_little(folder: Path) -> None:

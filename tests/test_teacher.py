@@ -22,6 +22,7 @@ from ttopt.errors import UserError
 from ttopt.sample import Sample
 from ttopt.teacher import Prompts, Teacher, Vision
 from ttopt.teacher import prompts as words
+from ttopt.teacher.attention import packed_attention
 from ttopt.teacher.packing import check_masks, make_prefix
 from ttopt.teacher.queries import Queries, parse_queries
 
@@ -232,6 +233,55 @@ def test_checkpointing_changes_nothing(folder: Path, teacher: Teacher) -> None:
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
     chat = [("user", "is the end whole")]
     assert Teacher.load(folder, checkpoint=True).reply(chat, None, 6) == teacher.reply(chat, None, 6)
+
+
+def test_compiled_layers_grade_the_same_and_leave_writing_alone(
+    folder: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = []
+
+    def traced(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=traced))
+    torch._dynamo.reset()
+    ours = Teacher.load(folder)
+    ours.compile()
+    made = []
+    for longer in range(3):
+        shown, again = (video(1).requires_grad_() for _ in range(2))
+        questions = [[question + " at the end" * longer for question in QUESTIONS[0]]]
+        losses = ours.yes_losses(shown, questions, FPS, range(FRAMES))
+        losses.sum().backward()
+        wanted = teacher.yes_losses(again, questions, FPS, range(FRAMES))
+        wanted.sum().backward()
+        torch.testing.assert_close(losses, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(shown.grad, again.grad, atol=1e-6, rtol=1e-3)
+        made.append(len(graphs))
+    assert made == [2, 3, 3], "one for each kind of layer; after a second length, one for all lengths"
+    chat = [("user", "is the red cross whole ?")]
+    assert ours.reply(chat, video(1)[0, 0], 8) == teacher.reply(chat, video(1)[0, 0], 8)
+    assert len(graphs) == 3, "a token at a time would be compiled anew for each length"
+    torch._dynamo.reset()
+
+
+def test_attention_over_packed_rows_equals_one_masked_call() -> None:
+    """Values and gradients, with fewer key heads than query heads."""
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups, module.is_causal = 2, True  # type: ignore[assignment]
+    prefix, own = 7, torch.block_diag(torch.ones(3, 3), torch.ones(2, 2)).bool().tril()
+    mask = torch.cat([torch.ones(5, prefix, dtype=torch.bool), own], dim=1)
+    whole = torch.ones(12, 12, dtype=torch.bool).tril()
+    whole[prefix:] = mask
+    inputs = [torch.randn(1, heads, 12, 4, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
+    found, _ = packed_attention(module, *inputs, mask[None, None], prefix_tokens=prefix, scaling=0.5)
+    wanted, _ = packed_attention(module, *inputs, whole[None, None], scaling=0.5)
+    torch.testing.assert_close(found, wanted)
+    for ours, reference in zip(*(torch.autograd.grad(x.cos().sum(), inputs) for x in (found, wanted)), strict=True):
+        torch.testing.assert_close(ours, reference)
 
 
 def test_answers_of_one_token_add_up(folder: Path, teacher: Teacher) -> None:

@@ -41,7 +41,7 @@ class Way:
     prefix: bool = False  # what enters the first adapted block is computed once a sample
     small: bool = False  # frames half as high and wide for the teacher
     keep: bool = False  # all activations are kept for the backward pass, where there are enough to matter
-    compiled: bool = False  # the transformer's blocks are compiled
+    compiled: bool = False  # the transformer's blocks and the teacher's layers are compiled
 
 
 WAYS = (
@@ -55,7 +55,7 @@ WAYS = (
 LARGE_WAYS = (  # what makes sense for large models only
     way := replace(way, name="+ smaller frames *", small=True),
     way := replace(way, name="+ kept activations", keep=True),
-    way := replace(way, name="+ compiled blocks", compiled=True),
+    way := replace(way, name="+ compiled layers", compiled=True),
 )
 
 
@@ -89,37 +89,39 @@ def measure(bench: Bench, way: Way, steps: int) -> tuple[list[dict[str, float]],
     assert decoder is not None
     grade = bench.teacher.yes_losses if way.packed else bench.teacher.yes_losses_separate
     prefix = None
-    if way.prefix:
-        with torch.no_grad():
-            prefix = reasoner.prefix(bench.z1, 1.0, bench.condition, adapter.first_block)
     seconds, peak, losses = [], dict.fromkeys(PARTS, 0.0), []
-    for _ in range(steps):
-        timer = PartTimer(reasoner.device)
-        with timer("reasoner"):
-            if way.two_times:
-                latents = reasoner.predict_clean(bench.z1, 1.0, bench.condition, prefix)
-            else:
-                latents = bench.stock_prediction()
-        # The graph is cut between the parts, so that each part's backward pass is timed with its forward.
-        cut = latents.detach().requires_grad_()
-        with timer("decoder"):
-            frames = decoder(cut, numbers)
-        shown = frames.detach().requires_grad_()
-        with timer("teacher"):
-            total = multi_vqa_loss(grade(shown, [bench.questions], bench.fps, numbers))
-            total.sum().backward()
-        with timer("decoder"):
-            frames.backward(shown.grad)
-        with timer("reasoner"):
-            optimiser.zero_grad()
-            latents.backward(cut.grad)
-        with timer("optimiser"):
-            torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
-            optimiser.step()
-        losses.append(total.item())
-        seconds.append(timer.seconds())
-        peak = {part: max(peak[part], value) for part, value in timer.peak_mb().items()}
-    adapter.remove()
+    try:
+        if way.prefix:
+            with torch.no_grad():
+                prefix = reasoner.prefix(bench.z1, 1.0, bench.condition, adapter.first_block)
+        for _ in range(steps):
+            timer = PartTimer(reasoner.device)
+            with timer("reasoner"):
+                if way.two_times:
+                    latents = reasoner.predict_clean(bench.z1, 1.0, bench.condition, prefix)
+                else:
+                    latents = bench.stock_prediction()
+            # The graph is cut between the parts, so that each part's backward pass is timed with its forward.
+            cut = latents.detach().requires_grad_()
+            with timer("decoder"):
+                frames = decoder(cut, numbers)
+            shown = frames.detach().requires_grad_()
+            with timer("teacher"):
+                total = multi_vqa_loss(grade(shown, [bench.questions], bench.fps, numbers))
+                total.sum().backward()
+            with timer("decoder"):
+                frames.backward(shown.grad)
+            with timer("reasoner"):
+                optimiser.zero_grad()
+                latents.backward(cut.grad)
+            with timer("optimiser"):
+                torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
+                optimiser.step()
+            losses.append(total.item())
+            seconds.append(timer.seconds())
+            peak = {part: max(peak[part], value) for part, value in timer.peak_mb().items()}
+    finally:  # also when memory runs out: the next way brings an adapter of its own
+        adapter.remove()
     return seconds, peak, losses
 
 
@@ -133,15 +135,17 @@ def run(bench: Bench, ways: Sequence[Way], steps: int, say: Callable[[str], None
         say(f"measuring: {way.name}")
         reference = Way("plain", light=way.light, late=way.late, small=way.small)
         try:
-            if reference not in plain:
+            if replace(way, name=reference.name) != reference and reference not in plain:
                 plain[reference] = measure(bench, reference, steps + 1)[2][-1]
             seconds, peak, losses = measure(bench, way, steps + 1)
+            plain.setdefault(reference, losses[-1])
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             rows.append(Row(f"{way.name}: out of memory", dict.fromkeys(PARTS, math.nan), {}, math.nan, math.nan))
             continue
         median = {part: statistics.median(step[part] for step in seconds[1:]) for part in PARTS}
         rows.append(Row(way.name, median, peak, losses[-1], abs(losses[-1] - plain[reference])))
+        say(f"  {rows[-1].total:.3f} s a step, {max(peak.values()):.0f} MiB at most")
     return rows
 
 

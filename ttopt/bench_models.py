@@ -54,9 +54,12 @@ class Bench:
         return Adapter(self.reasoner.transformer, 16, blocks=f"{count // 2}-{count - 1}" if late else "all")
 
     def prepare(self, keep: bool, compiled: bool) -> None:
-        """Whether activations are kept for the backward pass (of small models always) and blocks are compiled."""
+        """Whether activations are kept for the backward pass (of small models always) and layers are compiled (the
+        teacher's then stay so)."""
         transformer = self.reasoner.transformer
         self.reasoner.run_block = compiled_block() if compiled else None
+        if compiled:
+            self.teacher.compile()
         if keep or not self.large:
             transformer.disable_gradient_checkpointing()
             self.teacher.set_recompute(False)

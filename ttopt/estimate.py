@@ -1,8 +1,8 @@
 """What a configuration needs, before any weight is loaded (``ttopt plan``).
 
 The real networks are built without data (device "meta") and one sample is run through them with an op-by-op roofline
-model of the chosen GPU (ttopt/roofline.py). Not covered: moving data between devices, reading weights from disk, the
-gain by compiled blocks (estimates are of the uncompiled ones).
+model of the chosen GPU (ttopt/roofline.py). Not covered: moving data between devices, reading weights from disk,
+compiling.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from ttopt.reasoner import Adapter, Condition, LightDecoder, LightDecoderConfig,
 from ttopt.reasoner.condition import encode_channels, encode_first_frame, latent_shape
 from ttopt.reasoner.light_decoder import read_config, shrunk
 from ttopt.reasoner.loading import BOUNDARY, DTYPES
-from ttopt.reasoner.speed import block_range
-from ttopt.roofline import Roofline, Work
+from ttopt.reasoner.speed import block_range, is_frozen_linear
+from ttopt.roofline import KEPT, Roofline, Work, storage_key
 from ttopt.sample import Sample
 from ttopt.settings import EMBEDDED, WEIGHTS, DecoderSettings, FitSettings
 from ttopt.shapes import reasoner_config, teacher_config, text_tokens
+from ttopt.teacher.attention import PACKED
 from ttopt.teacher.vision import Vision, speed_up
 
 GIB = 2**30
@@ -116,9 +117,23 @@ class MetaModels:
     teacher: Any
     vision: Vision
 
+    def float8(self, settings: FitSettings) -> dict[str, list[nn.Linear]]:
+        """The layers of each network whose weights are kept as float8."""
+        r, t = settings.reasoner, settings.teacher
+        networks: list[tuple[str, bool, nn.Module | None, str]] = [
+            ("transformer", r.float8, self.reasoner.transformer, "blocks."),
+            ("second expert", r.float8, self.reasoner.low_noise, "blocks."),
+            ("teacher", t.float8, self.teacher, "model."),
+        ]
+        return {
+            name: [layer for path, layer in network.named_modules() if is_frozen_linear(layer, path, layers)]
+            for name, on, network, layers in networks
+            if on and network is not None
+        }
+
     def weights(self, settings: FitSettings, processes: int) -> dict[str, int]:
         """Bytes of each network's parameters and buffers, as they lie on each GPU in the optimisation loop."""
-        r, t = settings.reasoner, settings.teacher
+        r = settings.reasoner
         parts: dict[str, nn.Module | None] = {
             "transformer": self.reasoner.transformer,
             "second expert": None if r.offload and processes == 1 else self.reasoner.low_noise,  # a part stays
@@ -128,18 +143,9 @@ class MetaModels:
             "teacher": self.teacher,
         }
         found = {name: nbytes(network) for name, network in parts.items() if network is not None}
-        for name, float8, layers in (
-            ("transformer", r.float8, "blocks."),
-            ("second expert", r.float8, "blocks."),
-            ("teacher", t.float8, "model."),
-        ):
-            network = parts[name]
-            if float8 and network is not None:
-                found[name] -= sum(
-                    layer.weight.numel() * (layer.weight.element_size() - 1)
-                    for layer_name, layer in network.named_modules()
-                    if isinstance(layer, nn.Linear) and layer_name.startswith(layers) and "lora_" not in layer_name
-                )
+        for name, layers in self.float8(settings).items():
+            if name in found:
+                found[name] -= sum(layer.weight.numel() * (layer.weight.element_size() - 1) for layer in layers)
         for name in ("transformer", "second expert"):
             if processes > 1 and name in found:
                 blocks, largest = block_bytes(parts[name])
@@ -159,7 +165,9 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     blank = Sample("plan", "plan", None, wanted.frames, wanted.fps, wanted.height, wanted.width)
     shape = latent_shape(blank, reasoner.vae, reasoner.transformer.config["patch_size"])
     numbers = sample_frames(settings.teacher.frames, wanted.frames)
-    roofline = Roofline(gpu)
+    compiled = settings.reasoner.compile and settings.teacher.compile
+    roofline, kept = Roofline(gpu, compiled), KEPT if compiled else 1.0
+    roofline.float8 = {storage_key(x.weight) for layers in models.float8(settings).values() for x in layers}
     with roofline.part("condition"), torch.no_grad():
         text = _text(models, settings)
     if settings.reasoner.offload:  # it is there while it works, and leaves before the image is encoded
@@ -217,14 +225,14 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     }
     grading = roofline.parts["grade"].peak - held
     for name in ("prefix", *STEP):  # samples side by side; seconds stay those of one
-        roofline.parts[name].peak *= settings.batch_samples
+        roofline.parts[name].peak = int(roofline.parts[name].peak * settings.batch_samples * kept)
     two_devices = settings.teacher.device != settings.reasoner.device
     return Plan(
         gpu,
         tokens,
         roofline.parts,
         weights,
-        grading * settings.batch_samples,
+        int(grading * settings.batch_samples * kept),
         two_devices,
         steps,
         processes,
@@ -265,7 +273,7 @@ def meta_models(settings: FitSettings) -> MetaModels:
     for network in (transformer, low_noise, vae, text_encoder, light, teacher):
         if network is not None:
             network.eval().requires_grad_(False)
-    teacher.set_attn_implementation("sdpa")
+    teacher.set_attn_implementation(PACKED)
     speed_up(teacher.model.visual)
     if t.recompute:
         teacher.train().activation_checkpointing_enable({"use_reentrant": False})
@@ -356,12 +364,14 @@ def _grade(models: MetaModels, frames: Tensor) -> tuple[Tensor, int]:
     # The features that Qwen3-VL adds in its first layers are added here at once: as much work, without a mask's values.
     features = sum(seen.deepstack_features, start=seen.pooler_output)
     video = len(features)
-    length = video + grid[0] * TIMESTAMP_TOKENS + PREFIX_TOKENS + QUESTIONS * QUESTION_TOKENS
+    prefix, questions = video + grid[0] * TIMESTAMP_TOKENS + PREFIX_TOKENS, QUESTIONS * QUESTION_TOKENS
+    length = prefix + questions
     text = torch.empty(1, length, features.shape[-1], dtype=features.dtype, device="meta")
     hidden = language(
         inputs_embeds=text.index_copy(1, torch.empty(video, dtype=torch.int64, device="meta"), features[None]),
         position_ids=torch.empty(3, 1, length, dtype=torch.int64, device="meta"),
-        attention_mask=torch.empty(1, 1, length, length, dtype=torch.bool, device="meta"),
+        attention_mask=torch.empty(1, 1, questions, length, dtype=torch.bool, device="meta"),
+        prefix_tokens=prefix,
         use_cache=False,
     ).last_hidden_state
     return models.teacher.lm_head(hidden[:, :QUESTIONS]).float().log_softmax(-1).sum(), video

@@ -125,6 +125,8 @@ def load_teacher(settings: FitSettings) -> Teacher:
     )
     if t.float8:
         to_float8(teacher.model, "model.", "teacher.float8")
+    if t.compile:
+        teacher.compile()
     return teacher
 
 

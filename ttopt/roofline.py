@@ -23,8 +23,11 @@ from torch.utils.flop_counter import flop_registry
 
 from ttopt.gpus import Gpu
 
-# Parts of the peak that large operations reach in practice; assumptions, to be replaced by measurements.
-MATRIX, ATTENTION, CONVOLUTION, BANDWIDTH = 0.70, 0.50, 0.40, 0.80
+# Parts of the peak that large operations reach, measured on an H200 (benchmarks/README.md).
+MATRIX, ATTENTION, CONVOLUTION, BANDWIDTH = 0.75, 0.53, 0.50, 0.85
+# What compiled layers leave of the time of memory-bound operations, and of the activations that are kept.
+FUSED, KEPT = 0.35, 0.85
+FLOAT8 = 115  # bytes a weight, in each pass, that turning it into bfloat16 takes as long as moving
 LAUNCH = 4e-6  # seconds no operation is quicker than
 
 
@@ -38,11 +41,16 @@ class Work:
 
 
 class Roofline(TorchDispatchMode):
-    """``with roofline, roofline.part("decode"): ...`` fills ``roofline.parts["decode"]``."""
+    """``with roofline, roofline.part("decode"): ...`` fills ``roofline.parts["decode"]``.
 
-    def __init__(self, gpu: Gpu) -> None:
+    ``compiled``: the networks' layers are, so memory-bound operations run fused.
+    """
+
+    def __init__(self, gpu: Gpu, compiled: bool = False) -> None:
         super().__init__()
         self.gpu = gpu
+        self.compiled = compiled
+        self.float8: set[int] = set()  # storages of the weights that are kept so, by ``storage_key``
         self.parts: dict[str, Work] = {}
         self.alive = 0
         self._work = Work()
@@ -62,14 +70,15 @@ class Roofline(TorchDispatchMode):
     def add(self, flop: float, moved: float, rate: float) -> None:
         """One operation: ``flop`` at ``rate`` FLOP/s, ``moved`` bytes."""
         self._work.flop += flop
-        self._work.seconds += max(flop / rate, moved / (BANDWIDTH * self.gpu.bandwidth), LAUNCH)
+        seconds = max(flop / rate, moved / (BANDWIDTH * self.gpu.bandwidth), LAUNCH)
+        self._work.seconds += seconds * (FUSED if self.compiled and not flop else 1.0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        sources = {_key(x) for x in inputs}
-        new = [x for x in outputs if _key(x) not in sources]
+        sources = {storage_key(x) for x in inputs}
+        new = [x for x in outputs if storage_key(x) not in sources]
         for x in new:
             self._hold(x)
         if not new and not func._schema.is_mutable:
@@ -77,6 +86,8 @@ class Roofline(TorchDispatchMode):
         flop = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) if _counted(func) else 0
         moved = sum(x.numel() * x.element_size() for x in (*inputs, *outputs))
         self.add(flop, moved, self._rate(func, inputs))
+        if flop and (rounded := [x for x in inputs if storage_key(x) in self.float8]):
+            self.add(0.0, FLOAT8 * sum(x.numel() for x in rounded), 1.0)
         return out
 
     def _rate(self, func: Any, inputs: list[Tensor]) -> float:
@@ -87,7 +98,7 @@ class Roofline(TorchDispatchMode):
         return peak * (CONVOLUTION if conv else MATRIX)
 
     def _hold(self, x: Tensor) -> None:
-        storage, key = x.untyped_storage(), _key(x)
+        storage, key = x.untyped_storage(), storage_key(x)
         if key in self._known:
             return
         size = storage.nbytes()
@@ -101,7 +112,8 @@ class Roofline(TorchDispatchMode):
         self._work.peak = max(self._work.peak, self.alive)
 
 
-def _key(x: Tensor) -> int:
+def storage_key(x: Tensor) -> int:
+    """The same for all views of a tensor."""
     return x.untyped_storage()._cdata
 
 
@@ -113,18 +125,20 @@ class _Attention(torch.autograd.Function):
     """A fused attention kernel's inputs, outputs and FLOP; the backward pass recomputes the scores."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, add: Callable[[float, Tensor], None]) -> Tensor:
-        ctx.add, ctx.flop = add, 4.0 * q.numel() * k.shape[-2]
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, add: Callable[[float, Tensor], None]
+    ) -> Tensor:
+        ctx.add, ctx.flop = add, (2.0 if causal else 4.0) * q.numel() * k.shape[-2]
         out = q.new_empty(*q.shape[:-1], v.shape[-1])
         ctx.save_for_backward(q, k, v, out)
         add(ctx.flop, q)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, _ = ctx.saved_tensors
         ctx.add(2.5 * ctx.flop, q)
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None
+        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v), None, None
 
 
 def _fused_attention(roofline: Roofline) -> Any:
@@ -137,7 +151,7 @@ def _fused_attention(roofline: Roofline) -> Any:
         peak = roofline.gpu.bf16 if q.element_size() <= 2 else roofline.gpu.fp32
         roofline.add(flop, 0, peak * ATTENTION)
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return _Attention.apply(query, key, value, add)  # type: ignore[no-untyped-call]
+    def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **kwargs: Any) -> Any:
+        return _Attention.apply(query, key, value, is_causal, add)  # type: ignore[no-untyped-call]
 
     return mock.patch.object(F, "scaled_dot_product_attention", attention)

@@ -133,6 +133,8 @@ class TeacherSettings:
     """The answer that means satisfied. Several of one token each add up, e.g. '[Yes,yes]'."""
     recompute: bool = False
     """Compute the layers again in the backward pass instead of keeping their activations, to save memory."""
+    compile: bool = False
+    """Compile the layers for grading: faster steps after a slow first one."""
     float8: bool = False
     """Keep the linear layers as float8 (needs torchao): half the memory, slightly rounded."""
     device: str = "auto"

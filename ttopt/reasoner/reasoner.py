@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from ttopt.reasoner.light_decoder import LightDecoder, weights_file
 from ttopt.reasoner.loading import load_networks
 from ttopt.reasoner.recipe import size_warning
 from ttopt.reasoner.sampler import Schedule
+from ttopt.reasoner.speed import visiting
 from ttopt.sample import Sample
 
 
@@ -135,11 +137,8 @@ class Reasoner:
         advice = size_warning(self.transformer, samples[0].height, samples[0].width)
         if advice is not None:
             warnings.warn(f"sample {samples[0].id}: {advice}", stacklevel=2)
-        if self.offload:
-            self.text_encoder.to(self.device)  # type: ignore[arg-type]
-        text = embed_prompts(prompts, self.tokenizer, self.text_encoder, self.dtype, self.device)
-        if self.offload:
-            self.text_encoder.to("cpu")  # type: ignore[arg-type]
+        with visiting(self.text_encoder, self.device) if self.offload else nullcontext():
+            text = embed_prompts(prompts, self.tokenizer, self.text_encoder, self.dtype, self.device)
         images = [sample.image for sample in samples if sample.image is not None]
         if self.takes_channels:
             if not images:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,22 @@ def compiled_block() -> RunBlock:
     # Blocks differ in which linears carry a LoRA, in needing gradients and in the modulation's rows.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     return run
+
+
+@contextmanager
+def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """A frozen network works on the device meanwhile; its weights stay in the CPU's memory, so none is copied back."""
+    homes: list[dict[str, Any]] = [
+        tensors for module in network.modules() for tensors in (module._parameters, module._buffers)
+    ]
+    resting = [(home, name, x, x.data) for home in homes for name, x in home.items() if x is not None]
+    network.to(device)
+    try:
+        yield
+    finally:
+        for home, name, x, data in resting:  # ``to`` gives weights other data, and replaces buffers
+            x.data = data
+            home[name] = x
 
 
 def set_attention(transformer: Any, backend: str) -> None:
@@ -72,6 +89,11 @@ def to_float8(network: nn.Module, layers: str, setting: str) -> None:
         raise UserError(f"{setting} needs torchao; pip install -e '.[float8]', or leave it off") from error
 
     def frozen(module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Linear) and name.startswith(layers) and "lora_" not in name
+        return is_frozen_linear(module, name, layers)
 
     quantize_(network, Float8WeightOnlyConfig(), filter_fn=frozen)
+
+
+def is_frozen_linear(module: nn.Module, name: str, layers: str) -> bool:
+    """Whether a module called ``name`` is a linear layer below ``layers``, and not of a LoRA."""
+    return isinstance(module, nn.Linear) and name.startswith(layers) and "lora_" not in name

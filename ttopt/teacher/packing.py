@@ -35,9 +35,14 @@ class Packed:
 
     ids: Tensor  # (B,S) int64
     positions: Tensor  # (3,B,S) int64
-    mask: Tensor  # (B,1,S,S) bool, True = may attend
+    mask: Tensor  # (B,1,S-P,S) bool: what the questions' tokens may attend to
     video: Tensor  # (V,) int64: where the vision tokens are, the same in every row
     answers: Tensor  # (B,Q,A) int64: the tokens whose logits predict the answer
+
+    def attention(self) -> dict[str, Any]:
+        """The language model's arguments for ttopt/teacher/attention.py."""
+        questions, tokens = self.mask.shape[2:]
+        return {"attention_mask": self.mask, "prefix_tokens": tokens - questions}
 
     def to(self, device: torch.device) -> Packed:
         return Packed(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
@@ -91,12 +96,11 @@ def pack(prefix: Prefix, questions: Sequence[Sequence[Sequence[int]]], answer: S
     first = torch.cat([start, end[:, -1:]], dim=1).gather(1, owner)
     places = (index - first + prefix.next_position).expand(3, b, longest)
 
-    owner = torch.cat([torch.full((b, p), -1), owner], dim=1)  # -1 = prefix, which every token sees
-    seen = (owner[:, None, :] == owner[:, :, None]) | (owner[:, None, :] < 0)
+    own = (owner[:, None, :] == owner[:, :, None]).tril()  # (B,S-P,S-P)
     return Packed(
         ids=torch.cat([prefix.ids.expand(b, p), tail], dim=1),
         positions=torch.cat([prefix.positions[:, None].expand(3, b, p), places], dim=2),
-        mask=seen.tril()[:, None],
+        mask=torch.cat([torch.ones(b, longest, p, dtype=torch.bool), own], dim=2)[:, None],
         video=prefix.video,
         answers=end[:, :, None] + (p - len(answer)) + torch.arange(len(answer)),
     )

@@ -10,19 +10,21 @@ Shapes: B videos, K frames, Q questions each, A answer tokens, S tokens a row, D
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ttopt.errors import UserError, naming
 from ttopt.hub import on_hub
 from ttopt.processes import led
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
+from ttopt.teacher.attention import PACKED
 from ttopt.teacher.families import FAMILIES, Family
 from ttopt.teacher.packing import Packed, PackedOutput, Prefix, at, check_masks, pack
 from ttopt.teacher.prompts import Prompts
@@ -50,11 +52,11 @@ class Teacher:
         self.family: Family = FAMILIES[model.config.model_type]
         self.vision = vision or self.family.vision_class.of(model.config)
         self.prompts = prompts or Prompts()
-        self.recompute = False
+        self.recompute = self.compiled = False
         variants = [answer] if isinstance(answer, str) else list(answer)
         self.answer_ids = self._encode(variants[0])
         self._variant_ids = self._variants(variants)
-        model.set_attn_implementation("sdpa")  # "eager" wants additive masks, "flash" ignores ours
+        model.set_attn_implementation(PACKED)
         self.family.prepare(model)
         if self.family.packs:
             check_masks(model, self.family.position_ids)
@@ -111,6 +113,17 @@ class Teacher:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
             self.model.activation_checkpointing_disable()
+
+    def compile(self) -> None:
+        """Compiles the layers of vision tower and language model, for grading only; the first steps are slow.
+
+        Its compiled code is shared by all layers of a kind. Writing stays as it is: each token is another shape.
+        """
+        self.compiled = True
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):  # what transformers' models repeat
+                module.compile()
 
     def write_queries(self, sample: Sample) -> Queries:
         """The teacher's own questions about (prompt, first frame), greedily generated (Algorithm 1, line 1).
@@ -194,20 +207,21 @@ class Teacher:
         ids = torch.tensor([self.tokenizer(text, add_special_tokens=False)["input_ids"]], device=self.device)
         end, config = self.tokenizer.convert_tokens_to_ids(words.END), self.model.config
         network: Any = self.model  # transformers types generate() for itself, not for its callers
-        out = network.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == config.image_token_id).int(),
-            generation_config=GenerationConfig(
-                do_sample=False,
-                max_new_tokens=max_new_tokens,
-                suppress_tokens=[config.image_token_id, config.video_token_id],  # they cannot be spoken
-                eos_token_id=end,
-                pad_token_id=end,
-            ),
-            logits_processor=[constraint] if constraint is not None else None,
-            **inputs,
-        )
+        with torch.compiler.set_stance("force_eager") if self.compiled else nullcontext():
+            out = network.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == config.image_token_id).int(),
+                generation_config=GenerationConfig(
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    suppress_tokens=[config.image_token_id, config.video_token_id],  # they cannot be spoken
+                    eos_token_id=end,
+                    pad_token_id=end,
+                ),
+                logits_processor=[constraint] if constraint is not None else None,
+                **inputs,
+            )
         written = out[0, ids.shape[1] :]
         return str(self.tokenizer.decode(written, skip_special_tokens=True)), ids.shape[1], len(written)
 
@@ -271,9 +285,9 @@ class Teacher:
             hidden = language(
                 inputs_embeds=text.index_copy(1, packed.video, features),
                 position_ids=self.family.position_ids(packed.positions),
-                # Alone in its row a question needs no mask: it is causal, and the filling behind it is never read.
-                attention_mask=packed.mask if self.family.packs else None,
                 use_cache=False,
+                # Alone in its row a question needs no mask: it is causal, and the filling behind it is never read.
+                **(packed.attention() if self.family.packs else {}),
                 **self.family.extras(seen, is_video),
             ).last_hidden_state
         assert len(hidden) == b * each

@@ -166,6 +166,26 @@ def test_the_report_and_its_mistakes(tiny: FitSettings, tmp_path: Path, capsys: 
         planning.plan(dataclasses.replace(tiny, teacher=dataclasses.replace(tiny.teacher, model="a/b")), GPUS["H100"])
 
 
+def test_what_a_gpu_does_quicker_takes_fewer_seconds(tiny: FitSettings) -> None:
+    """Compiled layers fuse memory-bound operations, float8 weights take time to unround, causal attention half."""
+
+    def seconds(part: str, group: str, **settings: object) -> float:
+        changed = dataclasses.replace(getattr(tiny, group), **settings)
+        return planning.plan(dataclasses.replace(tiny, **{group: changed}), GPUS["H100"]).parts[part].seconds
+
+    for group, part, other in (("reasoner", "predict", "grade"), ("teacher", "grade", "predict")):
+        assert seconds(part, group, compile=True) < seconds(part, group)
+        assert seconds(other, group, compile=True) == seconds(other, group)
+        assert seconds(part, group, float8=True) > seconds(part, group)
+    q, flop = torch.empty(1, 2, 64, 8, device="meta"), {}
+    for causal in (False, True):
+        roofline = Roofline(GPUS["H100"])
+        with roofline.part("attend"):
+            torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=causal)
+        flop[causal] = roofline.parts["attend"].flop
+    assert flop == {False: 4 * q.numel() * 64, True: 2 * q.numel() * 64}
+
+
 def test_cures_that_do_not_help_are_skipped(tiny: FitSettings, tmp_path: Path) -> None:
     """Most memory is needed while a large text encoder reads the prompt: recomputing activations does not help."""
     model = shutil.copytree(tiny.reasoner.model, tmp_path / "model")

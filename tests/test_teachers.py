@@ -238,6 +238,20 @@ def test_packing_is_refused_where_questions_would_leak(teacher: Teacher) -> None
     assert teacher.forward_packed(video(), one, FPS, FRAMES).logits.shape[:2] == (2, 1)
 
 
+def test_layers_that_compile_badly_are_not_compiled(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    if teacher.model.config.model_type in ("qwen2_5_vl", "qwen3_5"):
+        with pytest.raises(UserError, match="do not compile well; leave it off"):
+            teacher.compile()
+        assert not compiled
+    else:
+        teacher.compile()
+        teacher.compiled = False
+        text, vision = teacher.model.config.text_config, teacher.model.config.vision_config
+        assert len(compiled) == text.num_hidden_layers + vision.num_hidden_layers
+
+
 def test_a_teacher_that_cannot_write_says_so(teacher: Teacher) -> None:
     if not teacher.family.writes:
         with pytest.raises(UserError, match="give --sample.queries.goal"):

@@ -1,8 +1,8 @@
 """What a configuration needs, before any weight is loaded (``ttopt plan``).
 
 The real networks are built without data (device "meta") and one sample is run through them with an op-by-op roofline
-model of the chosen GPU (ttopt/roofline.py). Not covered: moving data between devices, reading weights from disk,
-compiling.
+model of the chosen GPU (ttopt/roofline.py). Not covered: moving data between devices, reading weights from disk, the
+time that compiling takes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from ttopt.gpus import Gpu
 from ttopt.module import Decoder, sample_frames
 from ttopt.reasoner import Adapter, Condition, LightDecoder, LightDecoderConfig, Reasoner, Schedule, StandardDecoder
 from ttopt.reasoner.condition import encode_channels, encode_first_frame, latent_shape
+from ttopt.reasoner.float8 import is_frozen_linear
 from ttopt.reasoner.light_decoder import read_config, shrunk
 from ttopt.reasoner.loading import BOUNDARY, DTYPES
-from ttopt.reasoner.speed import block_range, is_frozen_linear
+from ttopt.reasoner.speed import block_range
 from ttopt.roofline import KEPT, Roofline, Work, storage_key
 from ttopt.sample import Sample
 from ttopt.settings import EMBEDDED, WEIGHTS, DecoderSettings, FitSettings
@@ -165,8 +166,9 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     blank = Sample("plan", "plan", None, wanted.frames, wanted.fps, wanted.height, wanted.width)
     shape = latent_shape(blank, reasoner.vae, reasoner.transformer.config["patch_size"])
     numbers = sample_frames(settings.teacher.frames, wanted.frames)
-    compiled = settings.reasoner.compile and settings.teacher.compile
-    roofline, kept = Roofline(gpu, compiled), KEPT if compiled else 1.0
+    fast, fast_teacher = settings.reasoner.compile, settings.teacher.compile
+    both = fast and fast_teacher
+    roofline, kept = Roofline(gpu), KEPT if both else 1.0
     roofline.float8 = {storage_key(x.weight) for layers in models.float8(settings).values() for x in layers}
     with roofline.part("condition"), torch.no_grad():
         text = _text(models, settings)
@@ -180,9 +182,9 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
 
     sigma, prefix = reasoner.schedule.sigmas[0], None
     if o.denoise_step == "first":
-        with roofline.part("prefix"), torch.no_grad():
+        with roofline.part("prefix", fast), torch.no_grad():
             prefix = reasoner.prefix(z1, sigma, condition, models.adapter.first_block)
-    with roofline.part("predict"):
+    with roofline.part("predict", fast):
         if o.denoise_step == "all":
             latents = reasoner.denoise(z1, condition)
         else:  # "last" also samples the steps before it, without gradients
@@ -190,14 +192,14 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     with roofline.part("decode"):
         frames = models.decoder(latents, numbers)
     held = roofline.alive
-    with roofline.part("grade"):
+    with roofline.part("grade", fast_teacher):
         loss, video_tokens = _grade(models, frames)
-    with roofline.part("backward"):
+    with roofline.part("backward", both):
         loss.backward()
     del latents, frames, loss, prefix
     for parameter in models.adapter.parameters():
         parameter.grad = None
-    with roofline.part("generate"), torch.no_grad():
+    with roofline.part("generate", fast), torch.no_grad():
         video = reasoner.predict_clean(z1, sigma, condition)
     one, count = roofline.parts["generate"], len(reasoner.schedule)
     one.flop, one.seconds = one.flop * count, one.seconds * count
@@ -216,7 +218,9 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     weights = models.weights(settings, processes)
     # Writing text reads every weight of the teacher once a token, and multiplies and adds once with each.
     roofline.parts["queries"].flop = 2.0 * REPLY_TOKENS * sum(p.numel() for p in models.teacher.parameters())
-    roofline.parts["queries"].seconds = REPLY_TOKENS * weights["teacher"] / (0.6 * gpu.bandwidth)
+    token = weights["teacher"] / (0.6 * gpu.bandwidth)
+    token += roofline.unrounding(sum(layer.weight.numel() for layer in models.float8(settings).get("teacher", [])))
+    roofline.parts["queries"].seconds = REPLY_TOKENS * token
     patch = reasoner.transformer.config["patch_size"]
     tokens = {
         "video model": shape[1] // patch[0] * (shape[2] // patch[1]) * (shape[3] // patch[2]),

@@ -12,8 +12,9 @@ from ttopt.errors import UserError
 from ttopt.module import Decoder
 from ttopt.processes import COMMAND, several
 from ttopt.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
+from ttopt.reasoner.float8 import to_float8
 from ttopt.reasoner.sharding import all_processes
-from ttopt.reasoner.speed import block_range, compiled_block, set_attention, to_float8
+from ttopt.reasoner.speed import block_range, compiled_block, set_attention
 from ttopt.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.teacher import Teacher
 from ttopt.teacher.teacher import check_teacher
@@ -104,7 +105,7 @@ def _load(settings: FitSettings) -> Models:
         if r.attention != "native":
             set_attention(expert, r.attention)
         if r.float8:  # after the adapter, whose layers then hold the float8 ones
-            to_float8(expert, "blocks.", "reasoner.float8")
+            to_float8(expert, "blocks.")
     if r.compile:
         reasoner.run_block = compiled_block()
     decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, checkpoint=d.checkpoint)
@@ -124,7 +125,7 @@ def load_teacher(settings: FitSettings) -> Teacher:
         checkpoint=t.recompute,
     )
     if t.float8:
-        to_float8(teacher.model, "model.", "teacher.float8")
+        to_float8(teacher.model, "model.")
     if t.compile:
         teacher.compile()
     return teacher

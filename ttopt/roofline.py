@@ -27,7 +27,7 @@ from ttopt.gpus import Gpu
 MATRIX, ATTENTION, CONVOLUTION, BANDWIDTH = 0.75, 0.53, 0.50, 0.85
 # What compiled layers leave of the time of memory-bound operations, and of the activations that are kept.
 FUSED, KEPT = 0.35, 0.85
-FLOAT8 = 115  # bytes a weight, in each pass, that turning it into bfloat16 takes as long as moving
+FLOAT8 = 4  # bytes a weight that turning it into bfloat16 moves, in each pass
 LAUNCH = 4e-6  # seconds no operation is quicker than
 
 
@@ -41,15 +41,12 @@ class Work:
 
 
 class Roofline(TorchDispatchMode):
-    """``with roofline, roofline.part("decode"): ...`` fills ``roofline.parts["decode"]``.
+    """``with roofline, roofline.part("decode"): ...`` fills ``roofline.parts["decode"]``."""
 
-    ``compiled``: the networks' layers are, so memory-bound operations run fused.
-    """
-
-    def __init__(self, gpu: Gpu, compiled: bool = False) -> None:
+    def __init__(self, gpu: Gpu) -> None:
         super().__init__()
         self.gpu = gpu
-        self.compiled = compiled
+        self.compiled = False
         self.float8: set[int] = set()  # storages of the weights that are kept so, by ``storage_key``
         self.parts: dict[str, Work] = {}
         self.alive = 0
@@ -57,21 +54,29 @@ class Roofline(TorchDispatchMode):
         self._known: dict[int, weakref.ref[Any]] = {}
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """What runs inside belongs to ``name``; a name that comes again goes on adding."""
+    def part(self, name: str, compiled: bool = False) -> Iterator[None]:
+        """What runs inside belongs to ``name``; a name that comes again goes on adding.
+
+        ``compiled``: its layers are, so that memory-bound operations run fused.
+        """
         outer, self._work = self._work, self.parts.setdefault(name, Work())
+        self.compiled = compiled
         self._work.peak = max(self._work.peak, self.alive)
         try:
             with self, _fused_attention(self):
                 yield
         finally:
-            self._work = outer
+            self._work, self.compiled = outer, False
 
     def add(self, flop: float, moved: float, rate: float) -> None:
         """One operation: ``flop`` at ``rate`` FLOP/s, ``moved`` bytes."""
         self._work.flop += flop
         seconds = max(flop / rate, moved / (BANDWIDTH * self.gpu.bandwidth), LAUNCH)
         self._work.seconds += seconds * (FUSED if self.compiled and not flop else 1.0)
+
+    def unrounding(self, weights: int) -> float:
+        """Seconds in which that many float8 weights are turned into bfloat16."""
+        return FLOAT8 * weights / (BANDWIDTH * self.gpu.bandwidth)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -87,7 +92,7 @@ class Roofline(TorchDispatchMode):
         moved = sum(x.numel() * x.element_size() for x in (*inputs, *outputs))
         self.add(flop, moved, self._rate(func, inputs))
         if flop and (rounded := [x for x in inputs if storage_key(x) in self.float8]):
-            self.add(0.0, FLOAT8 * sum(x.numel() for x in rounded), 1.0)
+            self._work.seconds += self.unrounding(sum(x.numel() for x in rounded))
         return out
 
     def _rate(self, func: Any, inputs: list[Tensor]) -> float:
@@ -151,7 +156,7 @@ def _fused_attention(roofline: Roofline) -> Any:
         peak = roofline.gpu.bf16 if q.element_size() <= 2 else roofline.gpu.fp32
         roofline.add(flop, 0, peak * ATTENTION)
 
-    def attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, **kwargs: Any) -> Any:
+    def attention(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool = False, **kwargs: Any) -> Any:
         return _Attention.apply(query, key, value, is_causal, add)  # type: ignore[no-untyped-call]
 
     return mock.patch.object(F, "scaled_dot_product_attention", attention)

@@ -97,7 +97,7 @@ class ReasonerSettings:
     attention: str = "native"
     """One of diffusers' attention backends: native, flash, _flash_3, _native_cudnn, xformers, ..."""
     float8: bool = False
-    """Keep the frozen linear layers as float8 (needs torchao): half the memory, slightly rounded."""
+    """Keep the frozen linear layers as float8: half the memory, slightly rounded."""
     offload: bool = False
     """The text encoder and the expert that is not needed wait in the CPU's memory."""
     shard: bool = False
@@ -134,9 +134,9 @@ class TeacherSettings:
     recompute: bool = False
     """Compute the layers again in the backward pass instead of keeping their activations, to save memory."""
     compile: bool = False
-    """Compile the layers for grading: faster steps after a slow first one."""
+    """Compile the layers for grading: faster steps after a slow first one (Qwen3-VL, InternVL3)."""
     float8: bool = False
-    """Keep the linear layers as float8 (needs torchao): half the memory, slightly rounded."""
+    """Keep the linear layers as float8: half the memory, slightly rounded."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
 

@@ -1,4 +1,4 @@
-"""Settings that trade memory, seconds and installed packages, without changing what is computed (float8 excepted)."""
+"""Settings that trade memory, seconds and installed packages, without changing what is computed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,14 @@ def compiled_block() -> RunBlock:
     """The transformer's block, compiled once for all blocks of one shape; the first steps are slow."""
     run: RunBlock = torch.compile(forward.run_block, dynamic=False)
     # Blocks differ in which linears carry a LoRA, in needing gradients and in the modulation's rows.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    allow_variants()
     return run
+
+
+def allow_variants() -> None:
+    """Lets code that is shared by layers be compiled for more kinds of them than PyTorch's eight."""
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # PyTorch 2.6
+    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 32))
 
 
 @contextmanager
@@ -42,8 +48,8 @@ def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
         tensors for module in network.modules() for tensors in (module._parameters, module._buffers)
     ]
     resting = [(home, name, x, x.data) for home in homes for name, x in home.items() if x is not None]
-    network.to(device)
     try:
+        network.to(device)  # may run out of memory half way
         yield
     finally:
         for home, name, x, data in resting:  # ``to`` gives weights other data, and replaces buffers
@@ -75,25 +81,3 @@ def _try(backend: str, like: Tensor, width: int) -> None:
     q = torch.zeros(1, 64, 2, width, device=like.device, dtype=like.dtype, requires_grad=True)
     out: Tensor = dispatch_attention_fn(q, q, q, backend=backend)
     torch.autograd.grad(out.sum(), q)
-
-
-def to_float8(network: nn.Module, layers: str, setting: str) -> None:
-    """Keeps the frozen linear layers below ``layers`` (a name's beginning) as float8, a scale a tensor.
-
-    Half of bfloat16's memory; weights are rounded to 4 significant bits, activations are not. LoRA matrices stay as
-    they are. Raises UserError without torchao.
-    """
-    try:
-        from torchao.quantization import Float8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise UserError(f"{setting} needs torchao; pip install -e '.[float8]', or leave it off") from error
-
-    def frozen(module: nn.Module, name: str) -> bool:
-        return is_frozen_linear(module, name, layers)
-
-    quantize_(network, Float8WeightOnlyConfig(), filter_fn=frozen)
-
-
-def is_frozen_linear(module: nn.Module, name: str, layers: str) -> bool:
-    """Whether a module called ``name`` is a linear layer below ``layers``, and not of a LoRA."""
-    return isinstance(module, nn.Linear) and name.startswith(layers) and "lora_" not in name

@@ -38,6 +38,7 @@ class Qwen3VL:
     model_class: Any = Qwen3VLForConditionalGeneration
     vision_class: type[Vision] = Vision
     packs = True  # several questions may share a forward, kept apart by the mask
+    compiles = True
     slot = words.VIDEO_SLOT  # what the chat template writes for a video
     writes = True  # can write the questions itself
 
@@ -86,6 +87,7 @@ class Qwen35(Qwen3VL):
 
     model_class: Any = Qwen3_5ForConditionalGeneration
     packs = False
+    compiles = False  # the recurrence is unrolled
 
     def extras(self, seen: Seen, is_video: Tensor) -> dict[str, Any]:
         return {}
@@ -96,6 +98,7 @@ class Qwen25VL(Qwen3VL):
 
     model_class: Any = Qwen2_5_VLForConditionalGeneration
     vision_class: type[Vision] = Qwen25Vision
+    compiles = False  # the vision tower attends window by window
 
     def prepare(self, model: Any) -> None:
         model.model.visual.patch_embed.__class__ = LinearPatchEmbed
@@ -135,6 +138,7 @@ class InternVL:
     model_class: Any = InternVLForConditionalGeneration
     vision_class: type[Vision] = SquareVision
     packs = True
+    compiles = True
     slot = "<video>"
     writes = False  # its image tokens are not known to Teacher.reply
 

@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ttopt.errors import UserError, naming
 from ttopt.hub import on_hub
 from ttopt.processes import led
+from ttopt.reasoner.speed import allow_variants
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
 from ttopt.teacher.attention import PACKED
@@ -117,10 +118,15 @@ class Teacher:
     def compile(self) -> None:
         """Compiles the layers of vision tower and language model, for grading only; the first steps are slow.
 
-        Its compiled code is shared by all layers of a kind. Writing stays as it is: each token is another shape.
+        The compiled code is shared by all layers of a kind. Writing stays as it is: each token is another shape.
+        Raises UserError for a model type whose layers do not compile well.
         """
+        if not self.family.compiles:
+            raise UserError(
+                f"teacher.compile: the layers of a {self.model.config.model_type} do not compile well; leave it off"
+            )
         self.compiled = True
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+        allow_variants()
         for module in self.model.modules():
             if isinstance(module, GradientCheckpointingLayer):  # what transformers' models repeat
                 module.compile()

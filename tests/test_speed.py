@@ -91,6 +91,14 @@ def test_the_teachers_layers_are_compiled_if_asked_for(
     assert [load_teacher(settings(teacher={"compile": on})).compiled for on in (False, True)] == [False, True]
 
 
+def test_a_float8_teacher_grades_nearly_the_same(settings: Callable[..., FitSettings]) -> None:
+    frames, asked = torch.rand(1, 9, 3, 48, 48), [["is the red cross whole ?"]]
+    plain, rounded = (load_teacher(settings(teacher={"float8": on})) for on in (False, True))
+    difference = rounded.yes_losses(frames, asked, 8, range(9)) - plain.yes_losses(frames, asked, 8, range(9))
+    assert 0 < difference.abs().max() < 0.2
+    assert sum(isinstance(module, Float8Linear) for module in rounded.model.modules()) > 10
+
+
 def test_a_visiting_network_leaves_its_weights_at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)).requires_grad_(False)
     before = {name: (x.data_ptr(), x.clone()) for name, x in network.state_dict(keep_vars=True).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
 )
 
 from ttopt.errors import UserError
+from ttopt.reasoner.float8 import to_float8
 from ttopt.sample import Sample
 from ttopt.teacher import Prompts, Teacher
 from ttopt.teacher.vision import Qwen25Vision, SquareVision
@@ -236,6 +238,19 @@ def test_packing_is_refused_where_questions_would_leak(teacher: Teacher) -> None
         teacher.forward_packed(video(), QUESTIONS, FPS, FRAMES)
     one = [[row[0]] for row in QUESTIONS]
     assert teacher.forward_packed(video(), one, FPS, FRAMES).logits.shape[:2] == (2, 1)
+
+
+def test_float8_rounds_a_little(teacher: Teacher) -> None:
+    frames = video().requires_grad_()
+    wanted = teacher.yes_losses(frames, QUESTIONS, FPS, FRAMES)
+    (expected,) = torch.autograd.grad(wanted.sum(), frames)
+    rounded = copy.copy(teacher)
+    rounded.model = copy.deepcopy(teacher.model)
+    to_float8(rounded.model, "model.")
+    losses = rounded.yes_losses(frames, QUESTIONS, FPS, FRAMES)
+    (found,) = torch.autograd.grad(losses.sum(), frames)
+    assert 0 < (losses - wanted).abs().max() < 0.5
+    assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.8
 
 
 def test_layers_that_compile_badly_are_not_compiled(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:

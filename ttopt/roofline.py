@@ -27,7 +27,7 @@ from ttopt.gpus import Gpu
 MATRIX, ATTENTION, CONVOLUTION, BANDWIDTH = 0.75, 0.53, 0.50, 0.85
 # What compiled layers leave of the time of memory-bound operations, and of the activations that are kept.
 FUSED, KEPT = 0.35, 0.85
-FLOAT8 = 4  # bytes a weight that turning it into bfloat16 moves, in each pass
+FLOAT8 = 7  # bytes a weight that turning it into bfloat16 moves, in each pass
 LAUNCH = 4e-6  # seconds no operation is quicker than
 
 

@@ -35,22 +35,26 @@ class Float8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        y: Tensor = _Product.apply(x, self.weight, self.scale.to(x.dtype))  # type: ignore[no-untyped-call]
-        return y if self.bias is None else y + self.bias
+        y: Tensor = _Linear.apply(x, self.weight, self.scale, self.bias)  # type: ignore[no-untyped-call]
+        return y
 
 
-class _Product(torch.autograd.Function):
-    """x @ (weight * scale).T, of which the float8 weight is kept, not what it is turned into."""
+class _Linear(torch.autograd.Function):
+    """``F.linear``, for whose backward pass the float8 weight is kept, not what it is turned into."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight, scale)
-        return F.linear(x, weight.to(x.dtype)) * scale
+        return F.linear(x, _unrounded(weight, scale, x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         weight, scale = ctx.saved_tensors
-        return (gradients[0] * scale) @ weight.to(gradients[0].dtype), None, None
+        return gradients[0] @ _unrounded(weight, scale, gradients[0].dtype), None, None, None
+
+
+def _unrounded(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) * scale.to(dtype)[:, None]
 
 
 def to_float8(network: nn.Module, layers: str) -> None:

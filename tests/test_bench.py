@@ -15,37 +15,38 @@ from ttopt.bench_models import Bench, StandInTokenizer, random_models
 from ttopt.cli import main
 from ttopt.reasoner import LightDecoderConfig, Reasoner
 
+WAN = {
+    "transformer": {
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 8,
+        "out_channels": 8,
+        "text_dim": 8,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 4,
+    },
+    "vae": {
+        "base_dim": 4,
+        "z_dim": 8,
+        "dim_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True, True],
+        "is_residual": True,
+        "in_channels": 12,
+        "out_channels": 12,
+        "patch_size": 2,
+        "scale_factor_spatial": 8,
+        "latents_mean": [0.0] * 8,
+        "latents_std": [1.0] * 8,
+    },
+}
+
 
 @pytest.fixture(scope="module")
 def tiny() -> Bench:
-    wan = {
-        "transformer": {
-            "num_attention_heads": 2,
-            "attention_head_dim": 12,
-            "in_channels": 8,
-            "out_channels": 8,
-            "text_dim": 8,
-            "freq_dim": 16,
-            "ffn_dim": 32,
-            "num_layers": 4,
-        },
-        "vae": {
-            "base_dim": 4,
-            "z_dim": 8,
-            "dim_mult": [1, 2, 2],
-            "num_res_blocks": 1,
-            "temperal_downsample": [True, True],
-            "is_residual": True,
-            "in_channels": 12,
-            "out_channels": 12,
-            "patch_size": 2,
-            "scale_factor_spatial": 8,
-            "latents_mean": [0.0] * 8,
-            "latents_std": [1.0] * 8,
-        },
-    }
     light = LightDecoderConfig((8, 8, 8, 8), 8, 2, space_upscale=(True, True, False))
-    return random_models(wan, tiny_config(tiny_tokenizer()).to_dict(), light, (48, 48, 9), "cpu", torch.float32)
+    return random_models(WAN, tiny_config(tiny_tokenizer()).to_dict(), light, (48, 48, 9), "cpu", torch.float32)
 
 
 def test_every_way_is_as_exact_as_it_says(tiny: Bench) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,11 +135,8 @@ def random_models(
         vae = AutoencoderKLWan.from_config(wan["vae"])
         decoder = LightDecoder(light).to(dtype)
         small = LightDecoder(replace(light, space_upscale=shrunk(light.space_upscale, 1))).to(dtype)
-        torch.set_default_dtype(dtype)  # 4B float32 weights would take long to make
-        try:
+        with default_dtype(dtype):  # 4B float32 weights would take long to make
             vlm = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**qwen))
-        finally:
-            torch.set_default_dtype(torch.float32)
     cast_as_loaded(transformer, dtype)
     small.load_state_dict(decoder.state_dict())
     for network in (transformer, vae, decoder, small, vlm):
@@ -163,6 +161,17 @@ def random_models(
         small=small,
         large=True,
     )
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """New weights have this dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class StandInTokenizer:

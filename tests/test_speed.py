@@ -124,6 +124,7 @@ def test_float8_keeps_the_adapter_and_rounds_a_little(folder: Path) -> None:
     got = reasoner.velocity(z1, 1.0, condition)
     assert 0 < (got.detach() - wanted).norm() < 0.1 * wanted.norm()
     gradients = torch.autograd.grad(got.square().sum(), adapter.parameters())
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
     assert any(bool(gradient.any()) for gradient in gradients)
 
 

@@ -169,7 +169,8 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     fast, fast_teacher = settings.reasoner.compile, settings.teacher.compile
     both = fast and fast_teacher
     roofline, kept = Roofline(gpu), KEPT if both else 1.0
-    roofline.float8 = {storage_key(x.weight) for layers in models.float8(settings).values() for x in layers}
+    rounded = models.float8(settings)
+    roofline.float8 = {storage_key(layer.weight) for layers in rounded.values() for layer in layers}
     with roofline.part("condition"), torch.no_grad():
         text = _text(models, settings)
     if settings.reasoner.offload:  # it is there while it works, and leaves before the image is encoded
@@ -219,7 +220,7 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     # Writing text reads every weight of the teacher once a token, and multiplies and adds once with each.
     roofline.parts["queries"].flop = 2.0 * REPLY_TOKENS * sum(p.numel() for p in models.teacher.parameters())
     token = weights["teacher"] / (0.6 * gpu.bandwidth)
-    token += roofline.unrounding(sum(layer.weight.numel() for layer in models.float8(settings).get("teacher", [])))
+    token += roofline.unrounding(sum(layer.weight.numel() for layer in rounded.get("teacher", [])))
     roofline.parts["queries"].seconds = REPLY_TOKENS * token
     patch = reasoner.transformer.config["patch_size"]
     tokens = {
@@ -321,12 +322,11 @@ def block_bytes(transformer: Any) -> tuple[int, int]:
 
 
 def _light_config(decoder: DecoderSettings, channels: int) -> LightDecoderConfig:
-    config = LightDecoderConfig()  # a file, or a folder that is not there yet, is taken to be the public taew2_2
     folder = WEIGHTS / "light_decoder" if decoder.model == EMBEDDED else Path(decoder.model)
     if (folder / "config.json").is_file():
         config = read_config(folder / "config.json")
-    elif channels == 16:  # taew2_1, for Wan 2.1's VAE
-        config = replace(config, latent_channels=16, patch_size=1)
+    else:  # a file, or a folder that is not there yet, is taken to be the public one
+        config = LightDecoderConfig.public(channels)
     return replace(config, space_upscale=shrunk(config.space_upscale, decoder.shrink))
 
 

@@ -101,8 +101,8 @@ def main(args: Sequence[str]) -> None:
     torch.manual_seed(0)
     parts = REASONERS[own.reasoner]
     save_reasoner(own.folder / "reasoner", parts, own.device, torch.bfloat16)
-    light = LightDecoderConfig() if "z_dim" in parts["vae"] else LightDecoderConfig(latent_channels=16, patch_size=1)
-    LightDecoder(light).save(own.folder / "light_decoder")
+    channels = parts["vae"].get("z_dim", 16)  # diffusers' default
+    LightDecoder(LightDecoderConfig.public(channels)).save(own.folder / "light_decoder")
     save_teacher(own.folder / "teacher", TEACHERS[own.teacher], own.device, torch.bfloat16)
 
 

@@ -78,6 +78,11 @@ class LightDecoderConfig:
     time_upscale: tuple[bool, bool, bool] = (False, True, True)
     space_upscale: tuple[bool, bool, bool] = (True, True, True)
 
+    @classmethod
+    def public(cls, channels: int) -> LightDecoderConfig:
+        """The public decoder for latents of so many channels: taew2_1 for Wan 2.1's VAE (16), else taew2_2."""
+        return cls(latent_channels=16, patch_size=1) if channels == 16 else cls()
+
 
 class LightDecoder(nn.Module):
     """TAEHV decoder: normalised latents to frames.

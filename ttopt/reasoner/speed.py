@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
+from ttopt.compiling import allow_variants
 from ttopt.errors import UserError
 from ttopt.reasoner import forward
 
@@ -33,12 +34,6 @@ def compiled_block() -> RunBlock:
     # Blocks differ in which linears carry a LoRA, in needing gradients and in the modulation's rows.
     allow_variants()
     return run
-
-
-def allow_variants() -> None:
-    """Lets code that is shared by layers be compiled for more kinds of them than PyTorch's eight."""
-    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # PyTorch 2.6
-    setattr(torch._dynamo.config, limit, max(getattr(torch._dynamo.config, limit), 32))
 
 
 @contextmanager

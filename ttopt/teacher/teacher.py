@@ -19,10 +19,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ttopt.compiling import allow_variants
 from ttopt.errors import UserError, naming
 from ttopt.hub import on_hub
 from ttopt.processes import led
-from ttopt.reasoner.speed import allow_variants
 from ttopt.sample import Sample
 from ttopt.teacher import prompts as words
 from ttopt.teacher.attention import PACKED

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from tiny import tiny_reasoner_folder, tiny_sample, tiny_transformer, tiny_two_experts_folder
 from tiny_fit import prepare
 from torch import Tensor
@@ -21,7 +22,7 @@ from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule
 from ttopt.reasoner import forward as cut
 from ttopt.reasoner.float8 import Float8Linear, to_float8
 from ttopt.reasoner.recipe import size_warning
-from ttopt.reasoner.speed import block_range, set_attention, visiting
+from ttopt.reasoner.speed import block_range, change_places, set_attention, visiting
 from ttopt.settings import FitSettings
 
 Make = Callable[..., FitSettings]
@@ -182,6 +183,45 @@ def test_offloaded_parts_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert moves == ["text cpu"]  # to the reasoner's device, which is the CPU here; nothing is copied back
     kept = reasoner.generate(reasoner.noise(condition, [0]), condition)
     assert kept.isfinite().all()
+
+
+def test_the_needed_expert_changes_places_with_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasoner = Reasoner.load(tiny_two_experts_folder(tmp_path), schedule=Schedule((1.0, 0.5)), offload=True)
+    high, low = reasoner.transformer, reasoner.low_noise
+    places, arrived = {high: torch.device("cpu"), low: torch.device("cuda")}, []  # the GPU is the CPU here
+
+    def change(leaving: WanTransformer3DModel, arriving: WanTransformer3DModel) -> None:
+        places[leaving], places[arriving] = places[arriving], places[leaving]
+        arrived.append("low" if arriving is low else "high")
+
+    monkeypatch.setattr(WanTransformer3DModel, "device", property(lambda network: places[network]))
+    monkeypatch.setattr("ttopt.reasoner.reasoner.change_places", change)
+    condition = reasoner.condition(tiny_sample())
+    for _ in range(2):
+        reasoner.generate(reasoner.noise(condition, [0]), condition)
+    assert arrived == ["low", "high", "low"]
+
+
+@pytest.mark.parametrize("float8", [False, True])
+def test_changing_places_moves_memory_not_values(float8: bool) -> None:
+    torch.manual_seed(0)
+    one, other = tiny_transformer(layers=2), tiny_transformer(layers=2)
+    adapter = Adapter(one, rank=4, blocks="1-1")
+    if float8:
+        to_float8(one, "blocks.")
+        to_float8(other, "blocks.")
+    before = [{name: x.clone() for name, x in network.state_dict().items()} for network in (one, other)]
+    memory = [network.blocks[0].ffn.net[2].weight.data_ptr() for network in (one, other)]
+    matrices = [x.data_ptr() for x in adapter.parameters()]
+    change_places(one, other)
+    assert one.blocks[0].ffn.net[2].weight.data_ptr() == memory[1] != memory[0]
+    assert [x.data_ptr() for x in adapter.parameters()] == matrices
+    change_places(other, one)
+    for network, wanted in zip((one, other), before, strict=True):
+        assert all(torch.equal(x, wanted[name]) for name, x in network.state_dict().items())
+    larger = tiny_transformer(layers=3)
+    change_places(one, larger)  # nothing to pair: moved whole
+    assert all(torch.equal(x, before[0][name]) for name, x in one.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def random_models(
     device: str,
     dtype: torch.dtype = torch.bfloat16,
 ) -> Bench:
-    """Models of these configurations with random weights, made on the device itself; the VAE's are float32."""
+    """Models of these configurations with random weights of this dtype, made on the device itself."""
     torch.manual_seed(0)
     height, width, frames = size
     with torch.device(device):
@@ -138,6 +138,7 @@ def random_models(
         with default_dtype(dtype):  # 4B float32 weights would take long to make
             vlm = Qwen3VLForConditionalGeneration(Qwen3VLConfig(**qwen))
     cast_as_loaded(transformer, dtype)
+    cast_as_loaded(vae, dtype)  # in float32 its caches do not fit beside the rest, not even into 141 GB
     small.load_state_dict(decoder.state_dict())
     for network in (transformer, vae, decoder, small, vlm):
         network.eval().requires_grad_(False)

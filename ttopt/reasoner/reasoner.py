@@ -32,7 +32,7 @@ from ttopt.reasoner.light_decoder import LightDecoder, weights_file
 from ttopt.reasoner.loading import load_networks
 from ttopt.reasoner.recipe import size_warning
 from ttopt.reasoner.sampler import Schedule
-from ttopt.reasoner.speed import visiting
+from ttopt.reasoner.speed import change_places, visiting
 from ttopt.sample import Sample
 
 
@@ -196,8 +196,7 @@ class Reasoner:
         high = sigma >= self.boundary
         needed, other = (self.transformer, self.low_noise) if high else (self.low_noise, self.transformer)
         if self.offload and needed.device != self.device:
-            other.to("cpu")
-            needed.to(self.device)
+            change_places(other, needed)
         return needed
 
     def predict_clean(

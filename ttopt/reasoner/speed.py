@@ -52,6 +52,34 @@ def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
             home[name] = x
 
 
+@torch.no_grad()
+def change_places(leaving: nn.Module, arriving: nn.Module) -> None:
+    """Two frozen networks change places: ``leaving`` on the GPU and ``arriving`` in the CPU's memory.
+
+    Where their weights are of the same sizes, tensor by tensor into each other's memory: neither place needs
+    room for both, the CPU's has nothing to allocate, and LoRA matrices stay.
+    """
+    here, there = _frozen(leaving), _frozen(arriving)
+    if {name: (x.shape, x.dtype) for name, x in here.items()} != {
+        name: (x.shape, x.dtype) for name, x in there.items()
+    }:
+        device = next(leaving.parameters()).device
+        leaving.to("cpu")
+        arriving.to(device)
+        return
+    for name, one in here.items():
+        other = there[name]
+        arrived = other.data.to(one.device, copy=True)
+        other.data.copy_(one.data)
+        one.data, other.data = other.data, arrived
+
+
+def _frozen(network: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by the names that they have without an adapter."""
+    named = [*network.named_parameters(), *network.named_buffers()]
+    return {name.replace(".base_layer", ""): x for name, x in named if "lora_" not in name}
+
+
 def set_attention(transformer: Any, backend: str) -> None:
     """Makes all attention use one of diffusers' backends, e.g. native, flash, _flash_3, xformers.
 

@@ -6,7 +6,8 @@
 The loop decides by replies and clips alone. One that was interrupted runs again from its beginning, is given what the
 journal holds instead of asking and generating, and so comes to where it was; from there on it works. An entry is only
 given for exactly the same request: from the first one that differs, the rest is forgotten. The journal of a loop that
-a model's failure ended is left for the next call; of one that came to its end, nothing is left.
+a model's failure ended is left for the next call; of one that came to its end, nothing is left. Of several processes
+that share one model, process 0 has the journal and the others are given what it holds.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ttopt.chat import Chat, Message, Reply, fingerprint
 from ttopt.cost import Meter
+from ttopt.processes import led
 from ttopt.runfolder import JOURNAL, replacing, writing
 from ttopt.tensorfile import save_tensors
 
@@ -55,7 +57,7 @@ class Journal:
     def reply(self, messages: Sequence[Message], ask: Callable[[], Reply]) -> Reply:
         """The reply to these messages, by ``ask`` if it is not known yet."""
         request = fingerprint(messages)
-        if entry := self._next("reply", request):
+        if entry := led(lambda: self._next("reply", request)):
             return Reply(**entry["reply"])
         reply = ask()
         self._write({"reply": asdict(reply), "request": request}, {})
@@ -63,13 +65,8 @@ class Journal:
 
     def clip(self, request: str, make: Callable[[], Made]) -> Made:
         """What belongs to this request, by ``make`` if it is not there yet."""
-        path = self._path(self.place)
-        if entry := self._next("clip", request):
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-            clip = tensors.pop(CLIP)
-            adapter = {name.removeprefix(ADAPTER): value for name, value in tensors.items()}
-            return Made(clip, entry["clip"], adapter)
+        if known := led(lambda: self._known(request)):
+            return known
         made = make()
         tensors = {CLIP: made.clip} | {ADAPTER + name: value for name, value in made.adapter.items()}
         with self.meter.paused():
@@ -86,6 +83,16 @@ class Journal:
     def remove(self) -> None:
         """Forgets everything: the loop has come to its end."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _known(self, request: str) -> Made | None:
+        path = self._path(self.place)
+        if (entry := self._next("clip", request)) is None:
+            return None
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        clip = tensors.pop(CLIP)
+        adapter = {name.removeprefix(ADAPTER): value for name, value in tensors.items()}
+        return Made(clip, entry["clip"], adapter)
 
     def _next(self, kind: str, request: str) -> dict[str, Any] | None:
         """The next entry, if it is the answer to this request; else what follows is forgotten."""

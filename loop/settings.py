@@ -23,7 +23,9 @@ class LoopSettings(BaseModel):
     keep_above: float = Field(default=0.2, ge=0, le=1)  # share of a rejected clip above which its good prefix is kept
     max_splits: NonNegativeInt = 1  # how often the router may order smaller steps
     frames_per_second: PositiveFloat = 1.0  # that the verifier sees
-    clip_seconds: list[PositiveFloat] | None = None  # of the first clip, the second, ...; None: the sample's own length
+    clip_seconds: list[PositiveFloat] | None = Field(
+        default=None, min_length=1
+    )  # of the first clip, the second, ...; None: the sample's own length
     shortest_clip: PositiveInt = 5  # frames; a shorter one is cut out of such a clip
     longest_prompt: PositiveInt = 1000  # characters of an instruction; with suggestions, if they fit
     inner: Literal["teacher_lora"] | None = None  # optimises the clips

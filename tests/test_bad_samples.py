@@ -34,6 +34,7 @@ OWN = [  # what is typed after "ttopt fit --sample.prompt go"
     ("--sample.image vector.svg", "image vector.svg cannot be read as an image; give a PNG or JPEG file"),
     ("--sample.image cut.png", "image cut.png cannot be read as an image; give a PNG or JPEG file"),
     ("--sample.image cut.jpg", "image cut.jpg cannot be read as an image; give a PNG or JPEG file"),
+    ("--sample.image tags.jpg", "image tags.jpg cannot be read as an image; give a PNG or JPEG file"),
     ("--sample.image signature.png", "image signature.png cannot be read as an image"),
     ("--sample.image damaged.png", "image damaged.png cannot be read as an image"),
     ("--sample.image bomb.png", "image bomb.png cannot be read as an image; give a PNG or JPEG file"),
@@ -59,6 +60,8 @@ OWN = [  # what is typed after "ttopt fit --sample.prompt go"
     ("--sample.fps 1000000", "sample sample: 1000000 frames a second; give 1 to 1000"),
     ("--sample.height 0", "sample.height is 0; give pixels, e.g. 480"),
     ("--sample.width -48", "sample.width is -48; give pixels, e.g. 832"),
+    ("--sample.height 51", "sample.height, width, multiple are 51, 48, 16; give even numbers, as H.264 needs"),
+    ("--sample.multiple 1", "sample.height, width, multiple are 48, 48, 1; give even numbers, as H.264 needs"),
     ("--sample.width 1000000 --sample.image small.png", "1000000x48 pixels; give a width and height of 1 to 8192"),
 ]  # fmt: skip
 
@@ -75,10 +78,15 @@ def pictures(place: Path) -> Path:
     content = png(64, 64)
     jpeg = io.BytesIO()
     Image.open(io.BytesIO(content)).save(jpeg, "JPEG")
+    tags, tagged = Image.Exif(), io.BytesIO()
+    tags[0x010F], tags[0x0112] = "maker", 6
+    Image.open(io.BytesIO(content)).save(tagged, "JPEG", exif=tags)
+    words_for_a_width = tagged.getvalue().replace(b"\x01\x0f\x00\x02", b"\x01\x00\x00\x02")
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", len(header)) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
     files = {
         "small.png": png(), "empty.png": b"", "text.png": b"not an image", "vector.svg": b"<svg/>",
+        "tags.jpg": words_for_a_width,
         "cut.png": content[:-200], "cut.jpg": jpeg.getvalue()[:400], "signature.png": content[:8],
         "damaged.png": content[:40] + b"\0" * 40 + content[80:], "bomb.png": content[:8] + chunk,
     }  # fmt: skip
@@ -181,6 +189,7 @@ BENCHMARKS: list[tuple[tuple[str, Files], str]] = [
     (ruler(prompt=None), "t.1: the field 'prompt' is missing; fetch the data set again, or check --root"),
     (ruler(category=""), "data/data.jsonl, record 1: the field 'category' is missing"),
     (ruler(index=None), "t: the field 'index' is missing"),
+    (ruler(task_name="t/u"), "'t/u' "),
     (ruler(task_name="x" * 200), "cannot name a folder"),
     (ruler(checklist=5), "data.jsonl, record 1: the checklist must be a list of {metric: question}"),
     (ruler(checklist=[{"Beauty": "is it?"}]), "the checklist must be a list of {metric: question}; metrics: Instr"),

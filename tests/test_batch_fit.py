@@ -6,21 +6,28 @@ import csv
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rich.console
 import torch
+from conftest import GOAL, PROCESS
+from tiny import tiny_sample
+from torch import Tensor
 
 from callbacks import standard
+from ttopt.batch_fit import train_batch
 from ttopt.config import parse_fit
 from ttopt.console import Console
 from ttopt.engine import fit_all
 from ttopt.errors import UserError
-from ttopt.models import Models
-from ttopt.reasoner import StandardDecoder
+from ttopt.models import Models, load_models
+from ttopt.reasoner import BatchedAdapter, StandardDecoder
 from ttopt.reasoner.adapter import read_adapter
+from ttopt.reasoner.speed import compiled_block
 from ttopt.result import Result
 from ttopt.settings import FitSettings, MethodSettings
+from ttopt.teacher import Queries
 
 Make = Callable[..., FitSettings]
 
@@ -72,6 +79,59 @@ def test_a_batch_writes_the_folders_that_its_samples_write_alone(
             torch.testing.assert_close(second[key], value, atol=2e-3, rtol=0)
         stops.add((a.stop, a.optimisation.steps))
     assert len(stops) > 1, "samples should stop differently for this test to mean anything"
+
+
+def test_compiled_blocks_know_that_adapters_have_come(
+    settings: Make, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best noise is looked for without them."""
+    eager = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: eager(run, **options, backend="eager"))
+    torch._dynamo.reset()
+    reasoner = dataclasses.replace(models.reasoner)
+    s = settings(optimisation={"steps": 2, "lr": 5e-2, "starts": 2}, teacher={"frames": 5})
+    samples, queries = [tiny_sample("a"), tiny_sample("b")], [Queries(GOAL, tuple(PROCESS))] * 2
+    grades = []
+    for run in (None, compiled_block()):
+        reasoner.run_block = run
+        trained = train_batch(samples, queries, dataclasses.replace(models, reasoner=reasoner), s)
+        grades.append([grade.total for one in trained for grade in one.instance.grades])
+    assert len(set(grades[0])) == len(grades[0])
+    torch.testing.assert_close(grades[1], grades[0], atol=1e-6, rtol=0)
+
+
+def test_float8_layers_take_batched_adapters(settings: Make) -> None:
+    models = load_models(settings(reasoner={"float8": True}))
+    condition = models.reasoner.condition([tiny_sample("a"), tiny_sample("b")])
+    z1 = models.reasoner.noise(condition, [0, 1])
+    with torch.no_grad(), models.adapter.disabled():
+        base = models.reasoner.velocity(z1, 1.0, condition)
+        batched = BatchedAdapter(models.reasoner.transformer, 2, rank=4)
+        batched.parameters()[1][0].normal_()  # the first layer's "up" of the first instance
+        changed = models.reasoner.velocity(z1, 1.0, condition)
+        batched.remove()
+    assert not torch.equal(changed[0], base[0]) and torch.equal(changed[1], base[1])
+
+
+def test_too_little_memory_for_the_adapters_leaves_nothing_behind(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    condition = models.reasoner.condition(tiny_sample())
+    z1 = models.reasoner.noise(condition, [0])
+    with torch.no_grad():
+        before = models.reasoner.velocity(z1, 1.0, condition)
+    made, zeros = iter(range(9)), torch.zeros
+
+    def full(*size: int, **options: Any) -> Tensor:
+        if next(made) == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(*size, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr("ttopt.reasoner.batched.torch.zeros", full)
+        BatchedAdapter(models.reasoner.transformer, 2)
+    with torch.no_grad():
+        assert torch.equal(models.reasoner.velocity(z1, 1.0, condition), before)
 
 
 def test_what_cannot_be_batched_is_refused(settings: Make, models: Models, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import GOAL, PROCESS
+from tiny import tiny_sample
 
 import callbacks
 from ttopt import grading as module
@@ -18,7 +21,9 @@ from ttopt.compare_config import CompareSettings, parse_compare, settings_of
 from ttopt.config import CONFIG_FOLDERS
 from ttopt.console import Console
 from ttopt.datasets import miniworld
+from ttopt.engine import given_queries
 from ttopt.errors import UserError
+from ttopt.fit import fit_sample
 from ttopt.grading import Loader
 from ttopt.settings import to_yaml
 
@@ -129,6 +134,8 @@ def test_the_base_comes_first(tmp_path: Path) -> None:
 MISTAKES = {
     "no methods": ("seed: 1", "methods is empty"),
     "two of a name": ("methods:\n- {name: single}\n- {name: Single}", "too like another"),
+    "samples": ("methods:\n- {name: single, settings: {seed: 1}}", "method single: seed must be the same for all"),
+    "prompts": ("methods:\n- {name: single, settings: {chat.prompts: gone}}", "method single: chat.prompts is 'gone'"),
     "setting": ("methods:\n- {name: single, settings: {teacher.frmes: 3}}", "the nearest is teacher.frames"),
     "reference": ("methods:\n- {name: a}", "reference is 'single', but the methods are a"),
     "only": ("only: [b]\nmethods:\n- {name: single}", "only names 'b'"),
@@ -142,6 +149,19 @@ def test_mistakes(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         parse_compare(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_old_models_are_gone_before_new_ones_come(settings: Any, tmp_path: Path) -> None:
+    """Although a Trainer, which refers to itself, still knows them."""
+    load, first = Loader(), settings(optimisation={"steps": 1})
+    fit_sample(tiny_sample(), load(first), first, tmp_path, queries=given_queries(first))
+    old = weakref.ref(load(first).reasoner.transformer)
+    gc.disable()
+    try:
+        load(settings(adapter={"rank": 2}))
+    finally:
+        gc.enable()
+    assert old() is None
 
 
 def test_models_are_loaded_again_only_for_other_models(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,9 +101,7 @@ def test_accepted_at_once_gives_the_base_video(models: Models, settings: Make, t
         videos.append(video)
         return bright(sample, video)
 
-    found = fit_sample(
-        tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=scorer, callbacks=callbacks.standard(s)
-    )
+    found = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=scorer)
     o = optimised(found)
     assert (found.stop, o.steps, o.hacked, o.lora_norm) == (ACCEPTED, 0, True, 0) and found.accepted is True
     assert torch.equal(videos[0], videos[1])
@@ -134,6 +132,15 @@ def test_reward_can_be_replaced(models: Models, settings: Make, tmp_path: Path) 
     )
     o = optimised(found)
     assert o.prediction_after.loss < 0.99 * o.prediction_before.loss
+
+
+def test_a_reward_below_zero_is_certain(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimisation={"steps": 1, "tau": 0.0})
+    found = fit_sample(
+        tiny_sample(), models, s, tmp_path, queries=given_queries(s),
+        reward=lambda frames, latents: latents.mean().reshape(1, 1) - 1000,
+    )  # fmt: skip
+    assert found.stop == ACCEPTED and optimised(found).prediction_before.p_yes == [1.0]
 
 
 def test_text_to_video(models: Models, settings: Make, tmp_path: Path) -> None:

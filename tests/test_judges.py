@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import BaseModel
+from torch import Tensor
 
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.cli import main
@@ -28,6 +29,7 @@ from ttopt.errors import UserError
 from ttopt.judges import genvire, ruler, vbvr
 from ttopt.sample import Sample
 from ttopt.settings import SampleSettings
+from ttopt.teacher import Teacher
 from ttopt.video import read_video_rate, write_video
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)
@@ -133,7 +135,7 @@ def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
     third = ruler.judge_all(down, "SYSTEM", tmp_path, videos, judged, science, work, "o3")
     assert list(third.errors) == ["chemistry.2"] and list(third.scores) == ["chemistry.1"], "a new video, a new verdict"
 
-    (tmp_path / "in.png").write_text("no image")
+    (tmp_path / "in.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\1IHDR\0")
     fourth = ruler.judge_all(Judge(good.format("")), "SYSTEM", tmp_path, videos, judged, science, work, "o3")
     assert "in.png cannot be read" in fourth.errors["chemistry.1"] and fourth.scores == {"chemistry.2": 1.0}
 
@@ -146,6 +148,8 @@ def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
         ('<answer>["Good"]</answer>', "must be 2 of"),
         ('<answer>["Good","good"]</answer>', "must be 2 of"),
         ('<answer>{"Good": 1, "Poor": 2}</answer>', "must be 2 of"),
+        ('<answer>[{"Q1": "Good"}, {"Q2": "Poor"}]</answer>', "must be 2 of"),
+        ("<answer>" + "[" * 100_000 + "</answer>", "no list"),
     ],
 )
 def test_a_malformed_reply_is_no_verdict(reply: str, problem: str) -> None:
@@ -416,7 +420,34 @@ def test_an_evaluator_gets_the_files_themselves(tmp_path: Path, capsys: pytest.C
     assert read_video_rate(shown)[1] == 30
 
 
+def test_videos_are_graded_at_their_own_rate_with_the_questions_of_now(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (sample,) = miniworld.samples("id", ["move"], 3, 1)
+    asked: list[tuple[list[str], float]] = []
+    grade = Teacher.yes_losses
+
+    def seen(self: Teacher, frames: Tensor, questions: list[list[str]], fps: float, numbers: list[int]) -> Tensor:
+        asked.append((questions[0], fps))
+        return grade(self, frames, questions, fps, numbers)
+
+    monkeypatch.setattr(Teacher, "yes_losses", seen)
+    write_video(tmp_path / f"{sample.id}.mp4", miniworld.true_video(sample), 2)
+    args = ["evaluate", "--videos", f"[{tmp_path}]", "--seed", "3", "--families", "[move]", "--limit", "1"]
+    args += ["--run-dir", str(tmp_path / "run"), "--report", "false", "--teacher.model", str(folders["teacher"])]
+    args += ["--logging.wandb", "disabled", "--sample.queries.process", '["is the red cross whole ?"]']
+    goals = ["is the red cross on the green pad ?", "is the blue square whole ?"]
+    for name, goal in (("a", goals[0]), ("a", goals[0]), ("b", goals[1])):
+        assert main([*args, "--names", f"[{name}]", "--sample.queries.goal", goal]) == 0
+    assert asked == [([goal, "is the red cross whole ?"], 2) for goal in goals]
+
+
 def test_evaluate_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="reference is 'b', but the systems are a"):
+        parse_evaluate(["--videos", f"[{tmp_path}]", "--names", "[a]", "--reference", "b"])
+    own = ["--dataset", "ruler", "--root", str(tmp_path), "--sample.prompt", "go", "--sample.frames", "9"]
+    with pytest.raises(UserError, match="a sample of your own has no official evaluator"):
+        parse_evaluate(["--videos", f"[{tmp_path}]", "--official", "true", *own])
     with pytest.raises(UserError, match="videos is empty"):
         parse_evaluate([])
     with pytest.raises(UserError, match="1 folders of videos, but 2 names"):

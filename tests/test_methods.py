@@ -122,6 +122,13 @@ def test_pass_at_k_takes_the_lowest_loss(solve: Solve, models: Models) -> None:
     assert (result.cost.reasoner_forwards, result.cost.vlm_calls) == (6, 3)
 
 
+def test_a_loss_that_is_no_number_is_not_the_lowest(solve: Solve, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([1.0, torch.nan, 0.5, torch.nan, torch.nan])
+    monkeypatch.setattr("ttopt.methods.pass_at_k.TeacherReward", lambda *_: lambda _: torch.full((1, 2), next(losses)))
+    assert solve(PassAtK(k=3))[0].details["best"] == 3
+    assert "no video has a finite loss" in str(solve(PassAtK(k=2))[0].error)
+
+
 def test_pass_at_k_asks_once_about_all_videos(solve: Solve, models: Models) -> None:
     chat = Scripted({"reason": "it moves", "best": 2})
     result, video = solve(PassAtK(k=3, judge="chat", shown=4), chat)

@@ -118,6 +118,10 @@ def test_a_teacher_on_a_gpu_of_its_own_is_counted_there(tiny: FitSettings) -> No
     assert set(memory) == {"the reasoner's GPU", "the teacher's GPU"}
     assert max(memory.values()) < one.memory["the GPU"] <= sum(memory.values())
     assert memory["the teacher's GPU"] > one.weights["teacher"]
+    for name in ("cuda", "cuda:0"):  # the same GPU in other words
+        same = dataclasses.replace(tiny, reasoner=dataclasses.replace(tiny.reasoner, device=name))
+        same = dataclasses.replace(same, teacher=dataclasses.replace(tiny.teacher, device="auto"))
+        assert planning.plan(same, GPUS["H100"]).memory == one.memory
 
 
 def test_an_offloaded_text_encoder_is_on_the_gpu_while_it_works(tiny: FitSettings, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ RULER = {"prompt": "go", "category": "c", "index": 1, "checklist": [{"Rule Coher
         ("folder", "x.jsonl", [{"prompt": "go", "id": "Cat"}, {"prompt": "go", "id": "cat"}]),
         *(
             ("ruler", "data.jsonl", [RULER | {"task_name": name} for name in names])
-            for names in (("a b", "a/b"), ("A", "a"), ("a\u00e9", "a\u00e8"))
+            for names in (("a b", "a:b"), ("A", "a"), ("a\u00e9", "a\u00e8"))
         ),
     ],
 )

@@ -117,10 +117,15 @@ def test_two_experts_recomputed_in_bfloat16(tiny_run: Callable[..., list[str]], 
 
 
 @pytest.mark.slow
-def test_the_step_loop_asks_its_model_in_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_step_loop_asks_its_model_in_one_process(tmp_path: Path, interrupted: bool) -> None:
     loop = ["--config", "collabvr", "--families", "[tour]", "--limit", "1", "--method.arguments.inner", "teacher_lora"]
     steps = ["--optimisation.steps", "2", "--optimisation.tau", "0", "--method.arguments.max_steps", "2"]
     arguments = [*loop, *steps, "--logging.wandb", "disabled", "--run-dir", "run"]
+    if interrupted:
+        breaks = {"path": "two_processes.Break", "arguments": {"process": 1, "how": "killed in its second clip"}}
+        arguments += ["--callbacks", json.dumps([breaks])]
+        together(tmp_path / "two", FORKED, *arguments, code=signal.SIGKILL)
     alone(tmp_path / "one", *arguments)
     together(tmp_path / "two", FORKED, *arguments)
     one, two = result(tmp_path / "one"), result(tmp_path / "two")

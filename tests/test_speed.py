@@ -18,7 +18,7 @@ from ttopt.checks import check
 from ttopt.config import parse_fit
 from ttopt.errors import UserError
 from ttopt.models import load_models, load_teacher, sources
-from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule
+from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule, speed
 from ttopt.reasoner import forward as cut
 from ttopt.reasoner.float8 import Float8Linear, to_float8
 from ttopt.reasoner.recipe import size_warning
@@ -202,8 +202,22 @@ def test_the_needed_expert_changes_places_with_the_other(tmp_path: Path, monkeyp
     assert arrived == ["low", "high", "low"]
 
 
+def _half_way(one: WanTransformer3DModel, other: WanTransformer3DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out at the 20th weight."""
+    places, exchange = iter(range(10_000)), speed._exchange
+
+    def full(leaving: Tensor, arriving: Tensor) -> None:
+        if next(places) == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        exchange(leaving, arriving)
+
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
+        patch.setattr(speed, "_exchange", full)
+        change_places(one, other)
+
+
 @pytest.mark.parametrize("float8", [False, True])
-def test_changing_places_moves_memory_not_values(float8: bool) -> None:
+def test_changing_places_moves_memory_not_values(float8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     one, other = tiny_transformer(layers=2), tiny_transformer(layers=2)
     adapter = Adapter(one, rank=4, blocks="1-1")
@@ -217,6 +231,11 @@ def test_changing_places_moves_memory_not_values(float8: bool) -> None:
     assert one.blocks[0].ffn.net[2].weight.data_ptr() == memory[1] != memory[0]
     assert [x.data_ptr() for x in adapter.parameters()] == matrices
     change_places(other, one)
+    for network, wanted in zip((one, other), before, strict=True):
+        assert all(torch.equal(x, wanted[name]) for name, x in network.state_dict().items())
+    memory = [x.data_ptr() for x in other.parameters()]
+    _half_way(one, other, monkeypatch)
+    assert [x.data_ptr() for x in other.parameters()] == memory
     for network, wanted in zip((one, other), before, strict=True):
         assert all(torch.equal(x, wanted[name]) for name, x in network.state_dict().items())
     larger = tiny_transformer(layers=3)

@@ -26,6 +26,13 @@ def test_edges() -> None:
         paired([1.0], [1.0, 0.0])
 
 
+def test_rounding_is_no_difference() -> None:
+    there, back = ([sum(values) / 3] * 9 for values in ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]))
+    assert there != back
+    found = paired(there, back)
+    assert (found.better, found.worse, found.p, found.difference.mean) == (0, 0, 1.0, 0.0)
+
+
 def test_pairing_removes_what_samples_share() -> None:
     rng = np.random.default_rng(2)
     hard = rng.normal(0, 10, 60)

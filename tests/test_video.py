@@ -70,6 +70,14 @@ def test_unreadable_video(tmp_path: Path) -> None:
             read_video(path)
 
 
+def test_frames_of_different_sizes_are_no_video(tmp_path: Path) -> None:
+    with (tmp_path / "x.mjpeg").open("wb") as file:
+        for size in (48, 64):
+            Image.new("RGB", (size, size)).save(file, "JPEG")
+    with pytest.raises(UserError, match="frames of different sizes; give a video of one size"):
+        read_video(tmp_path / "x.mjpeg")
+
+
 def test_small_videos_are_kept_without_loss(tmp_path: Path) -> None:
     video = (torch.rand(5, 3, 48, 32) * 255).round() / 255
     write_video(tmp_path / "video.mp4", video, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ttopt.errors import UserError
@@ -52,11 +53,6 @@ def check(settings: FitSettings) -> None:
             "give their folder as --root",
         ),
         (
-            settings.root is None or Path(settings.root).exists(),
-            f"root {settings.root} does not exist",
-            "give the folder of the data set",
-        ),
-        (
             not (r.shard and settings.engine == "ray"),
             "reasoner.shard is given with engine ray",
             "start the processes with torchrun or srun, or leave out one of them",
@@ -81,6 +77,16 @@ def check(settings: FitSettings) -> None:
         (sample.frames >= 1, f"sample.frames is {sample.frames}", "give 4k+1 frames, e.g. 81"),
         (sample.fps >= 1, f"sample.fps is {sample.fps}", "give frames a second, e.g. 16"),
         (sample.multiple >= 1, f"sample.multiple is {sample.multiple}", "give 32, or what the reasoner needs"),
+        (
+            re.fullmatch(r"[^/\\#?%:]{1,128}", settings.logging.project) is not None,
+            f"logging.project is {settings.logging.project!r}",
+            "give 1 to 128 characters without / \\ # ? % :",
+        ),
+        (
+            sample.height % 2 == sample.width % 2 == sample.multiple % 2 == 0,
+            f"sample.height, width, multiple are {sample.height}, {sample.width}, {sample.multiple}",
+            "give even numbers, as H.264 needs",
+        ),
         (settings.families != [], "families is empty", "name some, or give --families null for all"),
         (len(set(families)) == len(families), f"families names one twice: {families}", "name each once"),
         (o.tau >= 0, f"optimisation.tau is {o.tau}, but a loss is never below 0", "give 0.22, or 0 to use all steps"),
@@ -101,11 +107,6 @@ def check(settings: FitSettings) -> None:
             "give one answer or more, such as '[Yes]'",
         ),
         (
-            settings.memory.folder is None or settings.memory.add or Path(settings.memory.folder).is_dir(),
-            f"memory.folder {settings.memory.folder} does not exist",
-            "give the folder of a bank, or --memory.add true to make one",
-        ),
-        (
             -1 <= settings.memory.least_similarity <= 1,
             f"memory.least_similarity is {settings.memory.least_similarity}",
             "give a cosine from -1 to 1, e.g. 0.9",
@@ -122,11 +123,6 @@ def check(settings: FitSettings) -> None:
             or (settings.chat.model != "" and (settings.chat.backend, settings.chat.model) != ("openai", EMBEDDED)),
             f"chat.model is {settings.chat.model!r}, but chat.backend is {settings.chat.backend}",
             "give the server's name of the model, or for local a folder, a hub id or embedded, as --chat.model",
-        ),
-        (
-            settings.chat.prompts in {"full", "mini"} or Path(settings.chat.prompts).is_dir(),
-            f"chat.prompts is {settings.chat.prompts!r}, which is no folder",
-            "give full, mini, or a folder like loop/prompts",
         ),
         (settings.chat.timeout > 0, f"chat.timeout is {settings.chat.timeout}", "give seconds, e.g. 120"),
         (
@@ -176,6 +172,33 @@ def check(settings: FitSettings) -> None:
             f"give --teacher.frames {sample.frames} or fewer",
         ),
     ]
+    _refuse(rules)
+
+
+def check_files(settings: FitSettings) -> None:
+    """Raises UserError for folders that a run needs and that are not there; its report needs none of them."""
+    _refuse(
+        [
+            (
+                settings.root is None or Path(settings.root).exists(),
+                f"root {settings.root} does not exist",
+                "give the folder of the data set",
+            ),
+            (
+                settings.memory.folder is None or settings.memory.add or Path(settings.memory.folder).is_dir(),
+                f"memory.folder {settings.memory.folder} does not exist",
+                "give the folder of a bank, or --memory.add true to make one",
+            ),
+            (
+                settings.chat.prompts in {"full", "mini"} or Path(settings.chat.prompts).is_dir(),
+                f"chat.prompts is {settings.chat.prompts!r}, which is no folder",
+                "give full, mini, or a folder like loop/prompts",
+            ),
+        ]
+    )
+
+
+def _refuse(rules: Sequence[tuple[bool, str, str]]) -> None:
     for fine, wrong, cure in rules:
         if not fine:
             raise UserError(f"{wrong}; {cure}")

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from ttopt import judges
 from ttopt.chat import check_chat
-from ttopt.compare_config import CompareSettings, chosen, parse_compare, settings_of
+from ttopt.compare_config import CompareSettings, chosen, read_compare, settings_of
 from ttopt.console import Console
 from ttopt.engine import MakeCallbacks, find_samples, fit_all, open_workers
 from ttopt.errors import UserError
@@ -111,7 +111,7 @@ def load_comparison(folder: Path) -> Comparison:
     families = read_json(folder / TABLE).get("samples")
     if not isinstance(families, dict):
         raise UserError(f"{folder / TABLE} names no samples; run ttopt compare --run-dir {folder}")
-    settings = parse_compare(["--config", str(folder / CONFIG)])
+    settings = read_compare(["--config", str(folder / CONFIG)])
     return tabulate(settings, folder, families)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttopt.checks import check
+from ttopt.checks import check, check_files
 from ttopt.config import changed, config_path, parse, read_config
 from ttopt.errors import UserError
 from ttopt.settings import Arguments, FitSettings, MethodSettings
@@ -81,6 +81,13 @@ def parse_compare(args: Sequence[str]) -> CompareSettings:
 
     The base configuration comes first, then the comparison's file, then everything else on the command line.
     """
+    settings = read_compare(args)
+    _check_files(settings)
+    return settings
+
+
+def read_compare(args: Sequence[str]) -> CompareSettings:
+    """The same without looking whether the files are there that a run needs: for a comparison that has run."""
     args = list(args)
     if not any(arg.partition("=")[0] == "--config" for arg in args):
         args = ["--config", DEFAULT, *args]
@@ -116,10 +123,13 @@ def parse_evaluate(args: Sequence[str]) -> CompareSettings:
         for name, folder in zip(names, settings.videos, strict=True)
     ]
     shared = {spec.name: getattr(settings, spec.name) for spec in dataclasses.fields(CompareSettings)}
-    reference = settings.reference if settings.reference in names else names[0]
+    reference = names[0] if settings.reference == CompareSettings.reference else settings.reference
+    if reference not in names:
+        raise UserError(f"reference is {reference!r}, but the systems are {', '.join(names)}")
     found = CompareSettings(**{**shared, "methods": systems, "reference": reference})
     check(found)
     _check(found)
+    _check_files(found)
     return found
 
 
@@ -156,11 +166,23 @@ def _check(settings: CompareSettings) -> None:
         raise UserError("compare takes its methods from the list methods; leave --method out")
     if settings.official and settings.dataset not in JUDGED:
         raise UserError(f"dataset {settings.dataset} has no evaluator of its own; leave --official out")
+    if settings.official and settings.sample.prompt is not None:
+        raise UserError("a sample of your own has no official evaluator; leave --official or --sample.prompt out")
     for method in settings.methods:
         for name in method.settings:
-            if name.startswith(SHARED):
+            # The sprite world's samples are the seed's; elsewhere it only decides the noise.
+            if name.startswith(SHARED) or (name == "seed" and settings.dataset == "miniworld"):
                 raise UserError(f"method {method.name}: {name} must be the same for all methods; give it as --{name}")
         settings_of(method, settings, Path())
+
+
+def _check_files(settings: CompareSettings) -> None:
+    check_files(settings)
+    for method in settings.methods:
+        try:
+            check_files(settings_of(method, settings, Path()))
+        except UserError as error:
+            raise UserError(f"method {method.name}: {error}") from error
 
 
 def chosen(settings: CompareSettings) -> list[Compared]:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
 
-from ttopt.checks import check
+from ttopt.checks import check, check_files
 from ttopt.errors import UserError
 from ttopt.settings import METHOD_ARGUMENTS, FitSettings, to_dict
 
@@ -49,6 +49,7 @@ def parse_fit(args: Sequence[str]) -> FitSettings:
     what = "Optimise videos at test time: one adapter per sample, trained until the teacher is satisfied."
     settings = parse(FitSettings, "fit", what, args, [] if _names_config(args) else [DEFAULT_CONFIG])
     check(settings)
+    check_files(settings)
     return settings
 
 

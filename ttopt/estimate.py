@@ -231,7 +231,9 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     grading = roofline.parts["grade"].peak - held
     for name in ("prefix", *STEP):  # samples side by side; seconds stay those of one
         roofline.parts[name].peak = int(roofline.parts[name].peak * settings.batch_samples * kept)
-    two_devices = settings.teacher.device != settings.reasoner.device
+    spelt = {"auto": "cuda:0", "cuda": "cuda:0"}  # names of the same GPU
+    reasoner_on, teacher_on = (spelt.get(s.device, s.device) for s in (settings.reasoner, settings.teacher))
+    two_devices = teacher_on != reasoner_on
     return Plan(
         gpu,
         tokens,

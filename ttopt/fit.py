@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
+from callbacks import standard
 from ttopt import metrics
 from ttopt.bank import Bank, Neighbour, keys_of
 from ttopt.cost import Meter
@@ -69,7 +70,7 @@ def fit_sample(
     *,
     queries: Queries | None = None,
     scorer: Scorer | None = None,
-    callbacks: Sequence[L.Callback] = (),
+    callbacks: Sequence[L.Callback] | None = None,
     logger: Logger | None = None,
     reward: Reward | None = None,
     status: Status = lambda text: None,
@@ -81,7 +82,8 @@ def fit_sample(
     """Optimises one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
 
     ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the loop (the teacher
-    still grades the two videos); ``callbacks`` and ``logger`` go to the Trainer; ``scorer`` sees only finished videos;
+    still grades the two videos); ``callbacks`` (None: those of ``ttopt fit``, of which one ends the loop at tau) and
+    ``logger`` go to the Trainer; ``scorer`` sees only finished videos;
     ``meter``, already open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch; from
     ``bank``'s nearest entry the adapter may start, and an adapter that satisfies the teacher enters it.
 
@@ -94,6 +96,8 @@ def fit_sample(
                 sample, models, settings, folder, queries=queries, scorer=scorer, callbacks=callbacks, logger=logger,
                 reward=reward, status=status, note=note, meter=meter, trained=trained, bank=bank,
             )  # fmt: skip
+    if callbacks is None:
+        callbacks = standard(settings)
     reasoner, adapter, timer = models.reasoner, models.adapter, meter.timer
     o = settings.optimisation
     numbers = sample_frames(settings.teacher.frames, sample.frames)

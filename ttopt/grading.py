@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from ttopt import metrics
 from ttopt.compare_config import CompareSettings, chosen
 from ttopt.engine import given_queries
 from ttopt.errors import UserError
+from ttopt.identity import sample_digest, teacher_digest
 from ttopt.models import Models, load_models, load_teacher, sources
 from ttopt.module import sample_frames
 from ttopt.result import FILE, Result
@@ -23,7 +25,7 @@ from ttopt.sample import Sample
 from ttopt.settings import FitSettings
 from ttopt.table import Judged
 from ttopt.teacher import Queries, Teacher
-from ttopt.video import read_frames
+from ttopt.video import read_frames, video_rate
 
 JUDGED = "judged.json"
 QUERIES = "queries.json"
@@ -41,7 +43,8 @@ class Loader:
     def __call__(self, settings: FitSettings) -> Models:
         key = (settings.reasoner, settings.decoder, settings.teacher, settings.adapter)
         if self._models is None or key != self._key:
-            self._models = None  # the old ones must go before the new ones come
+            self._models = None
+            gc.collect()  # the old ones must go before the new ones come; a Trainer refers to itself and holds them
             self._note(sources(settings))
             self._models, self._key = load_models(settings), key
         return self._models
@@ -71,7 +74,8 @@ def grade(
             if stamp is None:
                 continue
             queries, old = asked.get(sample.id), judged.get(sample.id, {})
-            if old.get("of") != stamp:
+            questions = None if queries is None else queries.all
+            if (old.get("of"), old.get("asked")) != (stamp, questions):
                 old = {"p_yes": None}
             beside = [settings.reference, _stamp(base)]
             if old.get("beside") == beside and (old["p_yes"] is not None or queries is None):
@@ -79,9 +83,9 @@ def grade(
             video = read_frames(mine)
             p_yes = old["p_yes"]
             if p_yes is None and queries is not None:
-                p_yes = _p_yes(video, queries, sample, settings, load)
+                p_yes = _p_yes(video, video_rate(mine / "video.mp4") or sample.fps, queries, settings, load)
             found = Judged(p_yes, **_drift(video, base))
-            judged[sample.id] = {"of": stamp, "beside": beside, **dataclasses.asdict(found)}
+            judged[sample.id] = {"of": stamp, "asked": questions, "beside": beside, **dataclasses.asdict(found)}
         with writing(folder):
             write_text(place / JUDGED, json.dumps(judged, indent=1))
 
@@ -93,9 +97,9 @@ def _stamp(place: Path) -> str | None:
 
 
 @torch.no_grad()
-def _p_yes(video: Tensor, queries: Queries, sample: Sample, settings: CompareSettings, load: Loader) -> list[float]:
+def _p_yes(video: Tensor, fps: float, queries: Queries, settings: CompareSettings, load: Loader) -> list[float]:
     numbers = sample_frames(settings.teacher.frames, len(video))
-    losses = load.teacher(settings).yes_losses(video[None, numbers], [queries.all], sample.fps, numbers)[0]
+    losses = load.teacher(settings).yes_losses(video[None, numbers], [queries.all], fps, numbers)[0]
     found: list[float] = (-losses).exp().tolist()
     return found
 
@@ -111,23 +115,31 @@ def _drift(video: Tensor, base: Path) -> Mapping[str, float | None]:
 def _questions(
     settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader, note: Callable[[str], None]
 ) -> dict[str, Queries | None]:
-    """The questions of every sample; None where the teacher writes none that can be read."""
+    """The questions of every sample; None where the teacher writes none that can be read. Those of an earlier call
+    are taken if the user's own, else sample and teacher, are the same."""
     path, own = folder / QUERIES, given_queries(settings)
     kept: dict[str, Any] = read_json(path)
     if not settings.questions:
         return {}
+    teacher = teacher_digest(settings)
     for sample in samples:
-        if sample.id in kept:
+        source = "own" if own else f"{sample_digest(sample)} {teacher}"
+        entry = kept.get(sample.id) or {}
+        if entry.get("source") == source and (own is None or _read(entry) == own):
             continue
         try:
             found = own or load.teacher(settings).write_queries(sample)
-            kept[sample.id] = {"goal": found.goal, "process": list(found.process)}
+            kept[sample.id] = {"source": source, "goal": found.goal, "process": list(found.process)}
         except UserError as error:
             note(f"{sample.id}: not graded: {error}")
-            kept[sample.id] = None
+            kept[sample.id] = {"source": source}
     with writing(folder):
         write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
-    return {name: Queries(q["goal"], tuple(q["process"])) if q else None for name, q in kept.items()}
+    return {name: _read(entry or {}) for name, entry in kept.items()}
+
+
+def _read(entry: Mapping[str, Any]) -> Queries | None:
+    return Queries(entry["goal"], tuple(entry["process"])) if "goal" in entry else None
 
 
 def _slug(settings: CompareSettings, name: str) -> str:

@@ -47,12 +47,23 @@ def model_digest(settings: FitSettings) -> str:
     r = settings.reasoner
     found = hashlib.sha256(repr((settings.adapter, r.ignore_image)).encode())
     for name in (r.model, r.transformer, r.lora, r.low_noise_lora):
-        place = _place(name or "", "reasoner")
-        local = bool(name) and place.exists()
-        found.update(f"{local or name}\n".encode())
-        if local:
-            _add_files(found, place)
+        _add_named(found, name, "reasoner")
     return found.hexdigest()[:16]
+
+
+def teacher_digest(settings: FitSettings) -> str:
+    """Of what writes the questions."""
+    found = hashlib.sha256()
+    _add_named(found, settings.teacher.model, "teacher")
+    return found.hexdigest()[:16]
+
+
+def _add_named(found: hashlib._Hash, name: str | None, part: str) -> None:
+    place = _place(name or "", part)
+    local = bool(name) and place.exists()
+    found.update(f"{local or name}\n".encode())
+    if local:
+        _add_files(found, place)
 
 
 def _add_files(found: hashlib._Hash, place: Path) -> None:

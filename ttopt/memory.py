@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from dataclasses import replace
+
+import torch
 
 from ttopt.errors import UserError
 from ttopt.gpus import GPUS
@@ -35,6 +38,12 @@ def can_spare(models: Models) -> bool:
     reasoner, decoder = models.reasoner, models.decoder
     kept = len(reasoner.recompute) < len(reasoner.transformer.blocks) or not models.teacher.recompute
     return kept or (isinstance(decoder, StandardDecoder) and not decoder.checkpoint)
+
+
+def release() -> None:
+    """Lets go of what a sample held of a GPU: its Trainer refers to itself and would stay for a while."""
+    if torch.cuda.is_available():  # else memory is plenty, and this would take longer than a step
+        gc.collect()
 
 
 def advice(settings: FitSettings) -> str:

@@ -149,8 +149,10 @@ def _device(name: str, setting: str) -> str:
         device = torch.device(name)
         if device.type == "meta":
             raise RuntimeError("it holds nothing")
-    except RuntimeError as error:
-        raise UserError(f"{setting} is {name!r}, which is no device; give auto, cpu, cuda or cuda:1") from error
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{setting} is {name!r}, which is no device here; give auto, cpu, cuda or cuda:1") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} is {name}, but torch finds {torch.cuda.device_count()} GPUs; give cpu or auto")
     return name

@@ -57,7 +57,7 @@ class Grade:
 
     @property
     def p_yes(self) -> list[float]:
-        return [math.exp(-loss) for loss in self.per_query]
+        return [_probability(loss) for loss in self.per_query]
 
     def graded(self) -> Graded:
         return Graded(self.total, self.p_yes)
@@ -299,7 +299,12 @@ def metrics(grade: Grade) -> dict[str, float]:
     """One named number per curve; the confidence is the probability whose loss the total is."""
     p_goal, *p_process = grade.p_yes
     named = {f"p_yes/process_{number}": p for number, p in enumerate(p_process, start=1)}
-    return {"loss": grade.total, "confidence": math.exp(-grade.total), "p_yes/goal": p_goal, **named}
+    return {"loss": grade.total, "confidence": _probability(grade.total), "p_yes/goal": p_goal, **named}
+
+
+def _probability(loss: float) -> float:
+    """That of which the loss is the -log; 1 for a loss below 0, which a user's own reward may give."""
+    return math.exp(-max(loss, 0.0))
 
 
 def sample_frames(count: int, total: int) -> list[int]:

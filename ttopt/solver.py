@@ -14,7 +14,7 @@ from ttopt.chat import Chat
 from ttopt.cost import Meter
 from ttopt.errors import UserError
 from ttopt.finish import Scorer
-from ttopt.memory import SPARED, advice, spare
+from ttopt.memory import SPARED, advice, release, spare
 from ttopt.methods.base import Context, Method
 from ttopt.models import Models
 from ttopt.processes import met_by_all, several
@@ -81,6 +81,7 @@ class Solver:
             if several() or not spare(self.models):  # other processes wait in the middle of the first try
                 raise
         self.note(SPARED)  # not in the except clause: there, the first try's tensors still live
+        release()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self._solve(sample)
@@ -96,6 +97,7 @@ class Solver:
                 result = self.method.solve(sample, folder, context)
             # Only when the sample's folder is complete: W&B may take its time.
             log_result(logger, result, job.folder.samples / sample.id)
+        release()
         return result
 
     def _callbacks(self) -> list[L.Callback]:

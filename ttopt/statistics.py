@@ -10,6 +10,7 @@ import numpy as np
 
 DRAWS = 4000
 LEVEL = 0.95
+ROUNDING = 1e-9  # the same numbers added in another order differ by less
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def paired(values: Sequence[float], base: Sequence[float], draws: int = DRAWS) -
     if len(values) != len(base):
         raise ValueError(f"{len(values)} values cannot be paired with {len(base)}")
     gain = np.asarray(values, dtype=float) - np.asarray(base, dtype=float)
+    gain[abs(gain) < ROUNDING] = 0
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     return Paired(estimate(gain, draws), better, worse, sign_test(better, worse))
 

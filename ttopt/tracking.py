@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ttopt.errors import UserError, brief
 from ttopt.result import Result
 from ttopt.settings import FitSettings, to_dict
 from ttopt.table import Row, columns
@@ -89,7 +90,7 @@ def wandb_run(
         run = start(mode)
     except Exception as error:  # wandb raises many unrelated types, all of which mean: no connection
         if mode == "offline":
-            raise
+            raise UserError(f"W&B cannot write its run ({brief(error)}); give --logging.wandb disabled") from error
         note(f"W&B cannot be reached ({type(error).__name__}); runs stay in {folder / 'wandb'}, see wandb sync")
         _no_connection.append(True)
         run = start("offline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from torch import Tensor
 from ttopt.errors import UserError
 
 # What Pillow raises for a file that is no image, or a dangerous one.
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+UNREADABLE = (
+    UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError,
+    TypeError, KeyError, EOFError, struct.error,
+)  # fmt: skip
 FRAMES = "frames.png"  # beside a small video.mp4: its frames without loss
 SMALL = 128  # pixels; H.264 halves the resolution of colours, which ruins coloured things a few pixels large
 # Visually lossless; chain tensors or PNG files where the last bit counts. Without mbtree, which x264 computes a little
@@ -51,7 +55,15 @@ def read_video_rate(path: Path) -> tuple[Tensor, float]:
         raise UserError(f"{path} cannot be read as a video ({error}); give an mp4 file") from error
     if not frames:
         raise UserError(f"{path} holds no video frames; give an mp4 file")
+    if len({frame.shape for frame in frames}) > 1:
+        raise UserError(f"{path} has frames of different sizes; give a video of one size")
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255, rate
+
+
+def video_rate(path: Path) -> float:
+    """Frames a second of a video file, 0 where it does not say."""
+    with av.open(str(path)) as container:
+        return float(container.streams.video[0].average_rate or 0)
 
 
 def write_frames(folder: Path, video: Tensor) -> None:

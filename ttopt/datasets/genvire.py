@@ -69,7 +69,9 @@ def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     answer = {key: value for key, value in row.items() if key != "image"} | {"root": root}
     height, width = image.shape[1:]
     prompt = words(row, "i2v_prompt", name)
-    return Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["main_category"]), "", answer)
+    sample = Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["main_category"]), "", answer)
+    output_path(sample)  # a record that names no place for its video is refused now, not when all videos are made
+    return sample
 
 
 def output_path(sample: Sample) -> Path:

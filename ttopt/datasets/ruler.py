@@ -48,7 +48,9 @@ def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     given = row.get("input_image_path")
     image = first_frame(inside(root, given), form) if given else None
     height, width = (form.height, form.width) if image is None else image.shape[1:]
-    return Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["category"]), "", row)
+    sample = Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["category"]), "", row)
+    output_path(sample)  # a record that names no place for its video is refused now, not when all videos are made
+    return sample
 
 
 def checklist(value: Any, where: str) -> list[tuple[str, str]]:

@@ -22,11 +22,11 @@ from ttopt.chat import Chat, ChatError, Jpeg, Message, fingerprint
 from ttopt.compare_config import CompareSettings
 from ttopt.datasets.files import inside
 from ttopt.datasets.ruler import METRICS, output_path
-from ttopt.errors import UserError
+from ttopt.errors import UserError, brief
 from ttopt.judges import Evaluator, Verdict, judge_prompt, mean_of, server
 from ttopt.runfolder import read_json, write_text
 from ttopt.sample import Sample
-from ttopt.video import fit_image, read_video_rate
+from ttopt.video import UNREADABLE, fit_image, read_video_rate
 
 POINTS = {"Good": 2, "Medium": 1, "Poor": 0}
 FRAMES_PER_SECOND = 2
@@ -124,9 +124,10 @@ def labels_of(reply: str, count: int) -> list[str]:
         raise ValueError("there is no <answer>")
     try:
         labels = json.loads(found[1])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the answer is no list ({error.msg})") from error
-    if not isinstance(labels, list) or len(labels) != count or any(label not in POINTS for label in labels):
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the answer is no list ({brief(error)})") from error
+    known = isinstance(labels, list) and all(isinstance(label, str) and label in POINTS for label in labels)
+    if not known or len(labels) != count:
         raise ValueError(f"the answer must be {count} of {', '.join(POINTS)}, but is {labels!r}"[:200])
     return labels
 
@@ -192,6 +193,6 @@ def _image(path: Path) -> Tensor:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except OSError as error:
+    except UNREADABLE as error:
         raise UserError(f"image {path} cannot be read; fetch the data set again") from error
     return fit_image(image, image.height, image.width)

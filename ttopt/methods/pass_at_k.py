@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -88,7 +89,11 @@ def by_loss(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple
         per_query = torch.cat([reward(video[None, numbers]) for video in videos])
     meter.vlm_calls += len(videos) + (context.queries is None)
     losses = multi_vqa_loss(per_query, settings.optimisation.goal_weight)
-    return int(losses.argmin()), {"losses": losses.tolist(), "generic_questions": queries.generic}
+    finite = {number: loss for number, loss in enumerate(losses.tolist()) if math.isfinite(loss)}
+    if not finite:
+        raise UserError(f"sample {sample.id}: no video has a finite loss; give the teacher another dtype")
+    shown = [finite.get(number) for number in range(len(videos))]
+    return min(finite, key=finite.__getitem__), {"losses": shown, "generic_questions": queries.generic}
 
 
 def by_scorer(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple[int, dict[str, object]]:

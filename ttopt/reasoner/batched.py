@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ttopt.errors import UserError
 from ttopt.reasoner.adapter import check_state, initial_down, target_names, update_norm
+from ttopt.reasoner.float8 import Float8Linear
 
 
 class BatchedAdapter:
@@ -46,16 +47,18 @@ class BatchedAdapter:
         self.active: list[int] | None = None
         self._downs: list[nn.Parameter] = []
         self._ups: list[nn.Parameter] = []
-        self._hooks = []
-        for index, name in enumerate(self.names):
+        layers = []
+        for name in self.names:
             layer = transformer.get_submodule(name)
             layer = getattr(layer, "base_layer", layer)  # under a peft layer, if there is one
-            assert isinstance(layer, nn.Linear)
+            assert isinstance(layer, (nn.Linear, Float8Linear))
+            layers.append(layer)
             place = layer.weight.device if device is None else device
             self._downs.append(nn.Parameter(torch.zeros(size, rank, layer.in_features, device=place)))
             self._ups.append(nn.Parameter(torch.zeros(size, layer.out_features, rank, device=place)))
-            self._hooks.append(layer.register_forward_hook(self._hook(index)))
         self.reset(range(size))
+        # Last: if memory runs out above, nothing is left behind.
+        self._hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in enumerate(layers)]
 
     def _hook(self, index: int) -> Any:
         def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def compiled_block() -> RunBlock:
     run: RunBlock = torch.compile(forward.run_block, dynamic=False)
     # Blocks differ in which linears carry a LoRA, in needing gradients and in the modulation's rows.
     allow_variants()
+    torch._dynamo.config.skip_nnmodule_hook_guards = False  # hooks come and go: BatchedAdapter's
     return run
 
 
@@ -67,11 +68,17 @@ def change_places(leaving: nn.Module, arriving: nn.Module) -> None:
         leaving.to("cpu")
         arriving.to(device)
         return
-    for name, one in here.items():
-        other = there[name]
-        arrived = other.data.to(one.device, copy=True)
-        other.data.copy_(one.data)
-        one.data, other.data = other.data, arrived
+    with ExitStack() as undo:  # if memory runs out half way
+        for name, one in here.items():
+            _exchange(one, there[name])
+            undo.callback(_exchange, there[name], one)
+        undo.pop_all()
+
+
+def _exchange(leaving: Tensor, arriving: Tensor) -> None:
+    arrived = arriving.data.to(leaving.device, copy=True)
+    arriving.data.copy_(leaving.data)
+    leaving.data, arriving.data = arriving.data, arrived
 
 
 def _frozen(network: nn.Module) -> dict[str, Tensor]:

@@ -39,10 +39,11 @@ def _comparison(folder: Path) -> Path:
 
 
 def _fit(folder: Path) -> Path:
-    from ttopt.config import parse_fit
+    from ttopt.config import parse
     from ttopt.runfolder import CONFIG
+    from ttopt.settings import FitSettings
 
-    s = parse_fit(["--config", str(folder / CONFIG)])
+    s = parse(FitSettings, "fit", "", ["--config", str(folder / CONFIG)], [])
     results = [Result.load(path.parent) for path in (folder / "samples").glob(f"[!.]*/{RESULT}")]
     results.sort(key=lambda result: (result.finished, result.sample))
     if not results:

@@ -95,7 +95,9 @@ def comparison_page(
     for sample in next(iter(entries.values())):
         clips = [_clip(m, samples[sample], places[m] / sample, folder, embed) for m, samples in entries.items()]
         asked = queries.get(sample) or {}
-        views.append(_sample(sample, entries, places, clips, [asked["goal"], *asked["process"]] if asked else []))
+        views.append(
+            _sample(sample, entries, places, clips, [asked["goal"], *asked["process"]] if "goal" in asked else [])
+        )
     return Page(title, about, reference, list(entries), views, taus, score_name(entries), table, embed)
 
 

@@ -114,7 +114,7 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     data, specs = (json.loads(re.findall(f'id="{n}">(.*?)</script>', text, re.DOTALL)[0]) for n in ("data", "specs"))
     assert data["a"]["queries"] == {"LoRA & loop": [OWN, EVIL]}, "those that its curves are of"
     lines = [json.dumps(specs["loss"][method]) for method in ("single", "LoRA & loop")]
-    assert "tau = 0.1" in lines[0] and "tau = 0.4" in lines[1]
+    assert "tau = 0.07" in lines[0] and "tau = 0.4" in lines[1]
     assert not re.search(r"""(?:src|href)=["']?(?!data:|\{)[a-z]+:?//""", markup), "nothing from elsewhere"
     assert "NaN" not in re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]
 
@@ -131,7 +131,9 @@ def test_page_of_a_fit(tmp_path: Path) -> None:
     place = tmp_path / "run/samples/a"
     write_result(place, "a", "move", True, 9, optimisation=optimisation())
     shutil.copy(place / "video.mp4", place / "base.mp4")
-    (tmp_path / "run/config.yaml").write_text("seed: 3\n")
+    # The page needs neither the data nor a bank of adapters that the run had.
+    gone = "dataset: folder\nroot: gone\nmemory: {folder: gone, add: false}\n"
+    (tmp_path / "run/config.yaml").write_text("seed: 3\n" + gone)
     text = write_report(tmp_path / "run").read_text()
     assert text.count("<video muted") == 2 and "<b>before</b>" in text and "✓ solved" in text
 

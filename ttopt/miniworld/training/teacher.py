@@ -61,6 +61,7 @@ from ttopt.teacher.prompts import Prompts
 
 STEPS, WARM, WARM_AGAIN, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 400, 120, 6, 5, 3, 1e-3
 VISITS = 0.25  # share of the videos that are of this family in any case: the hardest to read
+NOISY, NOISE = 0.6, (0.02, 0.4)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 WRITE_EVERY = 4  # steps; writing questions is learnt soon
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
 PROMPTS = Prompts(question="{question}", queries=replies.QUERIES, timestamps=False)
@@ -315,7 +316,8 @@ def train(
         with torch.no_grad():
             reading = read(frames)
         questions, truths = choose_questions(tasks, reading, rng)
-        noise = 0.03 * float(rng.random() < 0.5) * torch.randn_like(frames)
+        sigma = np.exp(rng.uniform(math.log(NOISE[0]), math.log(NOISE[1]), BATCH)) * (rng.random(BATCH) < NOISY)
+        noise = torch.from_numpy(sigma).float().view(-1, 1, 1, 1, 1) * torch.randn_like(frames)
         asked = [[q.text() for q in row] for row in questions]
         result = teacher.forward_packed(frames + noise, asked, FPS, ALL_FRAMES)
         losses, yes = answer_loss(teacher, result, truths)

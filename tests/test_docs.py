@@ -92,7 +92,8 @@ def test_blocks_are_right_as_far_as_reading_can_tell(
                 if option in ("--root", "--memory.folder"):
                     Path(value).mkdir(parents=True, exist_ok=True)
                 if option == "--config" and value.endswith(".yaml"):
-                    Path(value).write_text("limit: 1\n")
+                    written = re.search(rf"cat > {re.escape(value)} <<'END'\n(.*?)END\n", block.code, re.DOTALL)
+                    Path(value).write_text(written[1] if written else "limit: 1\n")
             try:
                 PARSERS[name](arguments)
             except SystemExit as exit_:  # --help and --print_config

@@ -1,6 +1,6 @@
 """One sample -> one Trainer -> one result folder.
 
-video.mp4  base.mp4        the optimised video, and the frozen model's from the same noise; before_after.png
+video.mp4  base.mp4        the optimised video, and the frozen model's from the same noise; before_after.png  frames.png
 curves.csv  curves.png     loss and P("Yes") of every query at every step
 previews/  adapter/        what the teacher saw; the LoRA
 result.json  config.yaml   numbers, seeds, versions; the settings
@@ -81,14 +81,15 @@ def fit_sample(
 ) -> Result:
     """Optimises one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
 
-    ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the loop (the teacher
-    still grades the two videos); ``callbacks`` (None: those of ``ttopt fit``, of which one ends the loop at tau) and
-    ``logger`` go to the Trainer; ``scorer`` sees only finished videos;
-    ``meter``, already open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch; from
-    ``bank``'s nearest entry the adapter may start, and an adapter that satisfies the teacher enters it.
+    ``folder`` must exist. ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the
+    loop (the teacher still grades the finished videos, by which keep better and best choose); ``callbacks`` (None:
+    ``callbacks.standard``, of which one ends the loop at tau) and ``logger`` go to the Trainer; ``scorer`` sees only
+    finished videos; ``status`` and ``note`` are told what happens, what should stay on the screen; ``meter``, already
+    open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch; from ``bank``'s nearest
+    entry the adapter may start, and an adapter that satisfies the teacher enters it.
 
     Goes on from the state that an interrupted call has left in ``folder`` (ttopt/resume.py), if all is still the same.
-    With a ``reward``, which cannot be compared, none is kept. ``note`` is told what should stay on the screen.
+    With a ``reward``, which cannot be compared, none is kept.
     """
     if meter is None:
         with Meter(models.reasoner) as meter:

@@ -253,7 +253,7 @@ class ChatSettings:
     max_tokens: int = 1024
     """Longest reply; a benchmark's judge may write 8192 tokens at least."""
     constrained: bool = False
-    """teacher, local: write only what fits the wanted JSON (needs ttopt[grammar]); servers are always asked."""
+    """teacher, local: write only what fits the wanted JSON (pip install -e '.[grammar]'); servers are always asked."""
     prompts: str = "full"
     """Wording: full, mini (all that the embedded models know), or a folder of text files like loop/prompts."""
     price_in: float = 0.0
@@ -292,15 +292,16 @@ class FitSettings:
     """miniworld and vbvr: in or out of the distribution of the training data. vbvr also: all. miniworld also: dev_id
     and dev_ood, their twins for choosing settings."""
     families: list[str] | None = None
-    """Only these task families, e.g. '[move,maze]' (vbvr: tasks; ruler, genvire: categories or tasks); null: all."""
+    """Only these task families, e.g. '[move,maze]' (vbvr: tasks; ruler, genvire: categories or tasks); null: all
+    (miniworld: the five that one clip can solve)."""
     limit: int = 5
     """How many samples."""
     batch_samples: int = 1
-    """How many samples are optimised side by side on the device, each with its own adapter: the same results, sooner on
-    small models."""
+    """How many samples are optimised side by side on the device, each with its own adapter: the same results up to
+    rounding, sooner on small models. Only for ttopt.methods.TeacherLora, denoise_step first and engine in_process."""
     engine: Literal["in_process", "ray"] = "in_process"
     """in_process: one sample after the other, here. ray: several at once, on all GPUs of this machine or of a cluster
-    (needs ttopt[ray]); the results are the same."""
+    (pip install -e '.[ray]'); the results are the same."""
     address: str | None = None
     """ray: the cluster's head as host:port, or auto for the cluster that this machine belongs to; null: a Ray of this
     run's own, on this machine."""

@@ -81,13 +81,15 @@ def parse_compare(args: Sequence[str]) -> CompareSettings:
 
     The base configuration comes first, then the comparison's file, then everything else on the command line.
     """
-    settings = read_compare(args)
-    _check_files(settings)
-    return settings
+    return _parse(args, files=True)
 
 
 def read_compare(args: Sequence[str]) -> CompareSettings:
     """The same without looking whether the files are there that a run needs: for a comparison that has run."""
+    return _parse(args, files=False)
+
+
+def _parse(args: Sequence[str], files: bool) -> CompareSettings:
     args = list(args)
     if not any(arg.partition("=")[0] == "--config" for arg in args):
         args = ["--config", DEFAULT, *args]
@@ -95,7 +97,7 @@ def read_compare(args: Sequence[str]) -> CompareSettings:
     what = "Compare methods on the same samples: one table and one page."
     settings = parse(CompareSettings, "compare", what, args, [base])
     check(settings)
-    _check(settings)
+    _check(settings, files)
     return settings
 
 
@@ -128,8 +130,7 @@ def parse_evaluate(args: Sequence[str]) -> CompareSettings:
         raise UserError(f"reference is {reference!r}, but the systems are {', '.join(names)}")
     found = CompareSettings(**{**shared, "methods": systems, "reference": reference})
     check(found)
-    _check(found)
-    _check_files(found)
+    _check(found, files=True)
     return found
 
 
@@ -148,7 +149,9 @@ def _base(args: list[str]) -> str:
     return found
 
 
-def _check(settings: CompareSettings) -> None:
+def _check(settings: CompareSettings, files: bool) -> None:
+    if files:
+        check_files(settings)
     names = [method.name for method in settings.methods]
     slugs = [method.slug for method in settings.methods]
     for name, slug in zip(names, slugs, strict=True):
@@ -173,14 +176,10 @@ def _check(settings: CompareSettings) -> None:
             # The sprite world's samples are the seed's; elsewhere it only decides the noise.
             if name.startswith(SHARED) or (name == "seed" and settings.dataset == "miniworld"):
                 raise UserError(f"method {method.name}: {name} must be the same for all methods; give it as --{name}")
-        settings_of(method, settings, Path())
-
-
-def _check_files(settings: CompareSettings) -> None:
-    check_files(settings)
-    for method in settings.methods:
+        own = settings_of(method, settings, Path())
         try:
-            check_files(settings_of(method, settings, Path()))
+            if files:
+                check_files(own)
         except UserError as error:
             raise UserError(f"method {method.name}: {error}") from error
 

@@ -123,9 +123,8 @@ def _questions(
         return {}
     teacher = teacher_digest(settings)
     for sample in samples:
-        source = "own" if own else f"{sample_digest(sample)} {teacher}"
-        entry = kept.get(sample.id) or {}
-        if entry.get("source") == source and (own is None or _read(entry) == own):
+        source = str(own.all) if own else f"{sample_digest(sample)} {teacher}"
+        if (kept.get(sample.id) or {}).get("source") == source:
             continue
         try:
             found = own or load.teacher(settings).write_queries(sample)

@@ -25,7 +25,7 @@ from ttopt.config import changed, parse_fit
 from ttopt.cost import Meter
 from ttopt.datasets.files import first_frame, fitted_length
 from ttopt.errors import UserError
-from ttopt.memory import advice, spare
+from ttopt.memory import advice, release, spare
 from ttopt.methods import Context, make_method
 from ttopt.models import Models, load_models
 from ttopt.sample import Sample
@@ -84,7 +84,8 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         except torch.OutOfMemoryError:
             if self._models is None or not spare(self._models[0]):
                 raise
-        if torch.cuda.is_available():  # not in the except clause: there, the first try's tensors still live
+        release()  # not in the except clause: there, the first try's tensors still live
+        if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return self._solve(image, prompt, duration, output)
 
@@ -109,6 +110,7 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
             target = Path(self.output_dir) / output
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(working) / "video.mp4", target)
+        release()
         return {
             "video_path": str(target),
             "method": result.method,

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from loop.chain import Chain
 from loop.engine import StepLoop
+from loop.rewrites import PromptRewrite, VideoTPO
 
-__all__ = ["Chain", "StepLoop"]
+__all__ = ["Chain", "PromptRewrite", "StepLoop", "VideoTPO"]

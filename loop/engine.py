@@ -43,7 +43,7 @@ from loop.settings import LoopSettings
 from loop.step import Attempt, Step
 from loop.trace import Trace
 from loop.verifier import Verdict, verify
-from loop.wording import TARGET, Wording
+from loop.wording import TARGET, Wording, sentence, with_suggestion
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.errors import UserError, one_line
 from ttopt.memory import can_spare
@@ -258,9 +258,7 @@ class Loop:
 
     def evolve(self, step: Step, suggestion: str) -> str:
         """The prompt with one more suggestion; no model is asked. Where they get too long, the older ones go."""
-        if suggestion.casefold() in step.prompt.casefold():  # an empty one too: then only the seed changes
-            return step.prompt
-        longer = sentence(step.prompt) + f" {suggestion}"
+        longer = with_suggestion(step.prompt, suggestion)  # an empty one changes only the seed
         if len(longer) <= self.settings.longest_prompt:
             return longer
         return sentence(step.action) + f" {self.limited(suggestion)}"
@@ -318,7 +316,3 @@ class Loop:
     def warn(self, text: str) -> None:
         self.trace.warn(text)
         self.tell(f"warning: {text}")
-
-
-def sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -69,3 +69,15 @@ def message(
 def done_text(actions: Sequence[str]) -> str:
     """The accepted steps as text."""
     return " ".join(actions) or "nothing."
+
+
+def sentence(text: str) -> str:
+    """The text, ended like a sentence."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def with_suggestion(prompt: str, suggestion: str) -> str:
+    """The prompt and one more suggestion, unless it says that already."""
+    if suggestion.casefold() in prompt.casefold():
+        return prompt
+    return f"{sentence(prompt)} {suggestion}"

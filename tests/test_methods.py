@@ -12,8 +12,10 @@ import torch
 from conftest import GOAL, PROCESS
 from pydantic import BaseModel
 from tiny import tiny_sample
+from tiny_loop import plan, verdict
 from torch import Tensor
 
+import loop
 from ttopt.chat import ChatError, Message, Reply
 from ttopt.cost import Meter
 from ttopt.errors import UserError
@@ -176,6 +178,31 @@ def test_videotpo(solve: Solve, models: Models, tmp_path: Path) -> None:
     assert read_video(tmp_path / "video.mp4").shape == (9, 3, 48, 48)
     broken, _ = solve(VideoTPO(), Scripted({"better": 2, "critique": "x"}, ChatError("down")))
     assert broken.error == "down"
+
+
+def test_prompt_rewrite_by_the_planner(solve: Solve, models: Models) -> None:
+    chat = Scripted(plan("move the blue cross to the pad"))
+    result, video = solve(loop.PromptRewrite(), chat)
+    assert torch.equal(video, video_of(models, prompt="move the blue cross to the pad"))
+    assert result.method == "pe" and SAMPLE.prompt in chat.asked[0].text
+    done, video = solve(loop.PromptRewrite(), Scripted(plan(complete=True)))
+    assert torch.equal(video, video_of(models)) and done.details["prompt"] == SAMPLE.prompt
+    failed, _ = solve(loop.PromptRewrite(), Scripted("move it", "there"))
+    assert failed.error and "plan" in failed.error
+
+
+def test_videotpo_by_the_verifier(solve: Solve, models: Models) -> None:
+    farther = verdict(False, 0.5, 0.9, "The cross goes to the pad.")
+    chat = Scripted(verdict(False, 0.9, 0.2), farther, verdict(True, 1.0, 1.0), farther)
+    result, video = solve(loop.VideoTPO(frames_per_second=4), chat)
+    prompt = f"{SAMPLE.prompt}. The cross goes to the pad."
+    assert torch.equal(video, video_of(models, prompt=prompt)), "an accepted video leaves the prompt as it is"
+    assert [(r["better"], r["prompt"]) for r in result.details["rounds"]] == [(2, prompt), (1, prompt)]
+    assert torch.equal(chat.asked[1].images[-1], video_of(models, 1)[-1]) and len(chat.asked[1].images) == 6
+    assert SAMPLE.prompt in chat.asked[3].text and "The cross goes to the pad." in chat.asked[3].text
+    assert result.cost.vlm_calls == 4 and result.cost.generated_seconds == pytest.approx(5 * VIDEO, abs=1e-3)
+    with pytest.raises(UserError, match="frames_per_second 0"):
+        loop.VideoTPO(frames_per_second=0)
 
 
 def test_seed_ensemble(solve: Solve, models: Models) -> None:

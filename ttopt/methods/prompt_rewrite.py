@@ -33,13 +33,17 @@ class PromptRewrite:
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         seed = noise_seed(context.settings.seed, sample)
         context.status("rewriting the prompt")
-        parts = [REWRITE.format(prompt=sample.prompt, frame="" if sample.image is None else " and this first frame")]
-        images = [] if sample.image is None else [sample.image]
         try:
-            prompt = context.ask([Message("user", (*images, *parts))], Rewrite).prompt
+            prompt = self.rewrite(sample, context)
         except ChatError as error:
             return context.finish(sample, None, folder, method="pe", seeds={"noise": seed}, error=str(error))
         video = context.generate(dataclasses.replace(sample, prompt=prompt), seed)
         return context.finish(
             sample, video, folder, method="pe", seeds={"noise": seed}, stop="one rewrite", details={"prompt": prompt}
         )
+
+    def rewrite(self, sample: Sample, context: Context) -> str:
+        """The prompt in other words. Raises ChatError."""
+        parts = [REWRITE.format(prompt=sample.prompt, frame="" if sample.image is None else " and this first frame")]
+        images = [] if sample.image is None else [sample.image]
+        return context.ask([Message("user", (*images, *parts))], Rewrite).prompt

@@ -53,10 +53,9 @@ class VideoTPO:
                 now = dataclasses.replace(sample, prompt=prompt)
                 pair = [context.generate(now, seed) for seed in seeds]
                 video = pair[0]
-                critique = self._criticise(sample.prompt, prompt, pair, context)
+                critique = self.criticise(now, sample, pair, context)
                 video = pair[critique.better - 1]
-                text = IMPROVE.format(prompt=prompt, task=sample.prompt, critique=critique.critique)
-                prompt = context.ask([Message("user", (text,))], Rewrite).prompt
+                prompt = self.improve(prompt, sample, critique.critique, context)
                 history.append({"better": critique.better, "critique": critique.critique, "prompt": prompt})
         except ChatError as error:
             return context.finish(
@@ -68,9 +67,15 @@ class VideoTPO:
             details={"rounds": history},
         )  # fmt: skip
 
-    def _criticise(self, task: str, prompt: str, pair: list[Tensor], context: Context) -> Critique:
+    def criticise(self, made: Sample, task: Sample, pair: list[Tensor], context: Context) -> Critique:
+        """What is right and wrong in two videos of ``made``, whose prompt may be another than the task's."""
         parts: list[str | Tensor] = []
         for number, video in enumerate(pair, start=1):
             parts += [f"Video {number}:", *video[sample_frames(self.shown, len(video))]]
-        parts.append(CRITICISE.format(prompt=prompt, task=task))
+        parts.append(CRITICISE.format(prompt=made.prompt, task=task.prompt))
         return context.ask([Message("user", tuple(parts))], Critique)
+
+    def improve(self, prompt: str, task: Sample, critique: str, context: Context) -> str:
+        """A better prompt for the same task."""
+        text = IMPROVE.format(prompt=prompt, task=task.prompt, critique=critique)
+        return context.ask([Message("user", (text,))], Rewrite).prompt

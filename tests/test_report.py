@@ -80,7 +80,8 @@ def comparison(tmp_path: Path) -> Path:
         json.dumps({sample: {"goal": QUERIES[0], "process": QUERIES[1:]} for sample in families})
     )
     for number, (sample, family) in enumerate(families.items()):
-        write_result(folder / "methods/single/samples" / sample, sample, family, number == 1, 9)
+        noted = {"rounds": [{"better": 2, "critique": EVIL}, {"better": 1}], "losses": [0.51234, 2], "none": None}
+        write_result(folder / "methods/single/samples" / sample, sample, family, number == 1, 9, details=noted)
     place = folder / "methods" / settings.methods[1].slug
     write_result(place / "samples/a", "a", "move", True, 9, optimisation=optimisation())
     write_result(place / "samples/b", "b", "maze", False, 17, accepted=True)
@@ -110,6 +111,7 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     told = [
         markup.index(words) for words in ("instruction:</span> first this", "slower", "not judged", "no one is there")
     ]
+    assert "rounds 1: critique</td>" in markup and "0.512, 2</td>" in markup and "<td>none" not in markup
     assert told == sorted(told) and "not here" not in markup, "in the order of events"
     data, specs = (json.loads(re.findall(f'id="{n}">(.*?)</script>', text, re.DOTALL)[0]) for n in ("data", "specs"))
     assert data["a"]["queries"] == {"LoRA & loop": [OWN, EVIL]}, "those that its curves are of"

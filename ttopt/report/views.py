@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Clip:
     curves: Sequence[Mapping[str, float]] = ()  # rows of curves.csv
     queries: Sequence[str] = ()  # that the curves are of, goal first
     trace: Sequence[Mapping[str, Any]] = ()  # of the step loop: its clips, and what its planner and router said
+    notes: Sequence[tuple[str, str]] = ()  # what any other method notes in its result: a rewritten prompt, a choice
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
     video = place / "video.mp4"
     cost = result.cost
     o = result.optimisation
+    trace = _trace(read_json(place / "trace.json"))
     outcome = "failed" if entry.failed else _outcome(result.score)
     return Clip(
         method,
@@ -161,8 +163,27 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
         + (f", {o.steps} steps" if o else ""),
         curves=_curves(place / "curves.csv"),
         queries=[o.queries["goal"], *o.queries["process"]] if o else [],
-        trace=_trace(read_json(place / "trace.json")),
+        trace=trace,
+        notes=[] if trace else list(_notes(result.details)),
     )
+
+
+def _notes(details: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Names and values, those inside others with their way there: ("rounds 1: critique", "the cross stays")."""
+    for name, value in details.items():
+        path = f"{before}{name}"
+        if isinstance(value, Mapping):
+            yield from _notes(value, f"{path}: ")
+        elif isinstance(value, list) and any(isinstance(part, (Mapping, list)) for part in value):
+            yield from _notes({f"{path} {number}": part for number, part in enumerate(value, start=1)})
+        elif isinstance(value, list):
+            yield path, ", ".join(map(_short, value))
+        elif value not in ("", None):
+            yield path, _short(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _trace(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:

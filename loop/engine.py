@@ -259,7 +259,7 @@ class Loop:
     def evolve(self, step: Step, suggestion: str) -> str:
         """The prompt with one more suggestion; no model is asked. Where they get too long, the older ones go."""
         longer = with_suggestion(step.prompt, suggestion)  # an empty one changes only the seed
-        if len(longer) <= self.settings.longest_prompt:
+        if longer == step.prompt or len(longer) <= self.settings.longest_prompt:
             return longer
         return sentence(step.action) + f" {self.limited(suggestion)}"
 

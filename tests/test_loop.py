@@ -145,6 +145,10 @@ def test_the_newest_suggestion_is_never_cut_off(models: Models, mini: FitSetting
     assert [clip["prompt"] for clip in trace["clips"]] == [
         tiny_sample().prompt, f"{task}. go to the pad", f"{task}. then stop"
     ]  # fmt: skip
+    (tmp_path / "x").mkdir()
+    chat = Scripted(verify=[verdict(False, suggestion=""), YES])
+    _, trace = solve(chat, models, mini, tmp_path / "x", planning=False, longest_prompt=len(task) - 1)
+    assert [clip["prompt"] for clip in trace["clips"]] == [tiny_sample().prompt] * 2, "nothing to add"
 
 
 def test_an_endless_instruction_is_cut(models: Models, mini: FitSettings, tmp_path: Path) -> None:

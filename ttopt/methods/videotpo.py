@@ -63,7 +63,7 @@ class VideoTPO:
             )
         video = context.generate(dataclasses.replace(sample, prompt=prompt), seeds[0])
         return context.finish(
-            sample, video, folder, method="videotpo", seeds=named, stop=f"{self.rounds} rewrites",
+            sample, video, folder, method="videotpo", seeds=named, stop=f"rounds of rewriting: {self.rounds}",
             details={"rounds": history},
         )  # fmt: skip
 

@@ -34,7 +34,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from loop.clips import frames_of, good_frames, join, shown_frames
+from loop.clips import frames_of, good_frames, join
 from loop.generator import Generator
 from loop.journal import Journal, RememberedChat
 from loop.planner import plan
@@ -243,11 +243,9 @@ class Loop:
     def verify(self, step: Step, clip: Tensor) -> Verdict:
         attempt = len(step.attempts)
         self.context.status(f"step {step.number}/{self.steps}, attempt {attempt}: the verifier looks")
-        numbers = shown_frames(len(clip), self.sample.fps, self.settings.frames_per_second)
         verdict = verify(
-            self.asker("verifier", step.number), self.wording, self.sample.image, list(clip[numbers]),
-            [number / self.sample.fps for number in numbers], self.sample.prompt, step.done, step.action,
-            step.target,
+            self.asker("verifier", step.number), self.wording, self.sample.image, clip, self.sample.fps,
+            self.settings.frames_per_second, self.sample.prompt, step.done, step.action, step.target,
         )  # fmt: skip
         self.trace.verdict(verdict.model_dump())
         self.tell(

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from loop.clips import shown_frames
 from loop.planner import plan
 from loop.settings import LoopSettings
 from loop.verifier import verify
@@ -44,12 +43,10 @@ class VideoTPO(methods.VideoTPO):
         self.frames_per_second = frames_per_second
 
     def criticise(self, made: Sample, task: Sample, pair: list[Tensor], context: Context) -> Critique:
-        wording, ask, verdicts = Wording.load(context.settings.chat.prompts), _asker(context), []
-        for video in pair:
-            numbers = shown_frames(len(video), made.fps, self.frames_per_second)
-            seconds = [number / made.fps for number in numbers]
-            frames = list(video[numbers])
-            verdicts.append(verify(ask, wording, task.image, frames, seconds, task.prompt, (), made.prompt, ""))
+        wording, ask, rate = Wording.load(context.settings.chat.prompts), _asker(context), self.frames_per_second
+        verdicts = [
+            verify(ask, wording, task.image, video, made.fps, rate, task.prompt, (), made.prompt, "") for video in pair
+        ]
         better = max((0, 1), key=lambda number: (verdicts[number].accepted, *verdicts[number].rank))
         return Critique(better=better + 1, critique=verdicts[better].suggestion)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from torch import Tensor
 
+from loop.clips import shown_frames
 from loop.wording import Wording, done_text, message
 from ttopt.chat import Message
 
@@ -54,26 +55,28 @@ def verify(
     ask: Callable[[Message, type[Verdict]], Verdict],
     wording: Wording,
     start: Tensor | None,
-    frames: Sequence[Tensor],
-    seconds: Sequence[float],
+    clip: Tensor,
+    fps: int,
+    frames_per_second: float,
     prompt: str,
     done: Sequence[str],
     action: str,
     target: str,
 ) -> Verdict:
-    """Judges the action, not the whole task, from the clip's ``frames`` (3,H,W), which lie at ``seconds``.
+    """Judges the action, not the whole task, from ``frames_per_second`` of the frames of ``clip`` (T,3,H,W).
 
     ``target`` is the planned state of the scene after it, if there is one.
     """
+    numbers = shown_frames(len(clip), fps, frames_per_second)
     asked = message(
         wording.verify,
         start,
-        frames,
+        list(clip[numbers]),
         "clip_images",
         prompt=prompt,
         done=done_text(done),
         action=action,
         target_state=target or "as the action says.",
-        seconds=", ".join(f"{second:.1f}" for second in seconds),
+        seconds=", ".join(f"{number / fps:.1f}" for number in numbers),
     )
     return ask(asked, Verdict)

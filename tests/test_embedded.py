@@ -19,8 +19,8 @@ from ttopt.miniworld.corruptions import corrupt
 from ttopt.miniworld.evaluate_replies import plan_rows
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import MULTI_STEP, make_task
-from ttopt.miniworld.training.vae import encode
-from ttopt.miniworld.world import FPS, FRAMES, render
+from ttopt.miniworld.training.vae import encode, exchanged
+from ttopt.miniworld.world import FPS, FRAMES, SPRITES, WALL, render
 from ttopt.reasoner import BatchedAdapter
 from ttopt.reasoner.condition import latent_statistics
 from ttopt.settings import WEIGHTS, OptimisationSettings
@@ -30,6 +30,17 @@ from ttopt.teacher import Teacher
 @pytest.fixture(scope="module")
 def embedded() -> Models:
     return load_models(parse_fit(["--config", "mini"]))
+
+
+def test_exchanged_looks_keep_the_story() -> None:
+    """Training videos with other things and pads: the same cells are alike, empty or walls; each look occurs once."""
+    codes = torch.stack([make_task("visit", "ood", 92, i).codes() for i in range(4)])
+    other = exchanged(codes, torch.Generator().manual_seed(1))
+    assert (other != codes).any()
+    pairs = torch.stack([codes.flatten(), other.flatten()], 1).unique(dim=0)
+    assert len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
+    walls = codes // SPRITES == WALL
+    assert torch.equal(other[walls | (codes == 0)], codes[walls | (codes == 0)])
 
 
 def test_oracle_loss_ceiling(embedded: Models) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 STAGES = ("vae", "latents", "light", "student", "decoder", "distill", "teacher", "chat")
-SHARED = ("vae", "teacher", "chat")  # stages whose work several processes can share
+SHARED = ("vae", "decoder", "teacher", "chat")  # stages whose work several processes can share
 
 
 def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
@@ -31,7 +31,7 @@ def run(stage: str, out: Path, steps: int | None, start: Path | None) -> None:
         "latents": lambda: student.make_bank(vae_folder, out / "bank.safetensors"),
         "light": lambda: light.train(out / "light", vae_folder, light_folder, **given),
         "student": lambda: student.train(out / "student", base, vae_folder, start=start, **given),
-        "decoder": lambda: vae.polish(out / "decoder", vae_folder, out / "bank.safetensors", **given),
+        "decoder": lambda: vae.polish(out / "decoder", vae_folder, **given),
         "distill": lambda: student.distill(out / "distill", shipped, base, vae_folder, **given),
         "teacher": lambda: teacher.train(
             out / "teacher", vae_folder, light_folder, shipped, weights / "teacher", start=start, **given
@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--out", type=Path, default=Path("runs/train"))
     parser.add_argument("--steps", type=int, help="instead of the stage's own number of steps")
-    parser.add_argument("--processes", type=int, default=1, help="processes that share the batch (vae, teacher, chat)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that share the batch (vae, decoder, teacher, chat)"
+    )
     parser.add_argument(
         "--start", type=Path, help="weights to go on from: a reasoner's (student) or a teacher's folder"
     )

@@ -121,11 +121,16 @@ _FLAT = TEMPLATES.reshape(CODES, -1)
 _CONTRAST = (TEMPLATES.reshape(GROUNDS, SPRITES, -1) - TEMPLATES.reshape(GROUNDS, SPRITES, -1)[:, :1]).square().sum(-1)
 
 
+def distances(frames: Tensor) -> Tensor:
+    """Squared distances (N, T, 36, 152) of each cell of frames (N, T, 3, 48, 48) to every template; 1 is a pixel's
+    full change of one channel."""
+    cells = rearrange(frames, "n t c (gy y) (gx x) -> n t (gy gx) (c y x)", gy=GRID, gx=GRID)
+    return cells.square().sum(-1, keepdim=True) - 2 * cells @ _FLAT.T + _FLAT.square().sum(-1)
+
+
 def read(frames: Tensor) -> Reading:
     """Frames (N, T, 3, 48, 48) in [0, 1] -> Reading, by distance to every cell template."""
-    cells = rearrange(frames.float().clamp(0, 1), "n t c (gy y) (gx x) -> n t (gy gx) (c y x)", gy=GRID, gx=GRID)
-    distance = cells.square().sum(-1, keepdim=True) - 2 * cells @ _FLAT.T + _FLAT.square().sum(-1)
-    distance = distance.clamp_min(0).unflatten(-1, (GROUNDS, SPRITES))  # (N, T, 36, 8, 19)
+    distance = distances(frames.float().clamp(0, 1)).clamp_min(0).unflatten(-1, (GROUNDS, SPRITES))  # (N, T, 36, 8, 19)
     contrast = _CONTRAST.clone()
     contrast[:, NONE] = contrast[:, 1:].mean()
     quality = (1 - distance / contrast).amax(-2)  # best ground for each sprite

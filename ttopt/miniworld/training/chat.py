@@ -22,9 +22,9 @@ from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
 from ttopt.miniworld.training import replies
 from ttopt.miniworld.training.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
 from ttopt.miniworld.training.sight import Sight
-from ttopt.miniworld.training.student import TEXT_LENGTH, embed, load, sample, statistics
+from ttopt.miniworld.training.student import TEXT_LENGTH, embed, load, sample
 from ttopt.miniworld.training.teacher import build, choose_questions, snapshot
-from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
+from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae, statistics
 from ttopt.miniworld.world import read, render
 from ttopt.teacher import Teacher
 

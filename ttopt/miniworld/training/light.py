@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ttopt.miniworld.training.common import Ema, Run, cosine, update
-from ttopt.miniworld.training.student import Bank, statistics
-from ttopt.miniworld.training.vae import CHANNELS, decode, load_vae
+from ttopt.miniworld.training.student import Bank
+from ttopt.miniworld.training.vae import CHANNELS, decode, load_vae, statistics
 from ttopt.miniworld.world import render
 from ttopt.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 

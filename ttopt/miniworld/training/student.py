@@ -33,7 +33,7 @@ from ttopt.miniworld.training.common import (
     task_bank,
     update,
 )
-from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae
+from ttopt.miniworld.training.vae import CHANNELS, decode, encode, load_vae, statistics
 from ttopt.miniworld.world import render
 
 SIGMAS = (1.0, 0.15, 0.1, 0.05)  # noise levels of the distillation
@@ -130,12 +130,6 @@ def worn_frames(vae: AutoencoderKLWan, codes: Tensor) -> Tensor:
         last = decode(vae, encode(vae, still))[:, -1:].clamp(0, 1)
         out.append((encode(vae, last) - mean) / std)
     return torch.cat(out)
-
-
-def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
-    """Latent mean and standard deviation, each (1, C, 1, 1, 1)."""
-    mean, std = (torch.tensor(vae.config[f"latents_{k}"]).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
-    return mean, std
 
 
 def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ from ttopt.miniworld.training.common import (
     update,
 )
 from ttopt.miniworld.training.sight import Changes, Places, Sight
-from ttopt.miniworld.training.student import Bank, statistics
-from ttopt.miniworld.training.vae import load_vae
+from ttopt.miniworld.training.student import Bank
+from ttopt.miniworld.training.vae import load_vae, statistics
 from ttopt.miniworld.world import (
     COLOUR_NAMES,
     FPS,

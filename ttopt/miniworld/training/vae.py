@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import TWO_STOPS
 from ttopt.miniworld.training.common import Ema, Run, cosine, rank, save_half, step_bank, task_bank, update, world
 from ttopt.miniworld.world import (
     CODES,
@@ -75,6 +76,12 @@ def load_vae(folder: Path) -> AutoencoderKLWan:
     return vae.eval().requires_grad_(False)
 
 
+def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Latent mean and standard deviation, each (1, C, 1, 1, 1)."""
+    mean, std = (torch.tensor(vae.config[f"latents_{k}"]).view(1, -1, 1, 1, 1) for k in ("mean", "std"))
+    return mean, std
+
+
 def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
     """Video (B, T, 3, H, W) in [0, 1] -> raw posterior means (B, C, t, h, w)."""
     return vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist.mode()
@@ -118,14 +125,13 @@ def polish(folder: Path, vae_folder: Path, steps: int = POLISH_STEPS) -> None:
     things and pads change their looks by chance: a VAE is a generalist.
     """
     torch.manual_seed(5)
-    vae = AutoencoderKLWan.from_pretrained(vae_folder, torch_dtype=torch.float32, use_safetensors=True)
-    vae.requires_grad_(False)
-    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    vae = load_vae(vae_folder)
+    _, std = statistics(vae)
     tasks = task_bank("train", 21, 2500) + task_bank("teacher_ood", 13, 2500)
     tasks += step_bank("train", 22, 800) + step_bank("teacher_ood", 14, 800)
     codes = torch.stack([t.codes() for t in tasks])
     late = (codes[:, 1:] != codes[:, :-1]).any(2)[:, 5:].any(1)  # something moves to the end: the hardest
-    chance = 1 + LATE * late.float() + FULL * torch.tensor([t.family in ("two", "visit") for t in tasks]).float()
+    chance = 1 + LATE * late.float() + FULL * torch.tensor([t.family in TWO_STOPS for t in tasks]).float()
     trained = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
     optimiser = torch.optim.AdamW(trained.parameters(), RATE / 2, weight_decay=0.0, betas=(0.9, 0.99))
     ema = Ema(trained, 0.995)
@@ -145,9 +151,9 @@ def polish(folder: Path, vae_folder: Path, steps: int = POLISH_STEPS) -> None:
         weight[:, -1] *= LAST  # most rules are about it
         loss = (weight * (error.abs() + 4 * error.square())).mean()
         misread = F.cross_entropy(-distances(video).flatten(0, 2), shown.flatten(), reduction="none").view_as(shown)
-        weight = 0.2 + 2 * (shown != shown[:, :1]) + 0.5 * (shown % SPRITES > 0)
-        weight[:, -1] *= 3
-        misread = (weight * misread).sum() / weight.sum()
+        cells = 0.2 + 2 * (shown != shown[:, :1]) + 0.5 * (shown % SPRITES > 0)
+        cells[:, -1] *= 3
+        misread = (cells * misread).sum() / cells.sum()
         update(loss + MISREAD * misread, trained, optimiser, ema, cosine(step, steps, RATE / 2, 30))
         if step % 50 == 0:
             run.log(step, loss=loss, misread=misread, psnr=-10 * error.square().mean().log10())

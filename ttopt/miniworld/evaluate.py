@@ -24,6 +24,7 @@ from ttopt.datasets import miniworld
 from ttopt.errors import UserError
 from ttopt.fit import kept_video, noise_seed, seed_of
 from ttopt.miniworld.training.vae import encode
+from ttopt.miniworld.world import distances
 from ttopt.module import sample_frames
 from ttopt.noise import best_noise
 from ttopt.reasoner import Reasoner, Schedule, StandardDecoder
@@ -107,10 +108,13 @@ class Evaluation:
         first = torch.stack([x.image for x in samples if x.image is not None])
         note("static", success(first.unsqueeze(1).expand(-1, samples[0].frames, -1, -1, -1)))
         mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
+        right = torch.stack([miniworld.true_video(x) for x in samples])
         with torch.no_grad():
-            truth = encode(self.reasoner.vae, torch.stack([miniworld.true_video(x) for x in samples]))
-            truth = (truth - mean) * inverse_std
-        note("round trip", success(self.reasoner.decode(truth)))
+            truth = (encode(self.reasoner.vae, right) - mean) * inverse_std
+        back = self.reasoner.decode(truth)
+        note("round trip", success(back))
+        misread = distances(back).argmin(-1) != distances(right).argmin(-1)
+        note("misread cells", misread.float().mean((1, 2)).tolist())
         note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
         one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
         note("single, one-step", success(self.reasoner.decode(one_step)))
@@ -225,6 +229,9 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
     for name in ("ours", "ours, one-step") if accepted else ():
         out[f"hacked, {name}"] = round(1 - float(np.mean([r[name] for r in accepted])), 4)
     out["steps"] = round(float(np.mean([r["steps"] for r in rows])), 2)
+    out["misread cells"] = round(
+        float(np.mean([r["misread cells"] for r in rows])), 5
+    )  # of the right video after the VAE
     out["right queries"] = round(float(np.mean([r["right queries"] for r in rows])), 4)
     failures = 1 - single.mean()
     out["failures cut"] = round(float((np.mean([r["ours"] for r in rows]) - single.mean()) / max(failures, 1e-9)), 4)

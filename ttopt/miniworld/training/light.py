@@ -12,7 +12,7 @@ import torch
 
 from ttopt.miniworld.training.common import Ema, Run, cosine, update
 from ttopt.miniworld.training.student import Bank
-from ttopt.miniworld.training.vae import CHANNELS, decode, load_vae, statistics
+from ttopt.miniworld.training.vae import CHANNELS, decode, load_vae, pixel_loss, statistics
 from ttopt.miniworld.world import render
 from ttopt.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
@@ -48,7 +48,7 @@ def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None
             target[:blends] = decode(vae, z[:blends] * std + mean).clamp(0, 1)
         error = light(z + noise, range(9)) - target
         weight = 0.5 + 2.0 * (target - target[:, :1]).abs().amax(2, keepdim=True) + target.amax(2, keepdim=True)
-        loss = (weight * (error.abs() + 4 * error.square())).mean()
+        loss = pixel_loss(error, weight)
         update(loss, light, optimiser, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())

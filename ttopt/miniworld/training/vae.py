@@ -92,6 +92,11 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample.transpose(1, 2) / 2 + 0.5
 
 
+def pixel_loss(error: Tensor, weight: Tensor) -> Tensor:
+    """The weighted mean of |error| + 4 error^2, of video pixels in [0, 1]."""
+    return (weight * (error.abs() + 4 * error.square())).mean()
+
+
 def train(folder: Path, out: Path, steps: int = STEPS) -> None:
     """Trains, measures latent statistics and saves the VAE under ``out``."""
     torch.manual_seed(0)
@@ -107,7 +112,7 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
         scale = latents.detach().std()
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE * scale
         error = decode_unclamped(vae, latents + noise) - video
-        loss = (weight * (error.abs() + 4 * error.square())).mean() + 1e-4 * latents.square().mean()
+        loss = pixel_loss(error, weight) + 1e-4 * latents.square().mean()
         update(loss, vae, optimiser, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             psnr = -10 * error.square().mean().log10()
@@ -149,7 +154,7 @@ def polish(folder: Path, vae_folder: Path, steps: int = POLISH_STEPS) -> None:
         changed = (target - target[:, :1]).abs().amax(2, keepdim=True)
         weight = 0.3 + target.amax(2, keepdim=True) + 6 * changed
         weight[:, -1] *= LAST  # most rules are about it
-        loss = (weight * (error.abs() + 4 * error.square())).mean()
+        loss = pixel_loss(error, weight)
         misread = F.cross_entropy(-distances(video).flatten(0, 2), shown.flatten(), reduction="none").view_as(shown)
         cells = 0.2 + 2 * (shown != shown[:, :1]) + 0.5 * (shown % SPRITES > 0)
         cells[:, -1] *= 3

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Measures every table of the README and of docs/ that the embedded models fill: bash benchmarks/measure.sh runs/measure
+# Several hours on two cores: give it a part's name (effect, compare, loop, ablations, docs) as the second argument to
+# run that part only, beside another. What is there already is kept or gone on with; benchmarks/tables.py prints the tables.
+set -euo pipefail
+out=${1:-runs/measure}
+part=${2:-all}
+mkdir -p "$out"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+wanted() { [ "$part" = all ] || [ "$part" = "$1" ] || [ "$part" = "${1%-*}" ]; }
+evaluate() { # NAME ARGUMENTS: one JSON file
+    local file="$out/$1.json"
+    [ -e "$file" ] || python -m ttopt.miniworld.evaluate "${@:2}" --out "$file" | tee "$out/$1.txt"
+}
+compare() { # NAME ARGUMENTS: a run folder. A sample whose replies cannot be read counts 0, and the command says so and fails
+    python -m ttopt compare --run-dir "$out/$1" --seed 6007 --logging.wandb disabled "${@:2}" >"$out/$1.txt" ||
+        echo "not all samples of $1 have a video: $out/$1.txt" >&2
+}
+
+for split in id ood; do
+    if wanted "effect-$split"; then
+        evaluate "effect-$split" --split $split --seed 6007 --samples 256 --seeds 20
+    fi
+    if wanted "compare-$split"; then
+        methods='[static,single,Pass@5,Pass@10,PE,VideoTPO,seed ensemble,teacher LoRA,step loop]'
+        compare "compare-$split" --split $split --limit 100 --only "$methods"
+        compare "compare-lora-$split" --split $split --limit 64 --only '[single,step loop + LoRA]'
+    fi
+done
+if wanted wall; then # alone on the machine
+    compare wall --split ood --limit 25 --only '[static,single,Pass@5,Pass@10,PE,VideoTPO,seed ensemble,teacher LoRA]'
+fi
+if wanted loop; then
+    python -m loop.evaluate --families '[tour,relay,doors]' --limit 64 --seed 6007 --run_dir "$out/loop" >"$out/loop.txt" ||
+        echo "not all samples of the loop have a video: $out/loop.txt" >&2
+fi
+if wanted ablations; then
+    compare ablations --config ablations --split ood
+fi
+if wanted docs; then
+    evaluate base-id --split id --seed 6007 --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
+    for split in dev_id dev_ood; do
+        for tau in 0.05 0.07; do
+            evaluate "tau-$tau-$split" --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 --optimisation.tau $tau
+        done
+    done
+    evaluate oracle --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102
+    python -m ttopt.miniworld.evaluate_memory --split ood --seed 6007 --samples 64 --bank 256 >"$out/memory.txt"
+    for split in id ood; do
+        python -m ttopt.miniworld.evaluate_replies --split $split --seed 4003 --samples 128 >"$out/replies-$split.txt"
+    done
+fi

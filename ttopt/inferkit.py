@@ -84,9 +84,7 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         except torch.OutOfMemoryError:
             if self._models is None or not spare(self._models[0]):
                 raise
-        release()  # not in the except clause: there, the first try's tensors still live
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release(reserve=True)  # not in the except clause: there, the first try's tensors still live
         return self._solve(image, prompt, duration, output)
 
     def _solve(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:

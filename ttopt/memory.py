@@ -40,10 +40,13 @@ def can_spare(models: Models) -> bool:
     return kept or (isinstance(decoder, StandardDecoder) and not decoder.checkpoint)
 
 
-def release() -> None:
-    """Lets go of what a sample held of a GPU: its Trainer refers to itself and would stay for a while."""
+def release(reserve: bool = False) -> None:
+    """Lets go of what a sample held of a GPU: its Trainer refers to itself and would stay for a while; with ``reserve``
+    also of the memory that torch keeps for later."""
     if torch.cuda.is_available():  # else memory is plenty, and this would take longer than a step
         gc.collect()
+        if reserve:
+            torch.cuda.empty_cache()
 
 
 def advice(settings: FitSettings) -> str:

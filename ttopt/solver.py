@@ -81,9 +81,7 @@ class Solver:
             if several() or not spare(self.models):  # other processes wait in the middle of the first try
                 raise
         self.note(SPARED)  # not in the except clause: there, the first try's tensors still live
-        release()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release(reserve=True)
         return self._solve(sample)
 
     def _solve(self, sample: Sample) -> Result:

@@ -208,7 +208,7 @@ def _said(call: Mapping[str, Any]) -> list[tuple[str, str]]:
         fields = parse_reply(text, _Fields).root
     except ValueError:
         return [("", text)]
-    return [(name.replace("_", " "), str(value)) for name, value in fields.items() if value not in ("", None)]
+    return [(name.replace("_", " "), value) for name, value in _notes(fields)]
 
 
 def _outcome(score: Scored | None) -> str:

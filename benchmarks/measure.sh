@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures every table of the README and of docs/ that the embedded models fill: bash benchmarks/measure.sh runs/measure
-# Several hours on two cores: give it a part's name (effect, compare, loop, ablations, docs) as the second argument to
+# Several hours on two cores: give it a part's name (effect, compare, wall, loop, ablations, docs) as the second argument to
 # run that part only, beside another. What is there already is kept or gone on with; benchmarks/tables.py prints the tables.
 set -euo pipefail
 out=${1:-runs/measure}
@@ -9,18 +9,18 @@ mkdir -p "$out"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 wanted() { [ "$part" = all ] || [ "$part" = "$1" ] || [ "$part" = "${1%-*}" ]; }
-evaluate() { # NAME ARGUMENTS: one JSON file
+measure() { # NAME MODULE ARGUMENTS: one JSON file, and what was printed
     local file="$out/$1.json"
-    [ -e "$file" ] || python -m ttopt.miniworld.evaluate "${@:2}" --out "$file" | tee "$out/$1.txt"
+    [ -e "$file" ] || python -m "ttopt.miniworld.$2" "${@:3}" --out "$file" | tee "$out/$1.txt"
 }
 compare() { # NAME ARGUMENTS: a run folder. A sample whose replies cannot be read counts 0, and the command says so and fails
     python -m ttopt compare --run-dir "$out/$1" --seed 6007 --logging.wandb disabled "${@:2}" >"$out/$1.txt" ||
-        echo "not all samples of $1 have a video: $out/$1.txt" >&2
+        echo "$1 has errors: see above and $out/$1.txt" >&2
 }
 
 for split in id ood; do
     if wanted "effect-$split"; then
-        evaluate "effect-$split" --split $split --seed 6007 --samples 256 --seeds 20
+        measure "effect-$split" evaluate --split $split --seed 6007 --samples 256 --seeds 20
     fi
     if wanted "compare-$split"; then
         methods='[static,single,Pass@5,Pass@10,PE,VideoTPO,seed ensemble,teacher LoRA,step loop]'
@@ -33,21 +33,22 @@ if wanted wall; then # alone on the machine
 fi
 if wanted loop; then
     python -m loop.evaluate --families '[tour,relay,doors]' --limit 64 --seed 6007 --run_dir "$out/loop" >"$out/loop.txt" ||
-        echo "not all samples of the loop have a video: $out/loop.txt" >&2
+        echo "the loop has errors: see above and $out/loop.txt" >&2
 fi
 if wanted ablations; then
     compare ablations --config ablations --split ood
 fi
 if wanted docs; then
-    evaluate base-id --split id --seed 6007 --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
+    measure base-id evaluate --split id --seed 6007 --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
     for split in dev_id dev_ood; do
-        for tau in 0.05 0.07; do
-            evaluate "tau-$tau-$split" --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 --optimisation.tau $tau
+        for tau in 0.07 0.1 0.22; do
+            measure "tau-$tau-$split" evaluate --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 \
+                --optimisation.tau $tau
         done
     done
-    evaluate oracle --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102
-    python -m ttopt.miniworld.evaluate_memory --split ood --seed 6007 --samples 64 --bank 256 >"$out/memory.txt"
+    measure oracle evaluate --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102
+    measure memory evaluate_memory --split ood --seed 6007 --samples 64 --bank 256
     for split in id ood; do
-        python -m ttopt.miniworld.evaluate_replies --split $split --seed 4003 --samples 128 >"$out/replies-$split.txt"
+        measure "replies-$split" evaluate_replies --split $split --seed 4003 --samples 128
     done
 fi

@@ -9,12 +9,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ttopt.compare import TABLE, Comparison, load_comparison
-from ttopt.statistics import Estimate, paired
-from ttopt.table import Row, agrees, score_of
+from ttopt.statistics import Estimate, interval, paired
+from ttopt.table import Row, agrees, rows
 
 SPLITS = ("id", "ood")
 EFFECT = {
@@ -32,11 +33,6 @@ EFFECT = {
 }
 
 
-def interval(found: Estimate, sign: str = "", digits: int = 3) -> str:
-    """Mean [low, high]."""
-    return f"{found.mean:{sign}.{digits}f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
-
-
 def p_value(p: float, digits: int = 3) -> str:
     """p as the tables say it."""
     least = 10.0**-digits
@@ -48,6 +44,12 @@ def line(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def stored(row: dict[str, Any], mean: str, ends: str) -> Estimate:
+    """An estimate that the evaluation has written down."""
+    low, high = row[ends]
+    return Estimate(row[mean], low, high, row["n"])
+
+
 def effect(files: Sequence[Path]) -> None:
     """Does it help? One column a split."""
     found = [json.loads(file.read_text()) for file in files]
@@ -56,11 +58,9 @@ def effect(files: Sequence[Path]) -> None:
         cells = []
         for each in sums:
             row = each[name]
-            low, high = row["interval"]
-            cell = f"{row['success']:.3f} [{low:.2f}, {high:.2f}]"
+            cell = interval(stored(row, "success", "interval"))
             if name not in ("static", "single"):
-                low, high = row["gain_interval"]
-                cell += f", {row['gain']:+.3f} [{low:+.2f}, {high:+.2f}]"
+                cell += ", " + interval(stored(row, "gain", "gain_interval"), "+")
             cells.append(cell)
         print(line(title, *cells))
     ours = [each["ours"] for each in sums]
@@ -73,13 +73,13 @@ def effect(files: Sequence[Path]) -> None:
     print(line("Pass@k of equal wall time: k", *(f"{each['pass@k of equal time']:.1f}" for each in sums)))
     print(line("right questions written by the teacher", *(f"{each['right queries']:.3f}" for each in sums)))
     for file, each in zip(files, found, strict=True):
-        rows = each["rows"]
+        samples = each["rows"]
         for name in ("pass@16", "oracle of 20", "round trip"):
-            against = paired([row["ours"] for row in rows], [row[name] for row in rows])
+            against = paired([row["ours"] for row in samples], [row[name] for row in samples])
             difference = interval(against.difference, "+")
             print(f"{file.stem}: over {name} {difference}, {against.better} / {against.worse}, {p_value(against.p)}")
-        for family in sorted({row["family"] for row in rows}):
-            mine = [row for row in rows if row["family"] == family]
+        for family in sorted({row["family"] for row in samples}):
+            mine = [row for row in samples if row["family"] == family]
             means = {n: round(float(np.mean([row[n] for row in mine])), 3) for n in ("round trip", "single", "ours")}
             missed = sum(not row["ours"] and not row["accepted"] for row in mine)
             hacked = sum(not row["ours"] and bool(row["accepted"]) for row in mine)
@@ -107,16 +107,12 @@ def comparison(out: Path) -> None:
     for split, each in found.items():
         if each is None:
             continue
-        wins = {
-            m: {s: score_of(e, "success") or 0.0 for s, e in samples.items()} for m, samples in each.entries.items()
-        }
-        ours = wins["teacher LoRA"]
-        against = paired(list(ours.values()), [wins["Pass@10"][sample] for sample in ours])
-        test = f"{against.better} / {against.worse}, p {p_value(against.p, 2)}"
-        print(f"{split}: teacher LoRA over Pass@10 {interval(against.difference, '+', 2)}, {test}")
+        for row in rows(each.entries, "Pass@10", str):
+            if row.method == "teacher LoRA" and row.gain:
+                test = f"{row.gain.better} / {row.gain.worse}, p {p_value(row.gain.p, 2)}"
+                print(f"{split}: teacher LoRA over Pass@10 {interval(row.gain.difference, '+', 2)}, {test}")
         for row in each.table:
-            families = {family: round(value, 2) for family, value in row.by_family.items()}
-            print(f"{split}: {row.method} accepted {row.accepted} hacked {row.hacked} {families}")
+            print(f"{split}: {row.method} accepted {row.accepted} hacked {row.hacked} {families(row)}")
 
 
 def compared(title: str, pair: Sequence[Row], timed: dict[str, Row]) -> str:
@@ -128,6 +124,11 @@ def compared(title: str, pair: Sequence[Row], timed: dict[str, Row]) -> str:
         cells.append(f"{interval(gain.difference, '+', 2)}, p {p_value(gain.p, 2)}" if gain else "")
     seconds = timed.get(pair[1].method, pair[1]).wall_seconds
     return line(title, *cells, number(pair[1].generated_seconds), number(pair[1].reasoner_forwards, 0), number(seconds))
+
+
+def families(row: Row) -> dict[str, float]:
+    """Success by family."""
+    return {family: round(value, 2) for family, value in row.by_family.items()}
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -148,7 +149,7 @@ def loop(out: Path) -> None:
         costs = (number(row.generated_seconds), number(row.wall_seconds))
         print(line(title, interval(row.score), *against, number(row.hacked), *costs))
     for row in table:
-        print(row.method, {family: round(value, 2) for family, value in row.by_family.items()})
+        print(row.method, families(row))
 
 
 def ablations(out: Path) -> None:

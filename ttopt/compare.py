@@ -35,7 +35,7 @@ from ttopt.result import FILE, Result, json_safe
 from ttopt.runfolder import CONFIG, check_same, new_path, read_json, write_text, writing
 from ttopt.sample import Sample
 from ttopt.settings import MethodSettings, to_yaml
-from ttopt.statistics import Estimate
+from ttopt.statistics import interval
 from ttopt.table import Entry, Judged, Row, agrees, columns, rows, score_name
 from ttopt.tracking import log_comparison
 
@@ -165,9 +165,9 @@ def show(found: Comparison, console: Console) -> None:
     for header in (*(SHOWN[column] for column in shown), *(("paper", "same sign") if against else ())):
         table.add_column(header, justify="right", no_wrap=True)
     for row in found.table:
-        cells = [escape(row.method), _interval(row.score)]
+        cells = [escape(row.method), interval(row.score)]
         gain = row.gain
-        cells += [_interval(gain.difference, "+"), f"{gain.better}/{gain.worse}, {gain.p:.3f}"] if gain else ["", ""]
+        cells += [interval(gain.difference, "+"), f"{gain.better}/{gain.worse}, {gain.p:.3f}"] if gain else ["", ""]
         cells += [_number(getattr(row, column)) for column in shown]
         cells += [_number(row.paper), agrees(row, reference)] if against else []
         table.add_row(*cells)
@@ -185,12 +185,6 @@ SHOWN = {
     "reasoner_forwards": "forwards",
     "wall_seconds": "wall s",
 }
-
-
-def _interval(value: Estimate, sign: str = "") -> str:
-    if not value.n:
-        return "unknown"
-    return f"{value.mean:{sign}.3f} [{value.low:{sign}.2f}, {value.high:{sign}.2f}]"
 
 
 def _number(value: float | None) -> str:

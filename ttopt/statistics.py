@@ -44,6 +44,13 @@ def estimate(values: Sequence[float] | np.ndarray, draws: int = DRAWS) -> Estima
     return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
 
 
+def interval(found: Estimate, sign: str = "", digits: int = 3) -> str:
+    """Mean [low, high] as text, a difference with "+" as ``sign``; "unknown" without samples."""
+    if not found.n:
+        return "unknown"
+    return f"{found.mean:{sign}.{digits}f} [{found.low:{sign}.2f}, {found.high:{sign}.2f}]"
+
+
 def paired(values: Sequence[float], base: Sequence[float], draws: int = DRAWS) -> Paired:
     """``values`` against ``base`` of the same samples in the same order: resamples samples, not values, so that what
     both methods share (an easy sample, a hard one) cancels. Raises ValueError for lists of different length.

@@ -111,7 +111,7 @@ class Evaluation:
         right = torch.stack([miniworld.true_video(x) for x in samples])
         with torch.no_grad():
             truth = (encode(self.reasoner.vae, right) - mean) * inverse_std
-        back = self.reasoner.decode(truth)
+        back = self.reasoner.decode(truth)  # the right video after the VAE
         note("round trip", success(back))
         misread = distances(back).argmin(-1) != distances(right).argmin(-1)
         note("misread cells", misread.float().mean((1, 2)).tolist())
@@ -229,9 +229,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
     for name in ("ours", "ours, one-step") if accepted else ():
         out[f"hacked, {name}"] = round(1 - float(np.mean([r[name] for r in accepted])), 4)
     out["steps"] = round(float(np.mean([r["steps"] for r in rows])), 2)
-    out["misread cells"] = round(
-        float(np.mean([r["misread cells"] for r in rows])), 5
-    )  # of the right video after the VAE
+    out["misread cells"] = round(float(np.mean([r["misread cells"] for r in rows])), 5)
     out["right queries"] = round(float(np.mean([r["right queries"] for r in rows])), 4)
     failures = 1 - single.mean()
     out["failures cut"] = round(float((np.mean([r["ours"] for r in rows]) - single.mean()) / max(failures, 1e-9)), 4)

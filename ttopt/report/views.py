@@ -176,9 +176,9 @@ def _notes(details: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
             yield from _notes(value, f"{path}: ")
         elif isinstance(value, list) and any(isinstance(part, (Mapping, list)) for part in value):
             yield from _notes({f"{path} {number}": part for number, part in enumerate(value, start=1)})
-        elif isinstance(value, list):
+        elif isinstance(value, list) and value:
             yield path, ", ".join(map(_short, value))
-        elif value not in ("", None):
+        elif value not in ("", None, []):
             yield path, _short(value)
 
 

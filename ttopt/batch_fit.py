@@ -39,7 +39,6 @@ class Trained:
 
     queries: Queries
     noise_seed: int
-    tried: int  # starting noises that were graded
     instance: Instance
     state: dict[str, Tensor]  # of the kept adapter
     frames: dict[int, Tensor]  # (K, 3, H, W) that were graded, by step; only those that previews show
@@ -49,7 +48,7 @@ class Trained:
     @property
     def forwards(self) -> int:
         """Of the reasoner, a backward pass counting as two."""
-        return self.tried + 3 * len(self.instance.grades) - 2 + 2 * (self.start is not None)
+        return 3 * len(self.instance.grades) - 2 + 2 * (self.start is not None)
 
 
 class Replay(TestTimeTraining):
@@ -94,8 +93,8 @@ def train_batch(
 
     losses = losses_of(list(range(len(samples))))
 
-    def totals(latents: Tensor, rows: list[int]) -> Tensor:
-        return multi_vqa_loss(losses_of(rows)(models.decoder(latents, numbers), latents), o.goal_weight)
+    def totals(latents: Tensor) -> Tensor:
+        return multi_vqa_loss(losses(models.decoder(latents, numbers), latents), o.goal_weight)
 
     frames: list[dict[int, Tensor]] = [{} for _ in samples]
 
@@ -107,7 +106,7 @@ def train_batch(
     candidates = [[noise_seed(settings.seed, sample, k) for k in range(o.starts)] for sample in samples]
     with models.adapter.disabled():
         condition = reasoner.condition(samples)
-        z1, noise_seeds, tried = best_noise(reasoner, condition, candidates, totals, o.tau)
+        z1, noise_seeds = best_noise(reasoner, condition, candidates, totals)
         size = len(samples)
         adapter = BatchedAdapter(reasoner.transformer, size, a.rank, a.alpha, a.targets, a.blocks, reasoner.device)
         try:
@@ -134,8 +133,9 @@ def train_batch(
     for number, instance in enumerate(batch.instances):
         frames[number][instance.grades[-1].step] = last[number]
         state = adapter.state_dict(number)
-        noise = noise_seeds[number], tried[number]
-        made.append(Trained(queries[number], *noise, instance, state, frames[number], share, starts[number]))
+        made.append(
+            Trained(queries[number], noise_seeds[number], instance, state, frames[number], share, starts[number])
+        )
     return made
 
 
@@ -183,7 +183,8 @@ class BatchedTeacherLora:
         trained = self.trained.pop(sample.id)
         if isinstance(trained, UserError):
             raise trained
-        context.meter.add(trained.forwards, trained.seconds)
+        starts = context.settings.optimisation.starts
+        context.meter.add(trained.forwards + (starts if starts > 1 else 0), trained.seconds)
         context.meter.vlm_calls += context.queries is None  # the teacher wrote them
         return self.method.solve(sample, folder, context, trained)
 

@@ -116,7 +116,7 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     data, specs = (json.loads(re.findall(f'id="{n}">(.*?)</script>', text, re.DOTALL)[0]) for n in ("data", "specs"))
     assert data["a"]["queries"] == {"LoRA & loop": [OWN, EVIL]}, "those that its curves are of"
     lines = [json.dumps(specs["loss"][method]) for method in ("single", "LoRA & loop")]
-    assert "tau = 0.07" in lines[0] and "tau = 0.4" in lines[1]
+    assert "tau = 0.05" in lines[0] and "tau = 0.4" in lines[1]
     assert not re.search(r"""(?:src|href)=["']?(?!data:|\{)[a-z]+:?//""", markup), "nothing from elsewhere"
     assert "NaN" not in re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]
 

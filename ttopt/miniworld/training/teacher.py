@@ -59,10 +59,11 @@ from ttopt.teacher import PackedOutput, Teacher
 from ttopt.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.teacher.prompts import Prompts
 
-STEPS, WARM, WARM_AGAIN, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 400, 120, 6, 5, 3, 1e-3
+STEPS, WARM, ATTACK_EVERY, BATCH, QUESTIONS, REPLAYS, RATE = 7500, 2600, 80, 6, 5, 3, 1e-3
+WARM_AGAIN, HEADS_RATE, RATE_AGAIN = 120, 1.5e-3, 3e-4  # with ``start``: first only the heads, which do not ship
 VISITS = 0.25  # share of the videos that are of this family in any case: the hardest to read
 NOISY, NOISE = 0.6, (0.02, 0.4)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
-WRITE_EVERY = 4  # steps; writing questions is learnt soon
+WRITE_EVERY = 2  # steps; writing questions is learnt soon
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
 PROMPTS = Prompts(question="{question}", queries=replies.QUERIES, timestamps=False)
 ALL_FRAMES = tuple(range(FRAMES))
@@ -268,7 +269,8 @@ def train(
     """Trains from scratch, or goes on from the run's state; a copy of the current teacher lies in ``now`` there.
 
     The first WARM steps only teach to see and need no student; later ones show every batch REPLAYS times under attack.
-    With ``start``, a finished teacher's folder, there are only WARM_AGAIN of the first kind.
+    With ``start``, a finished teacher's folder, there are only WARM_AGAIN of the first kind, in which the teacher stays
+    as it is and the heads learn to read it; afterwards it changes slowly.
     Several processes share the work (see ``common.average_gradients``).
     """
     torch.manual_seed(4)
@@ -295,6 +297,8 @@ def train(
     for step in run.steps(steps):
         rng = np.random.default_rng([4, step, rank()])
         attacked = step >= warm
+        if start is not None:
+            teacher.model.requires_grad_(attacked)
         if attacker and attacked and step % ATTACK_EVERY == 0:
             path = folder / "pool" / f"{step:06d}-{rank()}.safetensors"
             means["reached_tau"] = attacker.run(teacher, rng, path)
@@ -329,7 +333,11 @@ def train(
         if step % WRITE_EVERY == 0:
             text = replies.reply_loss(teacher, [replies.queries(task, rng) for task in asked_for])
         loss = loss + text
-        rate = RATE * min(1.0, (step + 1) / 200) if not attacked else cosine(step - warm, steps - warm, 0.7 * RATE, 0)
+        if attacked:
+            peak, rise = (0.7 * RATE, 0) if start is None else (RATE_AGAIN, 60)
+            rate = cosine(step - warm, steps - warm, peak, rise)
+        else:
+            rate = RATE * min(1.0, (step + 1) / 200) if start is None else HEADS_RATE
         update(loss, networks, optimiser, ema, rate, averaged=teacher.model)
         if pushed:
             gradient = latents.grad

@@ -72,7 +72,9 @@ class InnerLora:
             condition = reasoner.condition(part)
         seeds = [seed, *(seed_of(seed, part.id, f"start {k}") for k in range(1, o.starts))]
         with meter.timer("start"), adapter.disabled():
-            z1, (start,) = best_noise(reasoner, condition, [seeds], lambda z: loss_of(models.decoder(z, numbers)))
+            z1, (start,), _ = best_noise(
+                reasoner, condition, [seeds], lambda z, _: loss_of(models.decoder(z, numbers)), o.tau
+            )
         purpose = "adapter" if number == 0 else f"adapter {number}"
         fresh = not self._trained or self.keep == "none" or (self.keep == "attempts" and first)
         adapter_seed = seed_of(settings.seed, part.id, purpose) if fresh else None

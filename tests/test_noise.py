@@ -22,10 +22,11 @@ Make = Callable[..., FitSettings]
 def test_each_sample_starts_from_its_own_best_noise(models: Models) -> None:
     condition = models.reasoner.condition([tiny_sample("a"), tiny_sample("b")])
     seeds = [[1, 2, 3], [4, 5, 6]]
-    values = {3: 0.1, 4: 0.2}  # the best of each; all others lose
+    values = {3: 0.2, 4: 0.1, 5: 0.05}  # the best of the first, and the first that tau lets pass of the second
     noises = {s: models.reasoner.noise(condition, [s, s])[0] for row in seeds for s in row}
 
-    def losses(clean: Tensor) -> Tensor:
+    def losses(clean: Tensor, rows: list[int]) -> Tensor:
+        assert len(clean) == len(rows)
         return torch.tensor([values.get(_seed(x), 1.0) for x in clean])
 
     def _seed(clean: Tensor) -> int:
@@ -35,15 +36,15 @@ def test_each_sample_starts_from_its_own_best_noise(models: Models) -> None:
     for s, z1 in noises.items():
         both = models.reasoner.predict_clean(torch.stack([z1, z1]), 1.0, condition)
         predictions[s] = both[0 if s < 4 else 1]
-    z1, chosen = best_noise(models.reasoner, condition, seeds, losses)
-    assert chosen == [3, 4]
+    z1, chosen, tried = best_noise(models.reasoner, condition, seeds, losses, 0.15)
+    assert chosen == [3, 4] and tried == [3, 1]
     assert torch.equal(z1, torch.stack([noises[3], noises[4]]))
 
 
 def test_one_noise_is_taken_as_it_is_and_never_graded(models: Models) -> None:
     condition = models.reasoner.condition(tiny_sample())
-    z1, chosen = best_noise(models.reasoner, condition, [[7]], lambda clean: pytest.fail("graded"))
-    assert chosen == [7] and torch.equal(z1, models.reasoner.noise(condition, [7]))
+    z1, chosen, tried = best_noise(models.reasoner, condition, [[7]], lambda clean, rows: pytest.fail("graded"), 0.1)
+    assert chosen == [7] and tried == [0] and torch.equal(z1, models.reasoner.noise(condition, [7]))
 
 
 @pytest.mark.parametrize(("keep", "kept"), [("last", "adapter"), ("accepted", "base")])

@@ -39,6 +39,7 @@ class Trained:
 
     queries: Queries
     noise_seed: int
+    tried: int  # starting noises that were graded
     instance: Instance
     state: dict[str, Tensor]  # of the kept adapter
     frames: dict[int, Tensor]  # (K, 3, H, W) that were graded, by step; only those that previews show
@@ -48,7 +49,7 @@ class Trained:
     @property
     def forwards(self) -> int:
         """Of the reasoner, a backward pass counting as two."""
-        return 3 * len(self.instance.grades) - 2 + 2 * (self.start is not None)
+        return self.tried + 3 * len(self.instance.grades) - 2 + 2 * (self.start is not None)
 
 
 class Replay(TestTimeTraining):
@@ -93,8 +94,8 @@ def train_batch(
 
     losses = losses_of(list(range(len(samples))))
 
-    def totals(latents: Tensor) -> Tensor:
-        return multi_vqa_loss(losses(models.decoder(latents, numbers), latents), o.goal_weight)
+    def totals(latents: Tensor, rows: list[int]) -> Tensor:
+        return multi_vqa_loss(losses_of(rows)(models.decoder(latents, numbers), latents), o.goal_weight)
 
     frames: list[dict[int, Tensor]] = [{} for _ in samples]
 
@@ -106,7 +107,7 @@ def train_batch(
     candidates = [[noise_seed(settings.seed, sample, k) for k in range(o.starts)] for sample in samples]
     with models.adapter.disabled():
         condition = reasoner.condition(samples)
-        z1, noise_seeds = best_noise(reasoner, condition, candidates, totals)
+        z1, noise_seeds, tried = best_noise(reasoner, condition, candidates, totals, o.tau)
         size = len(samples)
         adapter = BatchedAdapter(reasoner.transformer, size, a.rank, a.alpha, a.targets, a.blocks, reasoner.device)
         try:
@@ -133,9 +134,8 @@ def train_batch(
     for number, instance in enumerate(batch.instances):
         frames[number][instance.grades[-1].step] = last[number]
         state = adapter.state_dict(number)
-        made.append(
-            Trained(queries[number], noise_seeds[number], instance, state, frames[number], share, starts[number])
-        )
+        noise = noise_seeds[number], tried[number]
+        made.append(Trained(queries[number], *noise, instance, state, frames[number], share, starts[number]))
     return made
 
 
@@ -183,8 +183,7 @@ class BatchedTeacherLora:
         trained = self.trained.pop(sample.id)
         if isinstance(trained, UserError):
             raise trained
-        starts = context.settings.optimisation.starts
-        context.meter.add(trained.forwards + (starts if starts > 1 else 0), trained.seconds)
+        context.meter.add(trained.forwards, trained.seconds)
         context.meter.vlm_calls += context.queries is None  # the teacher wrote them
         return self.method.solve(sample, folder, context, trained)
 

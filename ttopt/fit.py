@@ -120,7 +120,7 @@ def fit_sample(
             queries = models.teacher.queries(sample)
     graded_by = TeacherReward(models.teacher, queries, sample.fps, numbers)
 
-    def loss_of(clean: Tensor) -> Tensor:
+    def loss_of(clean: Tensor, rows: list[int]) -> Tensor:
         return multi_vqa_loss((reward or graded_by)(models.decoder(clean, numbers), clean), o.goal_weight)
 
     candidates = [noise_seed(settings.seed, sample, k) for k in range(o.starts)]
@@ -128,10 +128,10 @@ def fit_sample(
     if chosen is not None:
         candidates = [chosen.noise_seed]
     elif o.starts > 1:
-        status(f"one-step predictions from {o.starts} noises")
-    meter.vlm_calls += o.starts if o.starts > 1 else 0
+        status(f"one-step predictions from up to {o.starts} noises")
     with timer("start"), adapter.disabled():
-        z1, (start,) = best_noise(reasoner, condition, [candidates], loss_of)
+        z1, (start,), (tried,) = best_noise(reasoner, condition, [candidates], loss_of, o.tau)
+    meter.vlm_calls += trained.tried if trained else tried
     seeds = {"noise": start, "adapter": seed_of(settings.seed, sample.id, "adapter")}
     status("the frozen model's video")
     # With keep "last" the frozen model's video is only for the record; else it is a part of the method.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,33 +11,32 @@ from torch import Tensor
 from ttopt.processes import led
 from ttopt.reasoner import Condition, Reasoner
 
-Losses = Callable[[Tensor], Tensor]  # clean latents (B, C, T, h, w) -> total losses (B,)
+Losses = Callable[[Tensor, list[int]], Tensor]  # clean latents (b, C, T, h, w) of these samples -> total losses (b,)
 
 
 @torch.no_grad()
 def best_noise(
-    reasoner: Reasoner, condition: Condition, seeds: Sequence[Sequence[int]], losses: Losses
-) -> tuple[Tensor, list[int]]:
-    """The best starting noise z1 (B, C, T, h, w) of each of B samples, and its seed.
+    reasoner: Reasoner, condition: Condition, seeds: Sequence[Sequence[int]], losses: Losses, tau: float
+) -> tuple[Tensor, list[int], list[int]]:
+    """The best starting noise z1 (B, C, T, h, w) of each of B samples, its seed, and how many were graded.
 
-    ``seeds[b]`` lists the candidates of sample b (equally many for each). One candidate is taken as it is. With k of
-    them this is Pass@k on one-step predictions, which cost a k-th of few-step videos; not in the paper.
+    ``seeds[b]`` lists the candidates of sample b (equally many for each), of which the first that needs no step (a loss
+    of at most tau) is taken, or else the best. A single candidate is taken as it is. With k of them this is Pass@k on
+    one-step predictions, which cost a k-th of few-step videos; not in the paper.
     """
     columns = list(zip(*seeds, strict=True))
-    best = reasoner.noise(condition, list(columns[0]))
-    if len(columns) == 1:
-        return best, list(columns[0])
-    chosen = list(columns[0])
-    lowest = _finite(losses(reasoner.predict_clean(best, 1.0, condition)))
-    for column in columns[1:]:
-        z1 = reasoner.noise(condition, list(column))
-        total = _finite(losses(reasoner.predict_clean(z1, 1.0, condition)))
-        for b in torch.nonzero(total < lowest).flatten().tolist():
-            best[b], chosen[b] = z1[b], column[b]
-        lowest = torch.minimum(lowest, total)
-    return best, chosen
-
-
-def _finite(total: Tensor) -> Tensor:
-    """NaN loses to everything."""
-    return torch.nan_to_num(torch.tensor(led(lambda: total.tolist())), nan=torch.inf)
+    best, chosen = reasoner.noise(condition, list(columns[0])), list(columns[0])
+    tried, lowest = [0] * len(chosen), [math.inf] * len(chosen)
+    rows = list(range(len(chosen)))  # samples that have not found theirs
+    for column in columns if len(columns) > 1 else ():
+        some = condition.select(rows)
+        z1 = reasoner.noise(some, [column[row] for row in rows])
+        total = losses(reasoner.predict_clean(z1, 1.0, some), rows)
+        for row, noise, loss in zip(rows, z1, led(total.tolist), strict=True):
+            tried[row] += 1
+            if loss < lowest[row]:  # False for NaN
+                best[row], chosen[row], lowest[row] = noise, column[row], loss
+        rows = [row for row in rows if lowest[row] > tau]
+        if not rows:
+            break
+    return best, chosen, tried

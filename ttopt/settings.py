@@ -174,7 +174,8 @@ class OptimisationSettings:
     weight_decay: float = 0.0
     """AdamW weight decay."""
     starts: int = 1
-    """Start from the noise, of this many, whose one-step prediction has the lowest loss. 1: as it comes."""
+    """Start from the first noise, of this many, whose one-step prediction has a loss of at most tau, or else from the
+    one with the lowest. 1: as it comes."""
     keep: KEEP = "last"
     """Which video is kept. last: the adapter's, accepted or not. accepted: the frozen model's if the loss stayed above
     tau. better: the one of the two with the lower loss. best: as better, or the adapter's one-step prediction."""

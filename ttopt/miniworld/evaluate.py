@@ -119,7 +119,11 @@ class Evaluation:
         one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
         note("single, one-step", success(self.reasoner.decode(one_step)))
         seeds = [[noise_seed(s.seed, x, k) for k in range(s.optimisation.starts)] for x in samples]
-        z1, _ = best_noise(self.reasoner, condition, seeds, lambda clean: grade(self.decoder(clean, numbers)))
+        z1, _, tried = best_noise(
+            self.reasoner, condition, seeds, lambda clean, rows: reward_of(rows)(self.decoder(clean, numbers), clean),
+            s.optimisation.tau,
+        )  # fmt: skip
+        note("noises", tried)
         base = self.reasoner.decode(self.reasoner.generate(z1, condition))
         note("start", success(base))
 
@@ -291,9 +295,8 @@ def main() -> None:
     seconds = evaluation.clock(samples[0], miniworld.true_queries(samples[0]))
     out |= {f"seconds per {name}": round(value, 3) for name, value in seconds.items()}
     o = settings.optimisation
-    starts = o.starts if o.starts > 1 else 0
     videos = {"last": 1, "best": 3}.get(o.keep, 2)  # made and graded
-    turns = float(np.mean([r["steps"] + 1 for r in rows])) + starts  # a one-step prediction costs less than a turn
+    turns = float(np.mean([r["steps"] + 1 + r["noises"] for r in rows]))  # a one-step prediction costs less than a turn
     ours = turns * seconds["step"] + videos * seconds["graded video"]
     out["pass@k of equal time"] = round(ours / seconds["graded video"], 1)
     show(out)

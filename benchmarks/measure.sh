@@ -5,6 +5,7 @@
 set -euo pipefail
 out=${1:-runs/measure}
 part=${2:-all}
+seed=7007 # nothing was trained with it, no setting chosen by it
 mkdir -p "$out"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
@@ -14,13 +15,13 @@ measure() { # NAME MODULE ARGUMENTS: one JSON file, and what was printed
     [ -e "$file" ] || python -m "ttopt.miniworld.$2" "${@:3}" --out "$file" | tee "$out/$1.txt"
 }
 compare() { # NAME ARGUMENTS: a run folder. A sample whose replies cannot be read counts 0, and the command says so and fails
-    python -m ttopt compare --run-dir "$out/$1" --seed 6007 --logging.wandb disabled "${@:2}" >"$out/$1.txt" ||
+    python -m ttopt compare --run-dir "$out/$1" --seed $seed --logging.wandb disabled "${@:2}" >"$out/$1.txt" ||
         echo "$1 has errors: see above and $out/$1.txt" >&2
 }
 
 for split in id ood; do
     if wanted "effect-$split"; then
-        measure "effect-$split" evaluate --split $split --seed 6007 --samples 256 --seeds 20
+        measure "effect-$split" evaluate --split $split --seed $seed --samples 512 --seeds 20
     fi
     if wanted "compare-$split"; then
         methods='[static,single,Pass@5,Pass@10,PE,VideoTPO,seed ensemble,teacher LoRA,step loop]'
@@ -32,22 +33,22 @@ if wanted wall; then # alone on the machine
     compare wall --split ood --limit 25 --only '[static,single,Pass@5,Pass@10,PE,VideoTPO,seed ensemble,teacher LoRA]'
 fi
 if wanted loop; then
-    python -m loop.evaluate --families '[tour,relay,doors]' --limit 64 --seed 6007 --run_dir "$out/loop" >"$out/loop.txt" ||
+    python -m loop.evaluate --families '[tour,relay,doors]' --limit 64 --seed $seed --run_dir "$out/loop" >"$out/loop.txt" ||
         echo "the loop has errors: see above and $out/loop.txt" >&2
 fi
 if wanted ablations; then
     compare ablations --config ablations --split ood
 fi
 if wanted docs; then
-    measure base-id evaluate --split id --seed 6007 --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
+    measure base-id evaluate --split id --seed $seed --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
     for split in dev_id dev_ood; do
-        for tau in 0.07 0.1 0.22; do
+        for tau in 0.05 0.07 0.1 0.22; do
             measure "tau-$tau-$split" evaluate --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 \
                 --optimisation.tau $tau
         done
     done
     measure oracle evaluate --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102
-    measure memory evaluate_memory --split ood --seed 6007 --samples 64 --bank 256
+    measure memory evaluate_memory --split ood --seed $seed --samples 64 --bank 256
     for split in id ood; do
         measure "replies-$split" evaluate_replies --split $split --seed 4003 --samples 128
     done

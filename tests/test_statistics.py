@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ttopt.statistics import estimate, paired, sign_test
+from ttopt.statistics import estimate, failures_cut, paired, sign_test
 
 
 def test_intervals_cover_the_true_mean() -> None:
@@ -42,6 +42,15 @@ def test_pairing_removes_what_samples_share() -> None:
     alone = estimate(ours)
     assert alone.high - alone.low > 10 * (found.difference.high - found.difference.low)
     assert (found.better, found.worse) == (60, 0)
+
+
+def test_failures_cut_counts_what_is_broken_too() -> None:
+    base, ours = [1.0] * 70 + [0.0] * 30, [0.0] * 2 + [1.0] * 88 + [0.0] * 10
+    cut = failures_cut(ours, base)
+    assert cut.mean == pytest.approx((20 - 2) / 30) and cut.low < cut.mean < cut.high and cut.n == 100
+    assert failures_cut(base, base).high == 0 and failures_cut([1.0] * 100, base).low == 1
+    assert failures_cut([0.5, 0.0], [0.0, 0.0]).mean == pytest.approx(0.25), "partial scores"
+    assert math.isnan(failures_cut([0.0, 1.0], [1.0, 1.0]).mean)
 
 
 TESTS = [(0, 0, 1.0), (5, 5, 1.0), (8, 0, 2 / 256), (1, 5, 14 / 64), (26, 15, 0.1173)]

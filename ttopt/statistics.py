@@ -38,10 +38,7 @@ def estimate(values: Sequence[float] | np.ndarray, draws: int = DRAWS) -> Estima
     numbers = np.asarray(values, dtype=float)
     if not len(numbers):
         return Estimate(nan, nan, nan, 0)
-    rng = np.random.default_rng(0)
-    means = numbers[rng.integers(len(numbers), size=(draws, len(numbers)))].mean(1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(numbers.mean()), float(low), float(high), len(numbers))
+    return _estimate(float(numbers.mean()), numbers[_draws(len(numbers), draws)].mean(1), len(numbers))
 
 
 def interval(found: Estimate, sign: str = "", digits: int = 3) -> str:
@@ -61,6 +58,28 @@ def paired(values: Sequence[float], base: Sequence[float], draws: int = DRAWS) -
     gain[abs(gain) < ROUNDING] = 0
     better, worse = int((gain > 0).sum()), int((gain < 0).sum())
     return Paired(estimate(gain, draws), better, worse, sign_test(better, worse))
+
+
+def failures_cut(values: Sequence[float], base: Sequence[float], draws: int = DRAWS) -> Estimate:
+    """The share of ``base``'s failures that ``values``, of the same samples in the same order, does without: what it
+    breaks counts against what it repairs. Scores in [0, 1]; NaN if ``base`` fails nowhere."""
+    before, after = 1 - np.asarray(base, dtype=float), 1 - np.asarray(values, dtype=float)
+    if not before.sum():
+        return Estimate(nan, nan, nan, 0)
+    picked = _draws(len(before), draws)
+    failures = before[picked].sum(1)
+    cuts = 1 - after[picked].sum(1)[failures > 0] / failures[failures > 0]
+    return _estimate(float(1 - after.sum() / before.sum()), cuts, len(before))
+
+
+def _draws(n: int, draws: int) -> np.ndarray:
+    """Indices (draws, n) of the samples of every bootstrap draw."""
+    return np.random.default_rng(0).integers(n, size=(draws, n))
+
+
+def _estimate(mean: float, drawn: np.ndarray, n: int) -> Estimate:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(mean, float(low), float(high), n)
 
 
 def sign_test(better: int, worse: int) -> float:

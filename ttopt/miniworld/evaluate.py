@@ -34,7 +34,7 @@ from ttopt.result import versions
 from ttopt.reward import multi_vqa_loss
 from ttopt.sample import Sample
 from ttopt.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimisationSettings
-from ttopt.statistics import estimate, paired
+from ttopt.statistics import estimate, failures_cut, paired
 from ttopt.teacher.queries import Queries
 from ttopt.teacher.teacher import Teacher
 
@@ -235,8 +235,9 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
     out["steps"] = round(float(np.mean([r["steps"] for r in rows])), 2)
     out["misread cells"] = round(float(np.mean([r["misread cells"] for r in rows])), 5)
     out["right queries"] = round(float(np.mean([r["right queries"] for r in rows])), 4)
-    failures = 1 - single.mean()
-    out["failures cut"] = round(float((np.mean([r["ours"] for r in rows]) - single.mean()) / max(failures, 1e-9)), 4)
+    cut = failures_cut([r["ours"] for r in rows], list(single))
+    out["failures cut"] = round(cut.mean, 4)
+    out["failures cut, interval"] = [round(cut.low, 3), round(cut.high, 3)]
     return out
 
 

@@ -73,7 +73,7 @@ def effect(files: Sequence[Path]) -> None:
     tests = (f"{each['repaired']} / {each['broken']}, {p_value(each['p'])}" for each in ours)
     print(line("repaired / broken samples, McNemar p", *tests))
     print(line("single's failures cut by", *(cut(each["rows"]) for each in found)))
-    reached = (f"{each['accepted']:.2f}; {each['hacked, ours']:.2f}" for each in sums)
+    reached = (f"{each['accepted']:.2f}; {each['hacked, ours']:.3f}" for each in sums)
     print(line("runs that reach tau; of these wrong by the scorer (hacked)", *reached))
     print(line("optimisation steps", *(f"{each['steps']:.2f}" for each in sums)))
     print(line("Pass@k of equal wall time: k", *(f"{each['pass@k of equal time']:.1f}" for each in sums)))

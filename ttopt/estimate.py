@@ -57,7 +57,7 @@ class Plan:
     two_devices: bool  # the teacher has a GPU of its own
     steps: float  # optimisation steps of a sample, on average
     processes: int  # that share the video model's blocks, each on a GPU
-    starts: int = 1  # noises whose one-step predictions are graded before the first step
+    starts: int = 1  # noises whose one-step predictions are graded before the first step, at most: all are counted
     best: bool = False  # the adapter's one-step prediction is decoded and graded too (optimisation.keep best)
     forwards: int = 1  # of the video model for a video
 

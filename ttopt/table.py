@@ -11,7 +11,7 @@ import torch
 from torchmetrics.aggregation import MeanMetric
 
 from ttopt.result import Result
-from ttopt.statistics import Estimate, Paired, estimate, paired
+from ttopt.statistics import Estimate, Paired, estimate, failures_cut, paired
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Row:
     method: str
     score: Estimate  # what ``score_name`` says; a sample without a usable video counts 0
     gain: Paired | None  # over the reference, on the same samples; None: this is the reference
-    failures_cut: float | None  # share of the reference's failures that are gone
+    failures_cut: Estimate | None  # share of the reference's failures that are gone; None also if it has none
     failed: list[str]  # samples without a usable video
     partial: float | None
     satisfied: float | None
@@ -103,8 +103,8 @@ def rows(
     found = []
     for method, samples in entries.items():
         common = [s for s in scores[method] if s in scores[reference]]
-        gain = paired([scores[method][s] for s in common], [scores[reference][s] for s in common])
-        failures = 1 - mean([scores[reference][s] for s in common], 1.0)
+        pair = [scores[method][s] for s in common], [scores[reference][s] for s in common]
+        cut = failures_cut(*pair)
         seconds = mean(_cost(samples.values(), "wall_seconds"))
         good = [e.result for e in samples.values() if e.result is not None and not e.failed]
         judged = [e.judged for e in samples.values() if e.judged is not None and not e.failed]
@@ -115,8 +115,8 @@ def rows(
             Row(
                 method=method,
                 score=estimate(list(scores[method].values())),
-                gain=None if method == reference else gain,
-                failures_cut=None if method == reference or failures <= 0 else gain.difference.mean / failures,
+                gain=None if method == reference else paired(*pair),
+                failures_cut=None if method == reference or not cut.n else cut,
                 failed=[s for s, entry in samples.items() if entry.failed],
                 partial=mean(r.score.partial for r in good if r.score),
                 satisfied=mean(j.satisfied for j in judged),

@@ -140,6 +140,10 @@ def _view(result: Result, video: Path, clips: list[Clip], queries: Sequence[str]
     return SampleView(result.sample, result.family, result.split, result.prompt, *look, queries, clips)
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> Clip:
     result = entry.result
     if result is None:
@@ -159,8 +163,8 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
         score=f"{entry.official:.2f}" if entry.official is not None else _partial(result.score),
         rules=result.score.rules if result.score else {},
         cost=f"{cost.generated_seconds:.3g} s of video, {cost.reasoner_forwards} forwards, {cost.wall_seconds:.3g} s"
-        + (f", {cost.vlm_calls} VLM calls" if cost.vlm_calls else "")
-        + (f", {o.steps} steps" if o else ""),
+        + (f", {_count(cost.vlm_calls, 'VLM call')}" if cost.vlm_calls else "")
+        + (f", {_count(o.steps, 'step')}" if o else ""),
         curves=_curves(place / "curves.csv"),
         queries=[o.queries["goal"], *o.queries["process"]] if o else [],
         trace=trace,

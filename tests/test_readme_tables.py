@@ -21,7 +21,7 @@ def test_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = []
     for i in range(40):
         row: dict[str, float | str] = {name: float(rng.random() < 0.7) for name in tables.EFFECT.values()}
-        row |= {"ours": 1.0, "accepted": 1.0, "steps": 2.0, "right queries": 1.0, "misread cells": 0.0}
+        row |= {"ours": 1.0, "accepted": 1.0, "steps": 2.0, "right queries": 1.0, "misread cells": 0.0, "noises": 2.0}
         row["family"] = "two" if i % 2 else "move"
         found.append(row)
     content = {"rows": found, "summary": summary(found) | {"pass@k of equal time": 7.0}}  # type: ignore[arg-type]

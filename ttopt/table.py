@@ -104,7 +104,7 @@ def rows(
     for method, samples in entries.items():
         common = [s for s in scores[method] if s in scores[reference]]
         pair = [scores[method][s] for s in common], [scores[reference][s] for s in common]
-        cut = failures_cut(*pair)
+        gain, cut = (None, None) if method == reference else (paired(*pair), failures_cut(*pair))
         seconds = mean(_cost(samples.values(), "wall_seconds"))
         good = [e.result for e in samples.values() if e.result is not None and not e.failed]
         judged = [e.judged for e in samples.values() if e.judged is not None and not e.failed]
@@ -115,8 +115,8 @@ def rows(
             Row(
                 method=method,
                 score=estimate(list(scores[method].values())),
-                gain=None if method == reference else paired(*pair),
-                failures_cut=None if method == reference or not cut.n else cut,
+                gain=gain,
+                failures_cut=cut if cut and cut.n else None,
                 failed=[s for s, entry in samples.items() if entry.failed],
                 partial=mean(r.score.partial for r in good if r.score),
                 satisfied=mean(j.satisfied for j in judged),

@@ -30,7 +30,7 @@ from ttopt.noise import best_noise
 from ttopt.reasoner import Reasoner, Schedule, StandardDecoder
 from ttopt.reasoner.batched import BatchedAdapter
 from ttopt.reasoner.condition import latent_statistics
-from ttopt.result import versions
+from ttopt.result import json_safe, versions
 from ttopt.reward import multi_vqa_loss
 from ttopt.sample import Sample
 from ttopt.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimisationSettings
@@ -233,6 +233,7 @@ def summary(rows: list[dict[str, float]]) -> dict[str, object]:
     for name in ("ours", "ours, one-step") if accepted else ():
         out[f"hacked, {name}"] = round(1 - float(np.mean([r[name] for r in accepted])), 4)
     out["steps"] = round(float(np.mean([r["steps"] for r in rows])), 2)
+    out["starting noises graded"] = round(float(np.mean([r["noises"] for r in rows])), 2)
     out["misread cells"] = round(float(np.mean([r["misread cells"] for r in rows])), 5)
     out["right queries"] = round(float(np.mean([r["right queries"] for r in rows])), 4)
     cut = failures_cut([r["ours"] for r in rows], list(single))
@@ -316,7 +317,7 @@ def main() -> None:
                 {
                     "command": vars(args) | {"overrides": overrides},
                     "versions": versions(),
-                    "summary": out,
+                    "summary": json_safe(out),
                     "rows": rows,
                 },
                 indent=1,

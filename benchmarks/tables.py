@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ttopt.compare import TABLE, Comparison, load_comparison
-from ttopt.statistics import Estimate, failures_cut, interval, paired
-from ttopt.table import Row, agrees, rows
+from ttopt.evaluate.comparison import TABLE, Comparison, load_comparison
+from ttopt.evaluate.statistics import Estimate, failures_cut, interval, paired
+from ttopt.evaluate.table import Row, agrees, rows
 
 SPLITS = ("id", "ood")
 EFFECT = {

@@ -1,4 +1,4 @@
-"""Lightning callbacks for ttopt.module.TestTimeTraining; each can be used alone.
+"""Lightning callbacks for ttopt.optimize.training.TestTimeTraining; each can be used alone.
 
 They write into ``trainer.default_root_dir``.
 """
@@ -11,7 +11,7 @@ from callbacks.adapters import SaveAdapter
 from callbacks.loss_threshold import LossThreshold
 from callbacks.previews import Previews
 from callbacks.reward_curves import RewardCurves
-from ttopt.settings import FitSettings
+from ttopt.config.settings import FitSettings
 
 __all__ = ["LossThreshold", "Previews", "RewardCurves", "SaveAdapter", "standard"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import lightning as L
 
 from ttopt.errors import UserError
-from ttopt.module import TestTimeTraining
-from ttopt.result import ACCEPTED
+from ttopt.optimize.training import TestTimeTraining
+from ttopt.record.result import ACCEPTED
 
 
 class LossThreshold(L.Callback):

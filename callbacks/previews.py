@@ -7,9 +7,9 @@ from typing import Any
 
 import lightning as L
 
+from ttopt.data.video import strip, write_image
 from ttopt.errors import UserError
-from ttopt.module import TestTimeTraining
-from ttopt.video import strip, write_image
+from ttopt.optimize.training import TestTimeTraining
 
 
 class Previews(L.Callback):

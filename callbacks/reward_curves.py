@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from ttopt.module import Grade, TestTimeTraining
+from ttopt.optimize.training import Grade, TestTimeTraining
 
 
 class RewardCurves(L.Callback):

@@ -9,12 +9,12 @@ from typing import Literal
 from torch import Tensor
 
 from loop.clips import join
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.fit import noise_name, seed_of
 from ttopt.methods.base import Context
 from ttopt.methods.pass_at_k import by_loss, by_scorer
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.optimize.algorithm import noise_name, seed_of
+from ttopt.record.result import Result
 
 
 class Chain:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ttopt.metrics import similarity
+from ttopt.record.metrics import similarity
 
 LEAST_NEW = 4  # frames: one latent frame
 

@@ -44,15 +44,15 @@ from loop.step import Attempt, Step
 from loop.trace import Trace
 from loop.verifier import Verdict, verify
 from loop.wording import TARGET, Wording, sentence, with_suggestion
-from ttopt.chat import ChatError, Message, Reply
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError, one_line
-from ttopt.memory import can_spare
 from ttopt.methods.base import Context
-from ttopt.models import TOO_SMALL
-from ttopt.processes import several
-from ttopt.result import Result
-from ttopt.resume import digest
-from ttopt.sample import Sample
+from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.distributed import several
+from ttopt.models.load import TOO_SMALL
+from ttopt.optimize.state import digest
+from ttopt.record.result import Result
+from ttopt.run.memory import can_spare
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -109,7 +109,8 @@ class Loop:
                 raise
             full = isinstance(error, torch.OutOfMemoryError)
             if full and (several() or can_spare(self.context.models)):
-                raise  # ttopt/solver.py tries once more, which the journal makes cheap; several processes end together
+                # The sample runner tries once more, which the journal makes cheap; several processes end together
+                raise
             why = TOO_SMALL if full else str(error)
             ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", why)
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)

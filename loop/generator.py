@@ -15,13 +15,13 @@ from loop.journal import Journal, Made
 from loop.settings import LoopSettings
 from loop.step import Step
 from loop.trace import Trace
-from ttopt.chat import Message, fingerprint
-from ttopt.fit import noise_name, seed_of
+from ttopt.data.sample import Sample
+from ttopt.data.video import write_image, write_video
 from ttopt.methods.base import Context
-from ttopt.result import NON_FINITE
-from ttopt.runfolder import CLIPS, writing
-from ttopt.sample import Sample
-from ttopt.video import write_image, write_video
+from ttopt.models.chat.chat import Message, fingerprint
+from ttopt.optimize.algorithm import noise_name, seed_of
+from ttopt.record.result import NON_FINITE
+from ttopt.record.run_folder import CLIPS, writing
 
 LEAST_FIDELITY = 0.9  # SSIM of a clip's first frame with its condition; below, the joints show
 

@@ -19,17 +19,17 @@ from torch import Tensor
 from loop.settings import KeepAdapter
 from loop.step import Step
 from loop.verifier import Verdict
-from ttopt.chat import ChatError
+from ttopt.data.sample import Sample
+from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
-from ttopt.fit import TeacherReward, generate, kept_video, optimise, seed_of
 from ttopt.methods.base import Context
-from ttopt.module import sample_frames
-from ttopt.noise import best_noise
-from ttopt.result import ACCEPTED
-from ttopt.reward import multi_vqa_loss
-from ttopt.runfolder import writing
-from ttopt.sample import Sample
-from ttopt.teacher import Queries
+from ttopt.models.chat.chat import ChatError
+from ttopt.models.teacher import Queries
+from ttopt.optimize.algorithm import TeacherReward, generate, kept_video, optimise, seed_of
+from ttopt.optimize.noise import best_noise
+from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.record.result import ACCEPTED
+from ttopt.record.run_folder import writing
 
 MOST_PROCESS = 3
 
@@ -86,7 +86,7 @@ class InnerLora:
             models, reward, condition, z1, numbers, settings, adapter_seed, folder, meter, self.context.callbacks()
         )
         self._trained = True
-        # As in ttopt.fit.fit_sample; the frozen model's video is only made where it may be kept.
+        # As in ttopt.optimize.algorithm.fit_sample; the frozen model's video is only made where it may be kept.
         videos, accepted = {"adapter": generate(reasoner, z1, condition, meter.timer)}, module.stop == ACCEPTED
         if o.keep in ("better", "best") or (o.keep == "accepted" and not accepted):
             with adapter.disabled():

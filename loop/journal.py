@@ -23,11 +23,11 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttopt.chat import Chat, Message, Reply, fingerprint
-from ttopt.cost import Meter
-from ttopt.processes import led
-from ttopt.runfolder import JOURNAL, replacing, writing
-from ttopt.tensorfile import save_tensors
+from ttopt.models.chat.chat import Chat, Message, Reply, fingerprint
+from ttopt.models.distributed import led
+from ttopt.models.tensorfile import save_tensors
+from ttopt.record.meter import Meter
+from ttopt.record.run_folder import JOURNAL, replacing, writing
 
 CLIP, ADAPTER = "clip", "adapter/"
 

@@ -15,15 +15,15 @@ import torch
 from pydantic import BaseModel
 
 from loop.engine import StepLoop
-from ttopt.chat import Message, Reply
+from training.miniworld import dialogues
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
-from ttopt.miniworld import dialogues
 from ttopt.miniworld.multistep import action, legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.world import read
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.models.chat.chat import Message, Reply
+from ttopt.record.result import Result
 
 
 class WorldChat:

@@ -16,10 +16,10 @@ from loop.settings import LoopSettings
 from loop.verifier import verify
 from loop.wording import Wording, with_suggestion
 from ttopt import methods
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.methods.videotpo import Critique
-from ttopt.sample import Sample
 
 LAST_STEP = LoopSettings().max_steps
 

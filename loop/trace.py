@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.chat import Message, Reply, fingerprint
-from ttopt.result import json_safe
-from ttopt.runfolder import writing
+from ttopt.models.chat.chat import Message, Reply, fingerprint
+from ttopt.record.result import json_safe
+from ttopt.record.run_folder import writing
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ttopt.chat import Message
 from ttopt.errors import UserError
+from ttopt.models.chat.chat import Message
 
 PROMPTS = Path(__file__).parent / "prompts"
 SHIPPED = {"full": PROMPTS, "mini": PROMPTS / "mini"}

@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 
-from ttopt.settings import DecoderSettings, FitSettings, QuerySettings, ReasonerSettings, TeacherSettings
+from ttopt.config.settings import DecoderSettings, FitSettings, QuerySettings, ReasonerSettings, TeacherSettings
 
 GOAL = "is the red cross on the green pad ?"
 PROCESS = ["is the blue square whole ?"]
@@ -26,7 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from tiny import tiny_reasoner_folder
     from tiny_teacher import tiny_teacher_folder
 
-    from ttopt.reasoner import LightDecoder, LightDecoderConfig
+    from ttopt.models.reasoner import LightDecoder, LightDecoderConfig
 
     torch.set_num_threads(1)
     parent = tmp_path_factory.mktemp("models")
@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def models(folders: dict[str, Path]) -> Any:
     """The tiny models, loaded; every test resets the adapter."""
-    from ttopt.fit import load_models
+    from ttopt.optimize.algorithm import load_models
 
     return load_models(
         FitSettings(
@@ -84,7 +84,7 @@ def settings(folders: dict[str, Path]) -> Callable[..., FitSettings]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to be in, where no model can be loaded: what is tested must be noticed before."""
 
-    from ttopt import engine
+    from ttopt.run import run as engine
 
     def load(settings: FitSettings) -> Any:
         raise AssertionError("not noticed before the models were loaded")

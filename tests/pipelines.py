@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ttopt.reasoner import Schedule
+from ttopt.models.reasoner import Schedule
 
 
 class FixedSigmas(FlowMatchEulerDiscreteScheduler):

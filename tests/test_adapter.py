@@ -14,7 +14,7 @@ from tiny import tiny_reasoner_folder, tiny_sample
 from torch import Tensor
 
 from ttopt.errors import UserError
-from ttopt.reasoner import Adapter, BatchedAdapter, Condition, Reasoner, Schedule
+from ttopt.models.reasoner import Adapter, BatchedAdapter, Condition, Reasoner, Schedule
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from tiny import tiny_sample
 from loop.planner import Plan
 from loop.router import Route
 from loop.verifier import Verdict
-from ttopt.chat import ChatError, Message, Reply, ask
+from ttopt.data.queries import _Reply
+from ttopt.data.replies import parse_reply
 from ttopt.errors import UserError
-from ttopt.models import Models
-from ttopt.replies import parse_reply
-from ttopt.teacher.queries import _Reply
+from ttopt.models.chat.chat import ChatError, Message, Reply, ask
+from ttopt.models.load import Models
 
 QUERIES = '{"goal": "is it there?", "process": ["is it whole?"]}'
 PLAN = '{"task_complete": false, "instruction": "go", "estimated_steps_remaining": 1}'

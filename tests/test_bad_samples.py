@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ttopt import engine
+from ttopt.config.settings import FitSettings, TeacherSettings
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings, TeacherSettings
+from ttopt.run import run as engine
 
 OWN = [  # what is typed after "ttopt fit --sample.prompt go"
     ("--sample.prompt ''", "sample.prompt is empty; say what should happen: --sample.prompt"),

@@ -12,10 +12,10 @@ from bad_input import FEW, JSON, LONG, Capture, contents, one_sentence, refused,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ttopt.config import parse_fit, setting_names
+from ttopt.config.parsing import parse_fit, setting_names
+from ttopt.config.settings import FitSettings
 from ttopt.errors import UserError
-from ttopt.result import Cost, Result
-from ttopt.settings import FitSettings
+from ttopt.record.result import Cost, Result
 
 SETTINGS = [  # what is typed after "ttopt fit"
     ("fitt", "unrecognized arguments: fitt"),

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from tiny import tiny_transformer
 
 from ttopt.errors import UserError
-from ttopt.reasoner import LightDecoder
-from ttopt.reasoner.loading import load_networks, lora_file, merge_lora
-from ttopt.teacher import Teacher
+from ttopt.models.reasoner import LightDecoder
+from ttopt.models.reasoner.loading import load_networks, lora_file, merge_lora
+from ttopt.models.teacher import Teacher
 
 
 def gone(file: Path) -> None:

@@ -20,18 +20,20 @@ from tiny import tiny_sample
 
 import callbacks
 from callbacks import reward_curves
-from ttopt import bank as banks
-from ttopt import engine, resume
-from ttopt.bank import Bank, keys_of
-from ttopt.console import Console
-from ttopt.engine import fit_all, given_queries
+from ttopt.config.settings import FitSettings
+from ttopt.data import find
+from ttopt.data.find import given_queries
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.fit import fit_sample
-from ttopt.identity import model_digest
-from ttopt.models import Models
-from ttopt.result import Result
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings
+from ttopt.models.load import Models
+from ttopt.optimize import bank as banks
+from ttopt.optimize import state as resume
+from ttopt.optimize.algorithm import fit_sample
+from ttopt.optimize.bank import Bank, keys_of
+from ttopt.record.identity import model_digest
+from ttopt.record.result import Result
+from ttopt.run.console import Console
+from ttopt.run.run import fit_all
 
 Make = Callable[..., FitSettings]
 STEPS = {"steps": 3, "lr": 3e-2}
@@ -43,7 +45,7 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Two names for one sample instead of the data set; every state is kept, and no curve is drawn."""
     samples = [tiny_sample("a"), dataclasses.replace(tiny_sample("a"), id="b")]
     fake = SimpleNamespace(samples=lambda split, families, seed, limit: samples[:limit], score=None)
-    monkeypatch.setattr(engine, "importlib", SimpleNamespace(import_module=lambda name: fake))
+    monkeypatch.setattr(find, "importlib", SimpleNamespace(import_module=lambda name: fake))
     monkeypatch.setattr(resume, "SHARE", float("inf"))
     monkeypatch.setattr(reward_curves, "draw", lambda *_: None)
     return samples

@@ -16,18 +16,18 @@ from tiny import tiny_sample
 from torch import Tensor
 
 from callbacks import standard
-from ttopt.batch_fit import train_batch
-from ttopt.config import parse_fit
-from ttopt.console import Console
-from ttopt.engine import fit_all
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import FitSettings, MethodSettings
 from ttopt.errors import UserError
-from ttopt.models import Models, load_models
-from ttopt.reasoner import BatchedAdapter, StandardDecoder
-from ttopt.reasoner.adapter import read_adapter
-from ttopt.reasoner.speed import compiled_block
-from ttopt.result import Result
-from ttopt.settings import FitSettings, MethodSettings
-from ttopt.teacher import Queries
+from ttopt.models.load import Models, load_models
+from ttopt.models.reasoner import BatchedAdapter, StandardDecoder
+from ttopt.models.reasoner.adapter import read_adapter
+from ttopt.models.reasoner.speed import compiled_block
+from ttopt.models.teacher import Queries
+from ttopt.optimize.batch_fit import train_batch
+from ttopt.record.result import Result
+from ttopt.run.console import Console
+from ttopt.run.run import fit_all
 
 Make = Callable[..., FitSettings]
 
@@ -128,7 +128,7 @@ def test_too_little_memory_for_the_adapters_leaves_nothing_behind(
         return zeros(*size, **options)
 
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr("ttopt.reasoner.batched.torch.zeros", full)
+        patch.setattr("ttopt.models.reasoner.batched.torch.zeros", full)
         BatchedAdapter(models.reasoner.transformer, 2)
     with torch.no_grad():
         assert torch.equal(models.reasoner.velocity(z1, 1.0, condition), before)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny import tiny_reasoner_folder
 
-from ttopt.batched import BatchResult, BatchReward, optimise_batch
-from ttopt.reasoner import Adapter, BatchedAdapter, Reasoner, Schedule, StandardDecoder
-from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
-from ttopt.sample import Sample
-from ttopt.settings import OptimisationSettings
+from ttopt.config.settings import OptimisationSettings
+from ttopt.data.sample import Sample
+from ttopt.models.reasoner import Adapter, BatchedAdapter, Reasoner, Schedule, StandardDecoder
+from ttopt.optimize.batched import BatchResult, BatchReward, optimise_batch
+from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE
 
 
 @pytest.fixture(scope="module")

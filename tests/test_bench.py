@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_teacher import tiny_config, tiny_tokenizer
 
-from ttopt import bench
-from ttopt.bench_models import Bench, StandInTokenizer, random_models
 from ttopt.cli import main
-from ttopt.reasoner import LightDecoderConfig, Reasoner
+from ttopt.models.reasoner import LightDecoderConfig, Reasoner
+from ttopt.planning import bench
+from ttopt.planning.bench_models import Bench, StandInTokenizer, random_models
 
 WAN = {
     "transformer": {
@@ -84,7 +84,7 @@ def test_the_stand_in_tokenizer_keeps_vision_tokens_whole() -> None:
 def test_the_command_writes_its_rows(
     tiny: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ttopt.bench_models.mini", lambda: tiny)
+    monkeypatch.setattr("ttopt.planning.bench_models.mini", lambda: tiny)
     out = tmp_path / "new" / "mini.json"
     assert main(["bench", "--steps", "1", "--ways", "packed|modulations", "--out", str(out)]) == 0
     written = json.loads(out.read_text())

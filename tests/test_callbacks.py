@@ -14,10 +14,10 @@ from tiny_fit import FRAMES, fit, prepare
 
 import callbacks
 from callbacks import LossThreshold, Previews, RewardCurves, SaveAdapter
+from ttopt.config.settings import FitSettings, LoggingSettings
 from ttopt.errors import UserError
-from ttopt.fit import Models
-from ttopt.result import ACCEPTED
-from ttopt.settings import FitSettings, LoggingSettings
+from ttopt.optimize.algorithm import Models
+from ttopt.record.result import ACCEPTED
 
 
 def test_loss_threshold(models: Models, tmp_path: Path) -> None:

@@ -18,13 +18,23 @@ import torch
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from ttopt.chat import ChatError, LocalChat, Message, OpenAIChat, Reply, ask, check_chat, fingerprint, make_chat
+from ttopt.config.settings import ChatSettings
+from ttopt.data.replies import parse_reply
+from ttopt.data.video import to_uint8
 from ttopt.errors import UserError
-from ttopt.fit import Models
-from ttopt.replies import parse_reply
-from ttopt.settings import ChatSettings
-from ttopt.teacher import Teacher
-from ttopt.video import to_uint8
+from ttopt.models.chat.chat import (
+    ChatError,
+    LocalChat,
+    Message,
+    OpenAIChat,
+    Reply,
+    ask,
+    check_chat,
+    fingerprint,
+    make_chat,
+)
+from ttopt.models.teacher import Teacher
+from ttopt.optimize.algorithm import Models
 
 
 class Opinion(BaseModel):

@@ -109,8 +109,8 @@ def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from ttopt.config import parse_fit
-    from ttopt.runfolder import RunFolder
+    from ttopt.config.parsing import parse_fit
+    from ttopt.record.run_folder import RunFolder
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -147,7 +147,7 @@ def test_nan_loss(
     def broken(self: Any, frames: Tensor, latents: Tensor | None = None) -> Tensor:
         return frames.mean().reshape(1, 1) * math.nan
 
-    monkeypatch.setattr("ttopt.fit.TeacherReward.__call__", broken)
+    monkeypatch.setattr("ttopt.optimize.algorithm.TeacherReward.__call__", broken)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert main(["fit", *tiny, "--limit", "1", "--run-dir", str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()

@@ -14,18 +14,19 @@ from conftest import GOAL, PROCESS
 from tiny import tiny_sample
 
 import callbacks
-from ttopt import grading as module
 from ttopt.cli import main
-from ttopt.compare import Comparison, compare
-from ttopt.compare_config import CompareSettings, parse_compare, settings_of
-from ttopt.config import CONFIG_FOLDERS
-from ttopt.console import Console
-from ttopt.datasets import miniworld
-from ttopt.engine import given_queries
+from ttopt.config.comparison import CompareSettings, parse_compare, settings_of
+from ttopt.config.parsing import CONFIG_FOLDERS
+from ttopt.config.settings import to_yaml
+from ttopt.data import miniworld
+from ttopt.data.find import given_queries
 from ttopt.errors import UserError
-from ttopt.fit import fit_sample
-from ttopt.grading import Loader
-from ttopt.settings import to_yaml
+from ttopt.evaluate.compare import compare
+from ttopt.evaluate.comparison import Comparison
+from ttopt.optimize.algorithm import fit_sample
+from ttopt.run import loader
+from ttopt.run.console import Console
+from ttopt.run.loader import Loader
 
 COMPARISONS = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:" in p.read_text())
 METHODS = """
@@ -70,7 +71,7 @@ def test_all_methods_on_all_samples_then_only_what_is_missing(tiny: list[str], m
     def unwanted(*_: Any) -> Any:
         raise AssertionError("nothing is left to do")
 
-    monkeypatch.setattr(module, "load_models", unwanted)
+    monkeypatch.setattr(loader, "load_models", unwanted)
     assert run(settings).table == found.table
     config = found.folder / "config.yaml"
     before = config.read_text()
@@ -166,7 +167,7 @@ def test_old_models_are_gone_before_new_ones_come(settings: Any, tmp_path: Path)
 
 def test_models_are_loaded_again_only_for_other_models(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
-    monkeypatch.setattr(module, "load_models", lambda settings: loaded.append(settings) or len(loaded))
+    monkeypatch.setattr(loader, "load_models", lambda settings: loaded.append(settings) or len(loaded))
     load, settings = Loader(), parse_compare([])
     more = dataclasses.replace(settings, seed=5, optimisation=dataclasses.replace(settings.optimisation, steps=1))
     other = dataclasses.replace(settings, adapter=dataclasses.replace(settings.adapter, rank=2))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ttopt.config import CONFIG_FOLDERS, changed, config_path, parse_fit, setting_names
+from ttopt.config.parsing import CONFIG_FOLDERS, changed, config_path, parse_fit, setting_names
+from ttopt.config.settings import flat, to_dict, to_yaml
 from ttopt.errors import UserError
-from ttopt.settings import flat, to_dict, to_yaml
 
 # Those with methods belong to another command: tests/test_compare.py reads them.
 SHIPPED = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:" not in p.read_text())

@@ -13,15 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ttopt.config import parse_fit
-from ttopt.datasets import folder, genvire, miniworld, ruler, vbvr
-from ttopt.datasets.files import fitted_length, fitted_size
-from ttopt.engine import find_samples
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import SampleSettings
+from ttopt.data import folder, genvire, miniworld, ruler, vbvr
+from ttopt.data.files import fitted_length, fitted_size
+from ttopt.data.find import find_samples
+from ttopt.data.sample import Sample
+from ttopt.data.video import read_video, sample_frames, write_video
 from ttopt.errors import UserError
-from ttopt.module import sample_frames
-from ttopt.sample import Sample
-from ttopt.settings import SampleSettings
-from ttopt.video import read_video, write_video
 
 FORM = SampleSettings(frames=81, fps=24, height=704, width=1280)
 SMALL = SampleSettings(frames=89, fps=24, height=48, width=48, multiple=16)

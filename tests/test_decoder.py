@@ -13,7 +13,7 @@ from tiny import tiny_reasoner_folder, tiny_vae_21
 from torch import Tensor, nn
 
 from ttopt.errors import UserError
-from ttopt.reasoner import (
+from ttopt.models.reasoner import (
     LightDecoder,
     LightDecoderConfig,
     Reasoner,
@@ -21,7 +21,7 @@ from ttopt.reasoner import (
     StandardDecoder,
     straight_through_clamp,
 )
-from ttopt.reasoner.condition import latent_statistics
+from ttopt.models.reasoner.condition import latent_statistics
 
 ALL = range(9)
 SMALL = LightDecoderConfig(channels=(8, 6, 4, 4), latent_channels=16, patch_size=1)

@@ -22,10 +22,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 import ttopt
-from ttopt.compare_config import parse_compare, parse_evaluate
-from ttopt.config import parse_fit
-from ttopt.plan import parse_plan
-from ttopt.report.settings import parse_report
+from ttopt.config.comparison import parse_compare, parse_evaluate
+from ttopt.config.parsing import parse_fit
+from ttopt.config.report import parse_report
+from ttopt.planning.plan import parse_plan
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,9 +38,9 @@ PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
 SMALL = """\
 #!/bin/bash
 case "$* " in
-    "-m ttopt fit "*|"-m ttopt compare "*|"-m loop.evaluate "*) set -- "$@" --limit 1 ;;
-    "-m ttopt.miniworld.evaluate "*) set -- "$@" --samples 4 --seeds 2 --ceiling 1 ;;
-    "-m ttopt.miniworld.evaluate_replies "*) set -- "$@" --samples 2 ;;
+    "-m ttopt fit "*|"-m ttopt compare "*|"-m benchmarks.step_loop "*) set -- "$@" --limit 1 ;;
+    "-m benchmarks.effect "*) set -- "$@" --samples 4 --seeds 2 --ceiling 1 ;;
+    "-m benchmarks.replies "*) set -- "$@" --samples 2 ;;
 esac
 """
 

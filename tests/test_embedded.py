@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 import torch
 
-from ttopt.batched import optimise_batch
-from ttopt.config import parse_fit
-from ttopt.datasets import miniworld
-from ttopt.fit import Models, load_models, seed_of
-from ttopt.miniworld.corruptions import corrupt
-from ttopt.miniworld.evaluate_replies import plan_rows
+from benchmarks.replies import plan_rows
+from training.miniworld.corruptions import corrupt
+from training.miniworld.vae import decode, encode, exchanged
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import WEIGHTS, OptimisationSettings
+from ttopt.data import miniworld
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
-from ttopt.miniworld.training.vae import decode, encode, exchanged
 from ttopt.miniworld.world import FPS, FRAMES, SPRITES, WALL, distances, render
-from ttopt.reasoner import BatchedAdapter
-from ttopt.reasoner.condition import latent_statistics
-from ttopt.settings import WEIGHTS, OptimisationSettings
-from ttopt.teacher import Teacher
+from ttopt.models.reasoner import BatchedAdapter
+from ttopt.models.reasoner.condition import latent_statistics
+from ttopt.models.teacher import Teacher
+from ttopt.optimize.algorithm import Models, load_models, seed_of
+from ttopt.optimize.batched import optimise_batch
 
 
 @pytest.fixture(scope="module")

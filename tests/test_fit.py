@@ -16,19 +16,22 @@ from tiny import tiny_sample
 from torch import Tensor
 
 import callbacks
-from ttopt import engine, tracking
-from ttopt.config import parse_fit
-from ttopt.console import Console
-from ttopt.engine import extra_callbacks, find_samples, fit_all, given_queries
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import CallbackSettings, FitSettings
+from ttopt.data import find
+from ttopt.data.find import find_samples, given_queries
+from ttopt.data.sample import Sample
+from ttopt.data.video import read_video
 from ttopt.errors import UserError
-from ttopt.fit import Models, fit_sample, load_models, seed_of
 from ttopt.methods import teacher_lora
-from ttopt.metrics import drift
-from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimisation, Result
-from ttopt.runfolder import RunFolder, new_path
-from ttopt.sample import Sample
-from ttopt.settings import CallbackSettings, FitSettings
-from ttopt.video import read_video
+from ttopt.optimize.algorithm import Models, fit_sample, load_models, seed_of
+from ttopt.record.metrics import drift
+from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimisation, Result
+from ttopt.record.run_folder import RunFolder, new_path
+from ttopt.run import run as engine
+from ttopt.run import tracking
+from ttopt.run.console import Console
+from ttopt.run.run import extra_callbacks, fit_all
 
 Make = Callable[..., FitSettings]
 MEDIA = {"video.mp4", "frames.png", "base.mp4", "before_after.png", "curves.png", "previews"}
@@ -51,7 +54,7 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Three samples with a scorer instead of the data set."""
     samples = [dataclasses.replace(tiny_sample(name), family="move", split="id") for name in "abc"]
     fake = SimpleNamespace(samples=lambda split, families, seed, limit: samples[:limit], score=bright)
-    monkeypatch.setattr(engine, "importlib", SimpleNamespace(import_module=lambda name: fake))
+    monkeypatch.setattr(find, "importlib", SimpleNamespace(import_module=lambda name: fake))
     return samples
 
 
@@ -267,7 +270,7 @@ def test_full_disk_stops_the_run_and_loses_nothing(
     def full(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ttopt.finish.write_video", full)
+    monkeypatch.setattr("ttopt.record.finish.write_video", full)
     with pytest.raises(UserError, match="No space left on device"):
         run(dataclasses.replace(s, limit=3))
     assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["a"]
@@ -279,7 +282,7 @@ def test_nan_is_reported_and_the_others_go_on(
     def broken(self: Any, frames: Tensor, latents: Tensor | None = None) -> Tensor:
         return frames.mean().reshape(1, 1) * math.nan
 
-    monkeypatch.setattr("ttopt.fit.TeacherReward.__call__", broken)
+    monkeypatch.setattr("ttopt.optimize.algorithm.TeacherReward.__call__", broken)
     found = run(settings(run_dir=str(tmp_path / "run"), limit=2))
     assert [r.stop for r in found.results] == [NON_FINITE, NON_FINITE]
     assert "the loss became NaN or infinite; the best adapter before, that of step 0, is kept" in found.problems[0]
@@ -287,7 +290,7 @@ def test_nan_is_reported_and_the_others_go_on(
 
 
 def test_own_sample(settings: Make, tmp_path: Path) -> None:
-    from ttopt.video import write_image
+    from ttopt.data.video import write_image
 
     write_image(tmp_path / "x.png", torch.rand(3, 60, 90))
     samples, scorer = find_samples(settings(sample={"prompt": "go", "image": str(tmp_path / "x.png")}))
@@ -305,7 +308,7 @@ def test_more_frames_than_the_data_set_has(dataset: list[Sample], settings: Make
 def test_missing_weights(
     part: str, setting: str, settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ttopt.models.WEIGHTS", tmp_path)
+    monkeypatch.setattr("ttopt.models.load.WEIGHTS", tmp_path)
     with pytest.raises(UserError, match=f"embedded weights are missing .* give --{setting}"):
         load_models(settings(**{part: {"model": "embedded"}}))
     with pytest.raises(UserError, match="nowhere"):

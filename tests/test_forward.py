@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_reasoner_folder, tiny_sample
 from torch import Tensor
 
-from ttopt.reasoner import Adapter, BatchedAdapter, Condition, Reasoner, Schedule
+from ttopt.models.reasoner import Adapter, BatchedAdapter, Condition, Reasoner, Schedule
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ttopt.data.video import read_video
 from ttopt.errors import UserError
-from ttopt.fit import Models
-from ttopt.video import read_video
+from ttopt.optimize.algorithm import Models
 
 FIELDS = {
     *("success", "video_path", "error", "duration_seconds", "generation_id", "model", "status", "metadata"),
@@ -36,8 +36,8 @@ def wrapper(monkeypatch: pytest.MonkeyPatch, models: Models, tmp_path: Path) -> 
     for name in ("vbvrinferkit", "vbvrinferkit.models", "vbvrinferkit.models.base"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules["vbvrinferkit.models.base"].ModelWrapper = ModelWrapper  # type: ignore[attr-defined]
-    sys.modules.pop("ttopt.inferkit", None)
-    module = importlib.import_module("ttopt.inferkit")
+    sys.modules.pop("ttopt.run.inferkit", None)
+    module = importlib.import_module("ttopt.run.inferkit")
     monkeypatch.setattr(module, "load_models", lambda settings: models)
     return module.TtoptWrapper("mini", str(tmp_path / "out"), method="ttopt.methods.Single")
 
@@ -85,7 +85,7 @@ def test_too_little_memory_is_tried_once_more_and_not_raised(
 
 
 def test_without_inferkit(monkeypatch: pytest.MonkeyPatch) -> None:
-    sys.modules.pop("ttopt.inferkit", None)
+    sys.modules.pop("ttopt.run.inferkit", None)
     monkeypatch.setitem(sys.modules, "vbvrinferkit", None)
     with pytest.raises(UserError, match="VBVR-InferKit cannot be imported"):
-        importlib.import_module("ttopt.inferkit")
+        importlib.import_module("ttopt.run.inferkit")

@@ -14,11 +14,11 @@ from tiny import tiny_sample
 from tiny_loop import NO, UNREACHABLE, YES, Scripted, plan, solve
 from torch import Tensor
 
-from ttopt.chat import Message, Reply
-from ttopt.fit import Models
-from ttopt.runfolder import RunFolder
-from ttopt.settings import FitSettings, MethodSettings
-from ttopt.teacher import Queries
+from ttopt.config.settings import FitSettings, MethodSettings
+from ttopt.models.chat.chat import Message, Reply
+from ttopt.models.teacher import Queries
+from ttopt.optimize.algorithm import Models
+from ttopt.record.run_folder import RunFolder
 
 Make = Callable[..., FitSettings]
 QUERIES = Queries("is the red cross on the green pad ?", ("is the blue square whole ?",))

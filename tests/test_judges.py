@@ -18,19 +18,19 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
-from ttopt.chat import ChatError, Message, Reply
 from ttopt.cli import main
-from ttopt.compare_config import parse_evaluate
-from ttopt.datasets import genvire as genvire_data
-from ttopt.datasets import miniworld
-from ttopt.datasets import ruler as ruler_data
-from ttopt.datasets import vbvr as vbvr_data
+from ttopt.config.comparison import parse_evaluate
+from ttopt.config.settings import SampleSettings
+from ttopt.data import genvire as genvire_data
+from ttopt.data import miniworld
+from ttopt.data import ruler as ruler_data
+from ttopt.data import vbvr as vbvr_data
+from ttopt.data.sample import Sample
+from ttopt.data.video import read_video_rate, write_video
 from ttopt.errors import UserError
-from ttopt.judges import genvire, ruler, vbvr
-from ttopt.sample import Sample
-from ttopt.settings import SampleSettings
-from ttopt.teacher import Teacher
-from ttopt.video import read_video_rate, write_video
+from ttopt.evaluate.judges import genvire, ruler, vbvr
+from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.teacher import Teacher
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)
 
@@ -369,7 +369,7 @@ def test_a_judge_must_be_named(dataset: str, tmp_path: Path) -> None:
 def test_evaluate_scores_videos_without_any_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("ttopt.grading.load_models", "ttopt.grading.load_teacher"):
+    for name in ("ttopt.run.loader.load_models", "ttopt.run.loader.load_teacher"):
         monkeypatch.setattr(name, lambda settings: pytest.fail("a model was loaded"))
     samples = miniworld.samples("id", None, 5, 3)
     right, still = tmp_path / "right", tmp_path / "still"

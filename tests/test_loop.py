@@ -17,31 +17,32 @@ from tiny_loop import NO, UNREACHABLE, YES, Scripted, plan, solve, verdict
 from torch import Tensor
 
 import callbacks
-from loop import Chain, StepLoop, clips, evaluate
-from loop.evaluate import with_baselines
+from benchmarks import step_loop as evaluate
+from benchmarks.step_loop import with_baselines
+from loop import Chain, StepLoop, clips
 from loop.oracle import WorldChat
 from loop.planner import Plan
 from loop.router import Route
 from loop.verifier import Verdict
 from loop.wording import Wording, done_text, message
-from ttopt import engine
-from ttopt.compare_config import parse_compare
-from ttopt.config import parse_fit
-from ttopt.console import Console
-from ttopt.cost import Meter
-from ttopt.datasets import miniworld
+from training.miniworld import dialogues
+from ttopt.config.comparison import parse_compare
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import FitSettings, LoggingSettings, MethodSettings
+from ttopt.data import miniworld
+from ttopt.data.replies import parse_reply
+from ttopt.data.sample import Sample
+from ttopt.data.video import read_image, read_video
 from ttopt.errors import UserError
-from ttopt.fit import Models, seed_of
 from ttopt.methods import Context, make_method
-from ttopt.miniworld import dialogues
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.world import render
-from ttopt.replies import parse_reply
-from ttopt.result import Result, Scored
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings, LoggingSettings, MethodSettings
-from ttopt.teacher import Queries
-from ttopt.video import read_image, read_video
+from ttopt.models.teacher import Queries
+from ttopt.optimize.algorithm import Models, seed_of
+from ttopt.record.meter import Meter
+from ttopt.record.result import Result, Scored
+from ttopt.run import run as engine
+from ttopt.run.console import Console
 
 Make = Callable[..., FitSettings]
 DONE = plan(complete=True)

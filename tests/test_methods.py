@@ -16,18 +16,18 @@ from tiny_loop import plan, verdict
 from torch import Tensor
 
 import loop
-from ttopt.chat import ChatError, Message, Reply
-from ttopt.cost import Meter
+from ttopt.config.settings import FitSettings
+from ttopt.data.video import read_video
 from ttopt.errors import UserError
-from ttopt.fit import TeacherReward, seed_of
 from ttopt.methods import Context, PassAtK, PromptRewrite, SeedEnsemble, Single, Static, VideoTPO
-from ttopt.models import Models
-from ttopt.reasoner import Schedule
-from ttopt.result import Result
-from ttopt.reward import multi_vqa_loss
-from ttopt.settings import FitSettings
-from ttopt.teacher import Queries
-from ttopt.video import read_video
+from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.load import Models
+from ttopt.models.reasoner import Schedule
+from ttopt.models.teacher import Queries
+from ttopt.optimize.algorithm import TeacherReward, seed_of
+from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.record.meter import Meter
+from ttopt.record.result import Result
 
 Solve = Callable[..., tuple[Result, Tensor]]
 SAMPLE = tiny_sample()

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from ttopt.datasets import miniworld
+from training.miniworld.corruptions import CORRUPTIONS, corrupt
+from training.miniworld.dialogues import PAD_NAMES, SPRITE_NAMES, as_text, checks, ending, plan, route, verdict
+from ttopt.data import miniworld
 from ttopt.errors import UserError
-from ttopt.miniworld.corruptions import CORRUPTIONS, corrupt
-from ttopt.miniworld.dialogues import PAD_NAMES, SPRITE_NAMES, as_text, checks, ending, plan, route, verdict
 from ttopt.miniworld.multistep import LONGEST, legs
 from ttopt.miniworld.scene import Actor, Task, distance
 from ttopt.miniworld.scorer import rule_truths, score_videos

@@ -11,18 +11,19 @@ from tiny_fit import fit, prepare, toward
 from torch import Tensor
 
 from callbacks import LossThreshold
-from ttopt import module as heart
-from ttopt.fit import Models, load_models
-from ttopt.reasoner import LightDecoder
-from ttopt.result import ACCEPTED, ALL_STEPS, NON_FINITE
-from ttopt.settings import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
+from ttopt.config.settings import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
+from ttopt.data.video import sample_frames
+from ttopt.models.reasoner import LightDecoder
+from ttopt.optimize import training as heart
+from ttopt.optimize.algorithm import Models, load_models
+from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE
 
 
 @pytest.mark.parametrize(
     "count, total, wanted", [(3, 9, [0, 4, 8]), (9, 9, list(range(9))), (1, 9, [0]), (4, 9, [0, 3, 5, 8])]
 )
 def test_sample_frames(count: int, total: int, wanted: list[int]) -> None:
-    assert heart.sample_frames(count, total) == wanted
+    assert sample_frames(count, total) == wanted
 
 
 def test_all_steps_are_taken_and_the_last_weights_graded(models: Models, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import torch
 from tiny import tiny_sample
 from torch import Tensor
 
-from ttopt.engine import given_queries
-from ttopt.fit import Models, fit_sample, kept_video, noise_name, seed_of
-from ttopt.noise import best_noise
-from ttopt.settings import FitSettings
+from ttopt.config.settings import FitSettings
+from ttopt.data.find import given_queries
+from ttopt.optimize.algorithm import Models, fit_sample, kept_video, noise_name, seed_of
+from ttopt.optimize.noise import best_noise
 
 Make = Callable[..., FitSettings]
 

@@ -12,8 +12,8 @@ from tiny_teacher import TEMPLATE, tiny_teacher_folder
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
-from ttopt.teacher import Prompts, Teacher, Vision
-from ttopt.teacher.vision import CLIP_MEAN, CLIP_STD, Qwen25Vision, SquareVision
+from ttopt.models.teacher import Prompts, Teacher, Vision
+from ttopt.models.teacher.vision import CLIP_MEAN, CLIP_STD, Qwen25Vision, SquareVision
 
 try:
     import torchvision.transforms.v2.functional  # noqa: F401

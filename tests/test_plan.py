@@ -15,16 +15,16 @@ from tiny_fit import FRAMES, prepare
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttopt import estimate as planning
 from ttopt.cli import main
-from ttopt.config import parse_fit
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.errors import UserError
-from ttopt.fit import load_models
-from ttopt.gpus import GPUS
-from ttopt.plan import helping
-from ttopt.roofline import Roofline
-from ttopt.settings import FitSettings, to_yaml
-from ttopt.shapes import REASONERS, TEACHERS
+from ttopt.optimize.algorithm import load_models
+from ttopt.planning import estimate as planning
+from ttopt.planning.gpus import GPUS
+from ttopt.planning.model_sizes import REASONERS, TEACHERS
+from ttopt.planning.plan import helping
+from ttopt.planning.roofline import Roofline
 
 
 @pytest.fixture

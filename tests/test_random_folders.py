@@ -11,8 +11,8 @@ from test_bench import WAN
 from tiny_teacher import tiny_config, tiny_tokenizer
 
 from ttopt.cli import main
-from ttopt.random_folders import byte_tokenizer, save_reasoner, save_teacher
-from ttopt.result import Result
+from ttopt.planning.random_models import byte_tokenizer, save_reasoner, save_teacher
+from ttopt.record.result import Result
 
 UMT5 = {"vocab_size": 300, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 

@@ -26,25 +26,25 @@ from tiny import tiny_sample
 
 import callbacks
 import ttopt
-from ttopt import engine
-from ttopt.console import Console
-from ttopt.engine import Run, fit_all
+from ttopt.config.settings import FitSettings
+from ttopt.data import find
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.models import Models
-from ttopt.result import versions
-from ttopt.runfolder import CLAIMS, RunFolder
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings
-from ttopt.simulate import Workers, simulate
-from ttopt.solver import Failure, Job
-from ttopt.step_counts import work_of_run
-from ttopt.worker import check_node
+from ttopt.models.load import Models
+from ttopt.planning.simulate import Workers, simulate
+from ttopt.planning.step_counts import work_of_run
+from ttopt.record.result import versions
+from ttopt.record.run_folder import CLAIMS, RunFolder
+from ttopt.run.console import Console
+from ttopt.run.run import Run, fit_all
+from ttopt.run.sample_runner import Failure, Job
+from ttopt.run.worker import check_node
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 from ray.cluster_utils import Cluster  # noqa: E402
 from ray.exceptions import RayActorError, RayTaskError  # noqa: E402
 
-from ttopt import cluster  # noqa: E402
+from ttopt.run import ray_pool as cluster  # noqa: E402
 
 Make = Callable[..., FitSettings]
 CHECKOUT, TESTS = Path(ttopt.__file__).parent.parent, Path(__file__).parent
@@ -60,7 +60,7 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Four samples instead of the data set's."""
     samples = [tiny_sample(name) for name in "abcd"]
     fake = SimpleNamespace(samples=lambda split, families, seed, limit: samples[:limit], score=None)
-    monkeypatch.setattr(engine, "importlib", SimpleNamespace(import_module=lambda name: fake))
+    monkeypatch.setattr(find, "importlib", SimpleNamespace(import_module=lambda name: fake))
     return samples
 
 
@@ -274,7 +274,7 @@ def test_without_ray_one_sentence_says_what_to_install(
     settings: Make, lines: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "ttopt.cluster")
+    monkeypatch.delitem(sys.modules, "ttopt.run.ray_pool")
     with pytest.raises(UserError, match=r"engine ray needs Ray, which is not installed; pip install -e '.\[ray\]'"):
         fit_all(settings(engine="ray", run_dir=str(tmp_path / "run")), lines)
     assert not (tmp_path / "run").exists()

@@ -11,9 +11,9 @@ import pytest
 from test_table import entries, family
 
 from benchmarks import tables
-from ttopt.miniworld.evaluate import summary
-from ttopt.statistics import Estimate, Paired
-from ttopt.table import rows
+from benchmarks.effect import summary
+from ttopt.evaluate.statistics import Estimate, Paired
+from ttopt.evaluate.table import rows
 
 
 def test_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

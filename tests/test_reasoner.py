@@ -13,10 +13,10 @@ from pipelines import scheduler_of
 from tiny import tiny_reasoner_folder, tiny_sample
 from torch import Tensor
 
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.reasoner import Adapter, Reasoner, Schedule
-from ttopt.reasoner.condition import clean_prompt
-from ttopt.sample import Sample
+from ttopt.models.reasoner import Adapter, Reasoner, Schedule
+from ttopt.models.reasoner.condition import clean_prompt
 
 EULER = Schedule((1.0, 0.757, 0.522))
 RENOISE = Schedule((1.0, 0.757, 0.522), renoise=True)
@@ -242,7 +242,7 @@ def test_everything_is_frozen_and_bf16_keeps_its_fp32_parts(folder: Path) -> Non
 
 
 def test_another_transformer_and_a_light_decoder(folder: Path, tmp_path: Path) -> None:
-    from ttopt.reasoner import LightDecoder, LightDecoderConfig
+    from ttopt.models.reasoner import LightDecoder, LightDecoderConfig
 
     other = tiny_reasoner_folder(tmp_path / "other", seed=1)
     LightDecoder(LightDecoderConfig((8, 6, 4, 4), 16, 1)).save(tmp_path / "light")

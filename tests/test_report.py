@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from ttopt.cli import main
-from ttopt.compare import tabulate
-from ttopt.compare_config import CompareSettings, parse_compare
-from ttopt.report import FILE, write_report
-from ttopt.report import views as views
-from ttopt.result import Cost, Graded, Optimisation, Result, Scored
-from ttopt.settings import to_yaml
-from ttopt.video import write_video
+from ttopt.config.comparison import CompareSettings, parse_compare
+from ttopt.config.settings import to_yaml
+from ttopt.data.video import write_video
+from ttopt.evaluate.comparison import tabulate
+from ttopt.evaluate.report import FILE, write_report
+from ttopt.evaluate.report import views as views
+from ttopt.record.result import Cost, Graded, Optimisation, Result, Scored
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=1'> \"quoted\" & 'single'"
 METHODS = """methods:

@@ -22,17 +22,20 @@ from tiny import tiny_sample
 from torch import Tensor
 
 import callbacks
-from ttopt import engine, resume
-from ttopt.console import Console
-from ttopt.engine import fit_all, given_queries
+from ttopt.config.settings import FitSettings
+from ttopt.data import find
+from ttopt.data.find import given_queries
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.fit import Models, fit_sample
-from ttopt.reasoner import StandardDecoder
-from ttopt.result import NON_FINITE, Result
-from ttopt.runfolder import STATE, RunFolder
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings
-from ttopt.teacher import prompts as words
+from ttopt.models.reasoner import StandardDecoder
+from ttopt.models.teacher import prompts as words
+from ttopt.optimize import state as resume
+from ttopt.optimize.algorithm import Models, fit_sample
+from ttopt.record.result import NON_FINITE, Result
+from ttopt.record.run_folder import STATE, RunFolder
+from ttopt.run import run as engine
+from ttopt.run.console import Console
+from ttopt.run.run import fit_all
 
 Make = Callable[..., FitSettings]
 STEPS = {"steps": 5, "lr": 1e-2, "tau": 0.0, "starts": 2, "keep": "better"}
@@ -69,7 +72,7 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     """Two samples instead of the data set's; change the list to change the data set."""
     samples = [tiny_sample(name) for name in "ab"]
     fake = SimpleNamespace(samples=lambda split, families, seed, limit: samples[:limit], score=None)
-    monkeypatch.setattr(engine, "importlib", SimpleNamespace(import_module=lambda name: fake))
+    monkeypatch.setattr(find, "importlib", SimpleNamespace(import_module=lambda name: fake))
     return samples
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ttopt.reward import Reward, multi_vqa_loss
+from ttopt.optimize.reward import Reward, multi_vqa_loss
 
 
 @pytest.mark.parametrize(

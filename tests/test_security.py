@@ -16,22 +16,22 @@ import rich.console
 from PIL import Image
 from test_chat import Server, fails, ok
 
-from ttopt.chat import check_chat
 from ttopt.cli import main
-from ttopt.console import Console
-from ttopt.datasets import folder, vbvr
-from ttopt.datasets.files import inside
-from ttopt.engine import find_samples
+from ttopt.config.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings
+from ttopt.data import folder, vbvr
+from ttopt.data.files import inside
+from ttopt.data.find import find_samples
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.reasoner import LightDecoder
-from ttopt.reasoner.loading import load_networks
-from ttopt.report.page import render
-from ttopt.report.views import Clip, Page, SampleView
-from ttopt.result import Cost, Result, Scored
-from ttopt.sample import Sample
-from ttopt.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings
-from ttopt.table import Entry, Judged, rows
-from ttopt.teacher import Teacher
+from ttopt.evaluate.report.page import render
+from ttopt.evaluate.report.views import Clip, Page, SampleView
+from ttopt.evaluate.table import Entry, Judged, rows
+from ttopt.models.chat.chat import check_chat
+from ttopt.models.reasoner import LightDecoder
+from ttopt.models.reasoner.loading import load_networks
+from ttopt.models.teacher import Teacher
+from ttopt.record.result import Cost, Result, Scored
+from ttopt.run.console import Console
 
 ROOT = Path(__file__).parent.parent
 SOURCES = [path for package in ("ttopt", "loop", "callbacks") for path in sorted((ROOT / package).rglob("*.py"))]

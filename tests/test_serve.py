@@ -29,14 +29,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
 
 from loop.wording import Wording, message
-from ttopt.chat import LocalChat, Message, OpenAIChat, make_chat
-from ttopt.config import parse_fit
-from ttopt.datasets import miniworld
-from ttopt.fit import Models, load_models
-from ttopt.result import Scored
-from ttopt.sample import Sample
-from ttopt.settings import WEIGHTS, ChatSettings, FitSettings
-from ttopt.teacher import Teacher, prompts
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import WEIGHTS, ChatSettings, FitSettings
+from ttopt.data import miniworld
+from ttopt.data.sample import Sample
+from ttopt.models.chat.chat import LocalChat, Message, OpenAIChat, make_chat
+from ttopt.models.teacher import Teacher, prompts
+from ttopt.optimize.algorithm import Models, load_models
+from ttopt.record.result import Scored
 
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")
 

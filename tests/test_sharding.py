@@ -18,13 +18,13 @@ from test_resume import content
 from tiny import tiny_two_experts_folder
 from tiny_fit import QUERIES, prepare
 
-from ttopt.checks import check
 from ttopt.cli import main
+from ttopt.config.checks import check
+from ttopt.config.settings import FitSettings, to_yaml
+from ttopt.data.video import write_image
 from ttopt.errors import UserError
-from ttopt.fit import Models, generate, load_models
-from ttopt.processes import joined
-from ttopt.settings import FitSettings, to_yaml
-from ttopt.video import write_image
+from ttopt.models.distributed import joined
+from ttopt.optimize.algorithm import Models, generate, load_models
 
 Make = Callable[..., FitSettings]
 TESTS = Path(__file__).parent
@@ -213,8 +213,8 @@ def test_a_scheduler_s_other_processes_do_not_concern_an_unshared_run(
 ) -> None:
     from tiny import tiny_sample
 
-    from ttopt.engine import given_queries
-    from ttopt.fit import fit_sample
+    from ttopt.data.find import given_queries
+    from ttopt.optimize.algorithm import fit_sample
 
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")

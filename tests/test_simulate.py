@@ -15,15 +15,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from ttopt.cli import main
-from ttopt.console import Console
-from ttopt.engine import fit_all
+from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.errors import UserError
-from ttopt.fit import Models, load_models
-from ttopt.result import FILE, Result
-from ttopt.runfolder import CONFIG
-from ttopt.settings import FitSettings, to_yaml
-from ttopt.simulate import Work, Workers, bound, simulate
-from ttopt.step_counts import even, of_run, shipped, work_of_run
+from ttopt.optimize.algorithm import Models, load_models
+from ttopt.planning.simulate import Work, Workers, bound, simulate
+from ttopt.planning.step_counts import even, of_run, shipped, work_of_run
+from ttopt.record.result import FILE, Result
+from ttopt.record.run_folder import CONFIG
+from ttopt.run.console import Console
+from ttopt.run.run import fit_all
 
 
 def work(once: list[float], step: float = 0.0, steps: int = 0) -> Work:

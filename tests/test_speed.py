@@ -14,16 +14,16 @@ from tiny import tiny_reasoner_folder, tiny_sample, tiny_transformer, tiny_two_e
 from tiny_fit import prepare
 from torch import Tensor
 
-from ttopt.checks import check
-from ttopt.config import parse_fit
+from ttopt.config.checks import check
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import FitSettings
 from ttopt.errors import UserError
-from ttopt.models import load_models, load_teacher, sources
-from ttopt.reasoner import Adapter, LightDecoder, Reasoner, Schedule, speed
-from ttopt.reasoner import forward as cut
-from ttopt.reasoner.float8 import Float8Linear, to_float8
-from ttopt.reasoner.recipe import size_warning
-from ttopt.reasoner.speed import block_range, change_places, set_attention, visiting
-from ttopt.settings import FitSettings
+from ttopt.models.load import load_models, load_teacher, sources
+from ttopt.models.reasoner import Adapter, LightDecoder, Reasoner, Schedule, speed
+from ttopt.models.reasoner import forward as cut
+from ttopt.models.reasoner.float8 import Float8Linear, to_float8
+from ttopt.models.reasoner.recipe import size_warning
+from ttopt.models.reasoner.speed import block_range, change_places, set_attention, visiting
 
 Make = Callable[..., FitSettings]
 
@@ -195,7 +195,7 @@ def test_the_needed_expert_changes_places_with_the_other(tmp_path: Path, monkeyp
         arrived.append("low" if arriving is low else "high")
 
     monkeypatch.setattr(WanTransformer3DModel, "device", property(lambda network: places[network]))
-    monkeypatch.setattr("ttopt.reasoner.reasoner.change_places", change)
+    monkeypatch.setattr("ttopt.models.reasoner.reasoner.change_places", change)
     condition = reasoner.condition(tiny_sample())
     for _ in range(2):
         reasoner.generate(reasoner.noise(condition, [0]), condition)
@@ -257,7 +257,7 @@ def test_sizes_off_the_recipe_are_named_with_the_nearest_good_one(height: int, w
 
 def test_a_size_off_the_recipe_warns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reasoner = Reasoner.load(folder, schedule=Schedule())
-    monkeypatch.setattr("ttopt.reasoner.recipe.RECIPES", {(16, 3): ("Tiny", ((64, 64),))})
+    monkeypatch.setattr("ttopt.models.reasoner.recipe.RECIPES", {(16, 3): ("Tiny", ((64, 64),))})
     with pytest.warns(UserWarning, match="sample a: 48x48 .* nearest good size is 64x64"):
         reasoner.condition(tiny_sample())
 

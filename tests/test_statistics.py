@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ttopt.statistics import estimate, failures_cut, paired, sign_test
+from ttopt.evaluate.statistics import estimate, failures_cut, paired, sign_test
 
 
 def test_intervals_cover_the_true_mean() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ttopt.result import Cost, Result, Scored
-from ttopt.statistics import Estimate, Paired
-from ttopt.table import Entry, Judged, Row, agrees, columns, rows
+from ttopt.evaluate.statistics import Estimate, Paired
+from ttopt.evaluate.table import Entry, Judged, Row, agrees, columns, rows
+from ttopt.record.result import Cost, Result, Scored
 
 
 def result(sample: str, success: bool | None, **changes: Any) -> Result:

@@ -18,13 +18,13 @@ from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
+from ttopt.data.queries import Queries, parse_queries
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.sample import Sample
-from ttopt.teacher import Prompts, Teacher, Vision
-from ttopt.teacher import prompts as words
-from ttopt.teacher.attention import packed_attention
-from ttopt.teacher.packing import check_masks, make_prefix
-from ttopt.teacher.queries import Queries, parse_queries
+from ttopt.models.teacher import Prompts, Teacher, Vision
+from ttopt.models.teacher import prompts as words
+from ttopt.models.teacher.attention import packed_attention
+from ttopt.models.teacher.packing import check_masks, make_prefix
 
 FPS, FRAMES = 8, 9
 QUESTIONS = [

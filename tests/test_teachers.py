@@ -21,11 +21,11 @@ from transformers import (
     Qwen3_5ForConditionalGeneration,
 )
 
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.reasoner.float8 import to_float8
-from ttopt.sample import Sample
-from ttopt.teacher import Prompts, Teacher
-from ttopt.teacher.vision import Qwen25Vision, SquareVision
+from ttopt.models.reasoner.float8 import to_float8
+from ttopt.models.teacher import Prompts, Teacher
+from ttopt.models.teacher.vision import Qwen25Vision, SquareVision
 
 FPS, FRAMES = 8, [0, 2, 4, 6, 8]
 QUESTIONS = [

@@ -12,13 +12,14 @@ import pytest
 from tiny import tiny_sample
 from wandb.proto import wandb_internal_pb2 as wandb_records
 
-from ttopt.engine import given_queries
-from ttopt.fit import Models, fit_sample
-from ttopt.settings import FitSettings
-from ttopt.statistics import Estimate
-from ttopt.table import rows
-from ttopt.tracking import log_comparison, log_result, wandb_run
-from ttopt.video import read_video
+from ttopt.config.settings import FitSettings
+from ttopt.data.find import given_queries
+from ttopt.data.video import read_video
+from ttopt.evaluate.statistics import Estimate
+from ttopt.evaluate.table import rows
+from ttopt.evaluate.tracking import log_comparison
+from ttopt.optimize.algorithm import Models, fit_sample
+from ttopt.run.tracking import log_result, wandb_run
 
 
 def records(folder: Path) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from pipelines import scheduler_of
 from tiny import tiny_reasoner_folder, tiny_sample, tiny_two_experts_folder
 
 from ttopt.errors import UserError
-from ttopt.reasoner import Adapter, Reasoner, Schedule
+from ttopt.models.reasoner import Adapter, Reasoner, Schedule
 
 LIGHTNING = Schedule((1.0, 0.9375, 0.8333, 0.625))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ttopt.data.video import read_frames, read_image, read_video, strip, write_frames, write_image, write_video
 from ttopt.errors import UserError
-from ttopt.video import read_frames, read_image, read_video, strip, write_frames, write_image, write_video
 
 
 @pytest.mark.parametrize("frames, fps", [(1, 8), (9, 8), (89, 24)])

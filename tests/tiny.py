@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from ttopt.sample import Sample
+from ttopt.data.sample import Sample
 
 WORDS = "move the red blue green square cross triangle to pad and then a every object".split()
 

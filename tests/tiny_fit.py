@@ -9,10 +9,10 @@ import lightning as L
 from tiny import tiny_sample
 from torch import Tensor
 
-from ttopt import module as heart
-from ttopt.fit import Models, TeacherReward
-from ttopt.settings import OptimisationSettings
-from ttopt.teacher import Queries
+from ttopt.config.settings import OptimisationSettings
+from ttopt.models.teacher import Queries
+from ttopt.optimize import training as heart
+from ttopt.optimize.algorithm import Models, TeacherReward
 
 FRAMES = [0, 2, 4, 6, 8]
 QUERIES = Queries("is the red cross on the green pad ?", ("is the blue square whole ?", "is the red cross whole ?"))

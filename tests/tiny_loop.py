@@ -13,13 +13,13 @@ from torch import Tensor
 
 from loop import StepLoop
 from loop.wording import Wording
-from ttopt.chat import Chat, ChatError, Message, Reply
-from ttopt.cost import Meter
-from ttopt.fit import Models
+from ttopt.config.settings import FitSettings
+from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.result import Result, Scored
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings
+from ttopt.models.chat.chat import Chat, ChatError, Message, Reply
+from ttopt.optimize.algorithm import Models
+from ttopt.record.meter import Meter
+from ttopt.record.result import Result, Scored
 
 OPENINGS = {"Plan:": "plan", "Check:": "verify", "Route:": "route"}
 

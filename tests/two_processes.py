@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 import callbacks  # noqa: F401
-from ttopt import engine, report  # noqa: F401
 from ttopt.cli import main
 from ttopt.errors import UserError
-from ttopt.module import TestTimeTraining
-from ttopt.reasoner import Reasoner
+from ttopt.evaluate import report  # noqa: F401
+from ttopt.models.reasoner import Reasoner
+from ttopt.optimize.training import TestTimeTraining
+from ttopt.run import run as engine  # noqa: F401
 
 PATIENCE = 30  # seconds
 

@@ -12,8 +12,8 @@ from ttopt import __version__
 from ttopt.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from ttopt.compare_config import CompareSettings
-    from ttopt.settings import FitSettings
+    from ttopt.config.comparison import CompareSettings
+    from ttopt.config.settings import FitSettings
 
 T = TypeVar("T")
 
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fit(args: Sequence[str]) -> int:
     """``ttopt fit``: optimise a data set's samples, or one of one's own."""
-    from ttopt.config import parse_fit
+    from ttopt.config.parsing import parse_fit
 
     settings = parse_fit(args)
     _quiet()
-    from ttopt.processes import joined
+    from ttopt.models.distributed import joined
 
     def work() -> int:
         with joined(settings) as own:
@@ -75,16 +75,16 @@ def fit(args: Sequence[str]) -> int:
 
 def _fit(settings: FitSettings) -> int:
     from callbacks import standard
-    from ttopt.console import Console
-    from ttopt.engine import fit_all
-    from ttopt.processes import leads
+    from ttopt.models.distributed import leads
+    from ttopt.run.console import Console
+    from ttopt.run.run import fit_all
 
     console = Console(quiet=not leads())
     run = fit_all(settings, console, standard)
     if not leads():  # process 0 tells the rest
         return 0
     if run.results:
-        from ttopt.report import write_report
+        from ttopt.evaluate.report import write_report
 
         console.summary(run.results)
         console.print(f"page: {write_report(run.folder)}")
@@ -95,7 +95,7 @@ def _fit(settings: FitSettings) -> int:
 def plan(args: Sequence[str]) -> int:
     """``ttopt plan``: estimate work, memory, time and energy."""
     _quiet()
-    from ttopt.plan import main as run
+    from ttopt.planning.plan import main as run
 
     return run(args)
 
@@ -103,21 +103,21 @@ def plan(args: Sequence[str]) -> int:
 def bench(args: Sequence[str]) -> int:
     """``ttopt bench``: measure one optimisation step, feature by feature."""
     _quiet()
-    from ttopt.bench import main as run
+    from ttopt.planning.bench import main as run
 
     return run(args)
 
 
 def compare(args: Sequence[str]) -> int:
     """``ttopt compare``: methods on the same samples."""
-    from ttopt.compare_config import parse_compare
+    from ttopt.config.comparison import parse_compare
 
     return _compare(parse_compare(args))
 
 
 def evaluate(args: Sequence[str]) -> int:
     """``ttopt evaluate``: score videos that exist."""
-    from ttopt.compare_config import parse_evaluate
+    from ttopt.config.comparison import parse_evaluate
 
     return _compare(parse_evaluate(args))
 
@@ -125,8 +125,8 @@ def evaluate(args: Sequence[str]) -> int:
 def _compare(settings: CompareSettings) -> int:
     _quiet()
     from callbacks import standard
-    from ttopt.compare import compare, show
-    from ttopt.console import Console
+    from ttopt.evaluate.compare import compare, show
+    from ttopt.run.console import Console
 
     console = Console()
     found = _resumable(lambda: compare(settings, console, standard))
@@ -140,10 +140,10 @@ def report(args: Sequence[str]) -> int:
     """``ttopt report``: rebuild a page from a folder of results."""
     from pathlib import Path
 
-    from ttopt.report.settings import parse_report
+    from ttopt.config.report import parse_report
 
     folder = Path(parse_report(args).run_dir)
-    from ttopt.report import write_report
+    from ttopt.evaluate.report import write_report
 
     print(f"page: {write_report(folder)}")
     return 0

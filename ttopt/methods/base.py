@@ -19,19 +19,19 @@ from lightning.pytorch.loggers import Logger
 from pydantic import BaseModel
 from torch import Tensor
 
-from ttopt.bank import Bank
-from ttopt.chat import Chat, Message, Reply, ask
-from ttopt.cost import Meter
+from ttopt.config.settings import FitSettings, MethodSettings
+from ttopt.data.sample import Sample, Scorer
 from ttopt.errors import UserError
-from ttopt.finish import Scorer, finish
-from ttopt.fit import Models
-from ttopt.result import Result
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings, MethodSettings
-from ttopt.teacher import Queries
+from ttopt.models.chat.chat import Chat, Message, Reply, ask
+from ttopt.models.teacher import Queries
+from ttopt.optimize.algorithm import Models
+from ttopt.optimize.bank import Bank
+from ttopt.record.finish import finish
+from ttopt.record.meter import Meter
+from ttopt.record.result import Result
 
 if TYPE_CHECKING:
-    from ttopt.console import Status
+    from ttopt.data.sample import Status
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -57,8 +57,8 @@ class Method(Protocol):
 class Context:
     """What a method may use for one sample: the models, loaded once for a run, and the sample's own meter and logger.
 
-    ``settings.seed`` is the run's; derive others by ``ttopt.fit.seed_of(settings.seed, sample.id, purpose)``, where
-    "noise" is the first video's noise in every method.
+    ``settings.seed`` is the run's; derive others by ``seed_of(settings.seed, sample.id, purpose)``, where "noise" is
+    the first video's noise in every method.
     """
 
     models: Models
@@ -89,7 +89,7 @@ class Context:
     def ask(
         self, messages: Sequence[Message], schema: type[T], record: Callable[[Reply], None] = lambda reply: None
     ) -> T:
-        """A typed reply of the chat model; every call counts as cost. Raises ChatError, see ttopt.chat.ask."""
+        """A typed reply of the chat model; every call counts as cost. Raises ChatError, see chat.ask."""
 
         def noted(reply: Reply) -> None:
             self.meter.vlm_calls += 1
@@ -99,8 +99,8 @@ class Context:
             return ask(self.chat, messages, schema, noted)
 
     def finish(self, sample: Sample, video: Tensor | None, folder: Path, **what: Any) -> Result:
-        """Scores the video and writes video.mp4, config.yaml and result.json; see ttopt.finish.finish for ``what``:
-        method and seeds, and optionally accepted, stop, error, details, more_inputs."""
+        """Scores the video and writes video.mp4, config.yaml and result.json; see record.finish for ``what``: method
+        and seeds, and optionally accepted, stop, error, details, more_inputs."""
         return finish(sample, video, folder, self.settings, self.meter, self.scorer, **what)
 
 

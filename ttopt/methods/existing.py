@@ -6,14 +6,14 @@ import importlib
 import shutil
 from pathlib import Path
 
+from ttopt.config.settings import FitSettings
+from ttopt.data.sample import Sample
+from ttopt.data.video import read_video_rate
 from ttopt.errors import UserError
-from ttopt.identity import file_digest
 from ttopt.methods.base import Context
-from ttopt.result import Result
-from ttopt.runfolder import writing
-from ttopt.sample import Sample
-from ttopt.settings import FitSettings
-from ttopt.video import read_video_rate
+from ttopt.record.identity import file_digest
+from ttopt.record.result import Result
+from ttopt.record.run_folder import writing
 
 ORIGINAL = "original.mp4"
 
@@ -56,7 +56,7 @@ class Existing:
 
 def video_path(sample: Sample, dataset: str) -> Path:
     """Where a data set's evaluator looks for a sample's video, relative to the folder of a system's videos."""
-    module = importlib.import_module(f"ttopt.datasets.{dataset}")
+    module = importlib.import_module(f"ttopt.data.{dataset}")
     # A sample of one's own has no data set, and the sprite world no evaluator but its scorer.
     if sample.answer is None or not hasattr(module, "output_path"):
         return Path(f"{sample.id}.mp4")

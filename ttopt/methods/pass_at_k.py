@@ -11,14 +11,14 @@ import torch
 from pydantic import BaseModel, Field, create_model
 from torch import Tensor
 
-from ttopt.chat import Message
+from ttopt.data.sample import Sample
+from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
-from ttopt.fit import TeacherReward, noise_seed
 from ttopt.methods.base import Context
-from ttopt.module import sample_frames
-from ttopt.result import Result
-from ttopt.reward import multi_vqa_loss
-from ttopt.sample import Sample
+from ttopt.models.chat.chat import Message
+from ttopt.optimize.algorithm import TeacherReward, noise_seed
+from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.record.result import Result
 
 PICK = """\
 These are frames, in order, of {k} videos made for the same task: "{prompt}"

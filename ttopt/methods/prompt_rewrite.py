@@ -8,11 +8,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, StringConstraints
 
-from ttopt.chat import ChatError, Message
-from ttopt.fit import noise_seed
+from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.models.chat.chat import ChatError, Message
+from ttopt.optimize.algorithm import noise_seed
+from ttopt.record.result import Result
 
 REWRITE = """\
 A video model will be given this instruction{frame}: "{prompt}"

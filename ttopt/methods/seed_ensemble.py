@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.fit import noise_seed
 from ttopt.methods.base import Context
-from ttopt.reasoner import sampler
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.models.reasoner import sampler
+from ttopt.optimize.algorithm import noise_seed
+from ttopt.record.result import Result
 
 
 class SeedEnsemble:

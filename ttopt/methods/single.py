@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ttopt.fit import noise_seed
+from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.optimize.algorithm import noise_seed
+from ttopt.record.result import Result
 
 
 class Single:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.record.result import Result
 
 
 class Static:

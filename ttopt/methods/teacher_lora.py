@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttopt.fit import fit_sample
+from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.optimize.algorithm import fit_sample
+from ttopt.record.result import Result
 
 if TYPE_CHECKING:
-    from ttopt.batch_fit import Trained
+    from ttopt.optimize.batch_fit import Trained
 
 
 class TeacherLora:
-    """Algorithm 1 with the run's settings; see ttopt.fit.fit_sample."""
+    """Algorithm 1 with the run's settings; see ttopt.optimize.algorithm.fit_sample."""
 
     asks = False
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from ttopt.chat import ChatError, Message
+from ttopt.data.sample import Sample
+from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
-from ttopt.fit import noise_seed
 from ttopt.methods.base import Context
 from ttopt.methods.prompt_rewrite import Rewrite
-from ttopt.module import sample_frames
-from ttopt.result import Result
-from ttopt.sample import Sample
+from ttopt.models.chat.chat import ChatError, Message
+from ttopt.optimize.algorithm import noise_seed
+from ttopt.record.result import Result
 
 CRITICISE = """\
 These are frames, in order, of two videos made from the prompt "{prompt}" for the task "{task}".

@@ -1,0 +1,1 @@
+"""What the numbers of README and docs are measured with. Not shipped."""

@@ -1,0 +1,331 @@
+"""Does it help? Single, static, Pass@k, ours and the oracle-loss ceiling on fresh samples of the sprite world.
+
+    python -m benchmarks.effect --split id --seed 1001 --samples 256 --out runs/evaluate/id.json
+
+Success is the scorer's; intervals are paired bootstraps over samples; McNemar counts compare with single.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.miniworld.vae import encode
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimisationSettings
+from ttopt.data import miniworld
+from ttopt.data.queries import Queries
+from ttopt.data.sample import Sample
+from ttopt.data.video import sample_frames
+from ttopt.errors import UserError
+from ttopt.evaluate.statistics import estimate, failures_cut, paired
+from ttopt.miniworld.world import distances
+from ttopt.models.reasoner import Reasoner, Schedule, StandardDecoder
+from ttopt.models.reasoner.batched import BatchedAdapter
+from ttopt.models.reasoner.condition import latent_statistics
+from ttopt.models.teacher.teacher import Teacher
+from ttopt.optimize.algorithm import kept_video, noise_seed, seed_of
+from ttopt.optimize.batched import BatchReward, optimise_batch
+from ttopt.optimize.noise import best_noise
+from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.record.result import json_safe, versions
+
+
+class Evaluation:
+    """Models and settings of one evaluation; ``run`` gives one row of booleans and numbers a sample."""
+
+    def __init__(self, settings: FitSettings, weights: Path, teacher: Path, seeds: int, true_queries: bool) -> None:
+        self.settings, self.seeds, self.true_queries = settings, seeds, true_queries
+        r = settings.reasoner
+        light = weights / "light_decoder" if settings.decoder.kind == "light" else None
+        self.reasoner = Reasoner.load(
+            weights / "reasoner",
+            schedule=Schedule(tuple(r.sigmas), r.renoise),
+            transformer=weights / "base/transformer" if r.transformer == EMBEDDED_BASE else r.transformer,
+            light_decoder=light,
+        )
+        self.decoder = self.reasoner.light_decoder or StandardDecoder(self.reasoner.vae)
+        self.teacher = Teacher.load(teacher)
+
+    def queries(self, sample: Sample) -> Queries | None:
+        """The teacher's own questions (the world's own if so asked); None where it writes none that can be read."""
+        if self.true_queries:
+            return miniworld.true_queries(sample)
+        try:
+            return self.teacher.write_queries(sample)
+        except UserError:
+            return None
+
+    def run(self, samples: Sequence[Sample], queries: Sequence[Queries], ceiling: set[str]) -> list[dict[str, float]]:
+        """All methods on samples with the same number of queries; the oracle loss only for those in ``ceiling``."""
+        s, count = self.settings, len(samples)
+        asked, a = [q.all for q in queries], s.adapter
+        numbers = sample_frames(s.teacher.frames, samples[0].frames)
+        condition = self.reasoner.condition(samples)
+
+        def reward_of(rows: list[int]) -> BatchReward:
+            part = [asked[row] for row in rows]
+            return lambda frames, _: multi_vqa_loss(
+                self.teacher.yes_losses(frames, part, samples[0].fps, numbers), s.optimisation.goal_weight
+            )
+
+        reward = reward_of(list(range(count)))
+
+        def grade(frames: Tensor) -> Tensor:
+            return reward(frames, frames)
+
+        def success(videos: Tensor) -> list[bool]:
+            return [miniworld.score(x, v).success for x, v in zip(samples, videos, strict=True)]
+
+        rows: list[dict[str, float]] = [{} for _ in samples]
+
+        def note(name: str, values: Sequence[float]) -> None:
+            for row, value in zip(rows, values, strict=True):
+                row[name] = float(value)
+
+        wins, losses, noises = [], [], []
+        for k in range(self.seeds):
+            z1 = self.reasoner.noise(condition, [noise_seed(s.seed, x, k) for x in samples])
+            video = self.reasoner.decode(self.reasoner.generate(z1, condition))
+            wins.append(success(video))
+            with torch.no_grad():
+                losses.append(grade(video[:, numbers]))
+            noises.append(z1)
+        won, loss = torch.tensor(wins), torch.stack(losses)  # (k, B)
+        for k in (1, 2, 4, 5, 8, 10, 16, 20):
+            if k <= self.seeds:
+                best = loss[:k].argmin(0)
+                note(f"pass@{k}", won[best, torch.arange(count)].tolist())
+                note(f"oracle of {k}", won[:k].any(0).tolist())
+        first = torch.stack([x.image for x in samples if x.image is not None])
+        note("static", success(first.unsqueeze(1).expand(-1, samples[0].frames, -1, -1, -1)))
+        mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
+        right = torch.stack([miniworld.true_video(x) for x in samples])
+        with torch.no_grad():
+            truth = (encode(self.reasoner.vae, right) - mean) * inverse_std
+        back = self.reasoner.decode(truth)  # the right video after the VAE
+        note("round trip", success(back))
+        misread = distances(back).argmin(-1) != distances(right).argmin(-1)
+        note("misread cells", misread.float().mean((1, 2)).tolist())
+        note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
+        one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
+        note("single, one-step", success(self.reasoner.decode(one_step)))
+        seeds = [[noise_seed(s.seed, x, k) for k in range(s.optimisation.starts)] for x in samples]
+        z1, _, tried = best_noise(
+            self.reasoner, condition, seeds, lambda clean, rows: reward_of(rows)(self.decoder(clean, numbers), clean),
+            s.optimisation.tau,
+        )  # fmt: skip
+        note("noises", tried)
+        base = self.reasoner.decode(self.reasoner.generate(z1, condition))
+        note("start", success(base))
+
+        adapter = BatchedAdapter(self.reasoner.transformer, count, a.rank, a.alpha, a.targets, a.blocks)
+        try:
+            adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
+            result = optimise_batch(
+                self.reasoner, adapter, self.decoder, reward, condition, z1, numbers,
+                s.optimisation, reward_of=reward_of,
+            )  # fmt: skip
+            note("steps", result.steps)
+            note("loss", result.losses)
+            note("accepted", result.accepted)
+            videos = {
+                "base": base,
+                "adapter": self.reasoner.decode(self.reasoner.generate(z1, condition)),
+                "prediction": self.reasoner.decode(result.predictions),
+            }
+            wins_of = {name: success(video) for name, video in videos.items()}
+            with torch.no_grad():
+                losses_of = {name: grade(video[:, numbers]).tolist() for name, video in videos.items()}
+            note("ours, one-step", wins_of["prediction"])
+            kept: dict[str, list[bool]] = {}
+            for keep in get_args(KEEP):
+                seen = videos if keep == "best" else ("base", "adapter")
+                chosen = (
+                    kept_video(keep, result.accepted[i], {name: losses_of[name][i] for name in seen})
+                    for i in range(count)
+                )
+                kept[keep] = [wins_of[name][i] for i, name in enumerate(chosen)]
+            for name, values in kept.items():
+                note(f"keep {name}", values)
+            note("ours", kept[s.optimisation.keep])
+            if any(x.id in ceiling for x in samples):
+                adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
+                best_case = OptimisationSettings(
+                    steps=20, lr=s.optimisation.lr, tau=0.0, clip_norm=s.optimisation.clip_norm
+                )
+                optimise_batch(
+                    self.reasoner, adapter, lambda z, _: z, lambda _, z: (z - truth).square().mean((1, 2, 3, 4)),
+                    condition, z1, numbers, best_case,
+                )  # fmt: skip
+                solved = success(self.reasoner.decode(self.reasoner.generate(z1, condition)))
+                for row, sample, value in zip(rows, samples, solved, strict=True):
+                    if sample.id in ceiling:
+                        row["ceiling"] = float(value)
+        finally:
+            adapter.remove()
+        for row, sample in zip(rows, samples, strict=True):
+            row["single"] = row["pass@1"]
+            row["family"] = sample.family  # type: ignore[assignment]
+        return rows
+
+    def clock(self, sample: Sample, queries: Queries) -> dict[str, float]:
+        """Seconds of a graded video and of an optimisation step, one sample at a time (medians of five)."""
+        numbers = sample_frames(self.settings.teacher.frames, sample.frames)
+        condition = self.reasoner.condition(sample)
+        z1 = self.reasoner.noise(condition, [0])
+        a = self.settings.adapter
+        adapter = BatchedAdapter(self.reasoner.transformer, 1, a.rank, a.alpha, a.targets, a.blocks)
+        optimiser = torch.optim.AdamW(adapter.parameters(), 1e-3)
+        videos, steps = [], []
+        for _ in range(5):
+            begin = time.perf_counter()
+            with torch.no_grad():
+                video = self.reasoner.decode(self.reasoner.generate(z1, condition))
+                self.teacher.yes_losses(video[:, numbers], [queries.all], sample.fps, numbers)
+            videos.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            frames = self.decoder(self.reasoner.predict_clean(z1, 1.0, condition), numbers)
+            total = self.teacher.yes_losses(frames, [queries.all], sample.fps, numbers).sum()
+            optimiser.zero_grad()
+            total.backward()
+            adapter.clip_gradients(1.0)
+            optimiser.step()
+            steps.append(time.perf_counter() - begin)
+        adapter.remove()
+        return {"graded video": float(np.median(videos)), "step": float(np.median(steps))}
+
+
+def summary(rows: list[dict[str, float]]) -> dict[str, object]:
+    """Every method's success with intervals, against single; steps and hacking of the optimisation."""
+    single = np.array([r["single"] for r in rows])
+    out: dict[str, object] = {"samples": len(rows)}
+    names = [
+        n
+        for n in dict.fromkeys(n for r in rows for n in r)
+        if n.startswith(("static", "round", "single", "pass@", "oracle", "start", "keep", "ours", "ceiling"))
+    ]
+    for name in names:
+        have = [i for i, r in enumerate(rows) if name in r]
+        values = np.array([rows[i][name] for i in have])
+        success, against = estimate(values), paired(list(values), list(single[have]))
+        gain = against.difference
+        out[name] = {
+            "n": success.n,
+            "success": round(success.mean, 4),
+            "interval": [round(success.low, 3), round(success.high, 3)],
+            "gain": round(gain.mean, 4),
+            "gain_interval": [round(gain.low, 3), round(gain.high, 3)],
+            "repaired": against.better,
+            "broken": against.worse,
+            "p": round(against.p, 5),
+        }
+    accepted = [r for r in rows if r["accepted"]]
+    out["accepted"] = round(len(accepted) / len(rows), 4)
+    for name in ("ours", "ours, one-step") if accepted else ():
+        out[f"hacked, {name}"] = round(1 - float(np.mean([r[name] for r in accepted])), 4)
+    out["steps"] = round(float(np.mean([r["steps"] for r in rows])), 2)
+    out["starting noises graded"] = round(float(np.mean([r["noises"] for r in rows])), 2)
+    out["misread cells"] = round(float(np.mean([r["misread cells"] for r in rows])), 5)
+    out["right queries"] = round(float(np.mean([r["right queries"] for r in rows])), 4)
+    cut = failures_cut([r["ours"] for r in rows], list(single))
+    out["failures cut"] = round(cut.mean, 4)
+    out["failures cut, interval"] = [round(cut.low, 3), round(cut.high, 3)]
+    return out
+
+
+def show(out: dict[str, object]) -> None:
+    """Prints a summary as a table."""
+    for name, value in out.items():
+        if isinstance(value, dict):
+            low, high = value["gain_interval"]
+            print(
+                f"{name:18s} {value['success']:.3f} [{value['interval'][0]:.3f}, {value['interval'][1]:.3f}]  "
+                f"gain {value['gain']:+.3f} [{low:+.3f}, {high:+.3f}]  "
+                f"repaired/broken {value['repaired']}/{value['broken']} p {value['p']:.4f}  n {value['n']}"
+            )
+        else:
+            print(f"{name:18s} {value}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--split", default="id", choices=["id", "ood", "dev_id", "dev_ood"])
+    parser.add_argument("--seed", type=int, default=1001)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds Pass@k may use")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--teacher", type=Path, help="another teacher's folder")
+    parser.add_argument("--true-queries", action="store_true", help="the world's own questions, not the teacher's")
+    parser.add_argument("--ceiling", type=int, default=64, help="how many samples also get the oracle loss")
+    parser.add_argument("--out", type=Path, help="JSON file for rows and summary")
+    args, overrides = parser.parse_known_args()
+    settings = parse_fit(["--config", "mini", "--seed", str(args.seed), *overrides])
+    evaluation = Evaluation(
+        settings, args.weights, args.teacher or args.weights / "teacher", args.seeds, args.true_queries
+    )
+    samples = miniworld.samples(args.split, settings.families, args.seed, args.samples)
+    begin, unreadable = time.perf_counter(), 0
+    ceiling = {sample.id for sample in samples[: args.ceiling]}
+    groups: dict[int, list[tuple[Sample, Queries]]] = {}
+    for sample in samples:
+        queries = evaluation.queries(sample)
+        if queries is None:
+            unreadable += 1
+        else:
+            groups.setdefault(len(queries.all), []).append((sample, queries))
+    print(f"{len(samples)} sets of queries written, {time.perf_counter() - begin:.0f} s", flush=True)
+    if unreadable:
+        raise SystemExit(f"error: the teacher wrote no usable questions for {unreadable} samples")
+    rows: list[dict[str, float]] = []
+    for group in groups.values():
+        for start in range(0, len(group), args.batch):
+            chunk, asked = zip(*group[start : start + args.batch], strict=True)
+            rows += evaluation.run(chunk, asked, ceiling)
+            print(f"{len(rows)}/{len(samples)} {time.perf_counter() - begin:.0f} s", flush=True)
+    out = summary(rows)
+    seconds = evaluation.clock(samples[0], miniworld.true_queries(samples[0]))
+    out |= {f"seconds per {name}": round(value, 3) for name, value in seconds.items()}
+    o = settings.optimisation
+    videos = {"last": 1, "best": 3}.get(o.keep, 2)  # made and graded
+    turns = float(np.mean([r["steps"] + 1 + r["noises"] for r in rows]))  # a one-step prediction costs less than a turn
+    ours = turns * seconds["step"] + videos * seconds["graded video"]
+    out["pass@k of equal time"] = round(ours / seconds["graded video"], 1)
+    show(out)
+    families = sorted({str(r["family"]) for r in rows})
+    for family in families:
+        mine = [r for r in rows if r["family"] == family]
+        means = {
+            k: round(float(np.mean([r[k] for r in mine])), 3)
+            for k in ("round trip", "single", "ours", "ours, one-step", "steps")
+        }
+        print(family, len(mine), means)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(
+            json.dumps(
+                {
+                    "command": vars(args) | {"overrides": overrides},
+                    "versions": versions(),
+                    "summary": json_safe(out),
+                    "rows": rows,
+                },
+                indent=1,
+                default=str,
+            )
+            + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The samples that the settings ask for, and the user's own questions about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+from ttopt.config.settings import FitSettings
+from ttopt.data.queries import Queries
+from ttopt.data.sample import Sample, Scorer
+from ttopt.data.video import read_image
+from ttopt.errors import UserError
+
+
+def find_samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
+    """The samples of a run, and the data set's scorer if they are the data set's. Raises UserError."""
+    samples, scorer = _samples(settings)
+    if not samples:
+        raise UserError(f"dataset {settings.dataset}: {settings.root} holds no samples; check --root")
+    names: dict[str, str] = {}
+    for sample in samples:
+        other = names.setdefault(sample.id.casefold(), sample.id)  # some file systems know no upper case
+        if other is not sample.id:
+            raise UserError(f"the samples {other} and {sample.id} would share a folder; give each its own name")
+    return samples, scorer
+
+
+def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
+    own = settings.sample
+    if own.prompt is not None:
+        # Checked before the image is made as large as is asked for.
+        sample = Sample(own.id, own.prompt, None, own.frames, own.fps, own.height, own.width)
+        image = None if own.image is None else read_image(Path(own.image), own.height, own.width)
+        return [dataclasses.replace(sample, image=image)], None
+    dataset = importlib.import_module(f"ttopt.data.{settings.dataset}")
+    wanted = (settings.split, settings.families, settings.seed, settings.limit)
+    if settings.root is not None and settings.dataset != "miniworld":
+        return dataset.samples(*wanted, root=Path(settings.root), form=own), dataset.score
+    samples: list[Sample] = dataset.samples(*wanted)
+    for sample in samples:
+        if settings.teacher.frames > sample.frames:
+            raise UserError(
+                f"teacher.frames is {settings.teacher.frames}, but the videos of {settings.dataset} have only "
+                f"{sample.frames} frames; give --teacher.frames {sample.frames} or fewer"
+            )
+    return samples, dataset.score
+
+
+def given_queries(settings: FitSettings) -> Queries | None:
+    """The user's own queries, or None: the teacher writes them."""
+    given = settings.sample.queries
+    return Queries(given.goal, tuple(given.process)) if given.goal else None

@@ -1,0 +1,1 @@
+"""Methods side by side: grading, statistics, judges, the page."""

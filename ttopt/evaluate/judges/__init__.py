@@ -1,0 +1,100 @@
+"""The benchmarks' own evaluators: VBVR-EvalKit where it is installed, a vision-language judge for the other two."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ttopt.config.comparison import CompareSettings, chosen
+from ttopt.data.sample import Sample
+from ttopt.errors import UserError
+from ttopt.models.chat.chat import OpenAIChat
+from ttopt.record.result import FILE, Result
+from ttopt.record.run_folder import read_json, write_text, writing
+
+OFFICIAL = "official.json"
+JUDGE_TOKENS = 8192  # at least: a judge thinks about every question first, and its thoughts count
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One system's scores. ``scores`` holds one number in [0, 1] for every sample that has a video and no error."""
+
+    name: str
+    scores: dict[str, float]
+    summary: dict[str, Any] = field(default_factory=dict)  # the benchmark's own numbers, missing videos counted as 0
+    errors: dict[str, str] = field(default_factory=dict)  # sample -> what went wrong; counted as 0
+    provenance: dict[str, str] = field(default_factory=dict)  # what decides the scores: versions, judge
+
+
+# The folder of a system's videos, the samples that have one, all samples, a folder to work in
+Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Verdict]
+
+
+def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], note: Callable[[str], None]) -> list[str]:
+    """Writes official.json for every method whose videos, or else what decides its scores (all samples, as what is
+    missing counts 0, and the judge's instruction), have changed; returns what went wrong.
+
+    Raises UserError if it cannot run here.
+    """
+    if not settings.official:
+        return []
+    evaluator: Evaluator = importlib.import_module(f"ttopt.evaluate.judges.{settings.dataset}").evaluator(settings)
+    prompt = hashlib.sha256(judge_prompt(settings).encode()).hexdigest()[:16]
+    problems = []
+    for method in chosen(settings):
+        place = folder / "methods" / method.slug
+        results = {s.id: _result(place / "samples" / s.id) for s in samples}
+        stamps = {name: r.finished for name, r in results.items() if r is not None and not r.error}
+        path = place / OFFICIAL
+        old = read_json(path)
+        of = {"samples": [sample.id for sample in samples], "videos": stamps, "prompt": prompt}
+        if old.get("of") == of and not old["errors"]:
+            verdict = Verdict(**{spec.name: old[spec.name] for spec in dataclasses.fields(Verdict)})
+        else:
+            note(f"{method.name}: judging {len(stamps)} videos")
+            judged = [sample for sample in samples if sample.id in stamps]
+            verdict = evaluator(folder / "outputs" / method.slug, judged, samples, place / "official")
+            with writing(folder):
+                write_text(path, json.dumps({"of": of, **dataclasses.asdict(verdict)}, indent=1))
+        note(f"{method.name}: {verdict.name}: {json.dumps(verdict.summary)}")
+        missing = [sample.id for sample in samples if sample.id not in stamps]
+        if missing:
+            problems.append(f"{method.name}: no video for {', '.join(missing)}; counted as 0")
+        problems += [f"{method.name}: {sample}: {error}" for sample, error in verdict.errors.items()]
+    return problems
+
+
+def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
+    """The judge behind chat.*; ``model`` is the benchmark's own. Raises UserError without a server."""
+    chat = settings.chat
+    if chat.backend != "openai":
+        raise UserError(
+            f"{benchmark} needs a judge; give --chat.backend openai and --chat.model (the paper's: {model})"
+        )
+    return OpenAIChat(dataclasses.replace(chat, max_tokens=max(chat.max_tokens, JUDGE_TOKENS)))
+
+
+def judge_prompt(settings: CompareSettings) -> str:
+    """The judge's instruction where the user gives one, else "". Raises UserError."""
+    if settings.judge_prompt is None:
+        return ""
+    try:
+        return Path(settings.judge_prompt).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"judge_prompt {settings.judge_prompt} cannot be read ({error}); give a text file") from error
+
+
+def _result(place: Path) -> Result | None:
+    return Result.load(place) if (place / FILE).exists() else None
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """0 for nothing: what is missing counts as 0."""
+    return sum(values) / len(values) if values else 0.0

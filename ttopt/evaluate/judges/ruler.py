@@ -1,0 +1,198 @@
+"""RULER-Bench's judge and arithmetic (arXiv 2512.02622): one call a video, all questions of its checklist at once.
+
+The judge sees the input image, the prompt, the ground-truth image, the explanation, the input video and the generated
+one (two frames a second as JPEG, longest side 512) and answers <think>...</think><answer>["Good", ...]</answer>. A
+malformed reply is asked again. Good, Medium, Poor count 2, 1, 0; per sample and metric the mean, 0 for a metric without
+questions; a sample is the mean of its four metrics (three for vision rules, which have no instruction following).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ttopt.config.comparison import CompareSettings
+from ttopt.data.files import inside
+from ttopt.data.ruler import METRICS, output_path
+from ttopt.data.sample import Sample
+from ttopt.data.video import UNREADABLE, fit_image, read_video_rate
+from ttopt.errors import UserError, brief
+from ttopt.evaluate.judges import Evaluator, Verdict, judge_prompt, mean_of, server
+from ttopt.models.chat.chat import Chat, ChatError, Jpeg, Message, fingerprint
+from ttopt.record.run_folder import read_json, write_text
+
+POINTS = {"Good": 2, "Medium": 1, "Poor": 0}
+FRAMES_PER_SECOND = 2
+LONGEST_SIDE = 512
+ASKED = 3  # times, before a malformed reply becomes an error
+VISION = "vision rule"  # the category without instruction following
+GAMES = ("game", "game rule")
+
+SYSTEM = """\
+You judge generated videos with a checklist. You are given the prompt of the video, the video as frames in order, the \
+checklist's questions, and where they exist an input image, a ground-truth image (the expected end or path), an \
+explanation of what should happen, and an input video.
+Answer every question by itself with one label: "Good" if the video fully satisfies it, "Medium" if partly or with \
+small faults, "Poor" if not. Where what a question presupposes never happens in the video, answer "Poor".
+Write exactly this and nothing else:
+<think>what the task is, what the video shows, and one or two factual sentences for each question</think>
+<answer>["Good", "Medium", ...]</answer>
+with as many labels as there are questions, in their order."""
+
+
+def evaluator(settings: CompareSettings) -> Evaluator:
+    """The judge behind chat.*; the benchmark's own is o3. Raises UserError without a server."""
+    chat, system = server(settings, "RULER-Bench", "o3"), judge_prompt(settings) or SYSTEM
+    root = Path(str(settings.root))
+
+    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
+        return judge_all(chat, system, root, videos, judged, samples, work, settings.chat.model)
+
+    return evaluate
+
+
+def judge_all(
+    chat: Chat, system: str, root: Path, videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path,
+    model: str,
+) -> Verdict:  # fmt: skip
+    """Judges what ``work`` does not hold yet: one file a sample, named like the official evaluator's."""
+    answers: dict[str, list[str]] = {}
+    errors: dict[str, str] = {}
+    for sample in judged:
+        path = work / output_path(sample).with_suffix(".json")
+        try:
+            messages = question(sample, root, videos / output_path(sample), system)
+            key = fingerprint(messages)
+            kept = read_json(path)
+            if kept.get("asked") != [model, key]:
+                labels, text = ask(chat, messages, len(sample.answer["checklist"]))
+                kept = {"asked": [model, key], "eval_results": labels, "reply": text}
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
+            answers[sample.id] = kept["eval_results"]
+        except UserError as error:  # a file of the data set, or a ChatError
+            errors[sample.id] = str(error)
+    metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
+    scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}
+    return Verdict("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model})
+
+
+def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:
+    """What the judge is asked about one video, in the order of the benchmark's own script."""
+    row: dict[str, Any] = sample.answer
+    parts: list[str | Tensor | Jpeg] = []
+    if row.get("input_image_path"):
+        parts += ["## Input Image:", _image(inside(root, row["input_image_path"]))]
+    parts.append(f"## Input Prompt:\n{sample.prompt}")
+    if row.get("gt_image_path"):
+        parts += ["## Ground truth Image:", _image(inside(root, row["gt_image_path"]))]
+    if row.get("implicit_explanation"):
+        parts.append(f"## Implicit Explanation:\n{row['implicit_explanation']}")
+    if row.get("input_video_path"):
+        parts += ["## Input Video:", *map(Jpeg, frames(inside(root, row["input_video_path"])))]
+    parts += ["## Video to evaluate:", *map(Jpeg, frames(video)), "## CheckList Questions:"]
+    parts += [f"# Question {number}:\n{text}" for number, (_, text) in enumerate(row["checklist"], start=1)]
+    return [Message("system", (system,)), Message("user", tuple(parts))]
+
+
+def ask(chat: Chat, messages: Sequence[Message], count: int) -> tuple[list[str], str]:
+    """``count`` labels and the reply they stand in. Raises ChatError after ASKED malformed replies."""
+    problem, cure = "", ""
+    for _ in range(ASKED):
+        reply = chat.reply(messages)
+        if reply.cut:
+            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
+            continue
+        try:
+            return labels_of(reply.text, count), reply.text
+        except ValueError as error:
+            problem, cure = str(error), "use another judge"
+    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
+
+
+def labels_of(reply: str, count: int) -> list[str]:
+    """The labels of a reply. Raises ValueError saying what is wrong with it."""
+    found = re.search(r"<answer>(.*?)</answer>", reply, re.DOTALL)
+    if not found:
+        raise ValueError("there is no <answer>")
+    try:
+        labels = json.loads(found[1])
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"the answer is no list ({brief(error)})") from error
+    known = isinstance(labels, list) and all(isinstance(label, str) and label in POINTS for label in labels)
+    if not known or len(labels) != count:
+        raise ValueError(f"the answer must be {count} of {', '.join(POINTS)}, but is {labels!r}"[:200])
+    return labels
+
+
+def metric_scores(sample: Sample, labels: Sequence[str] | None) -> dict[str, float]:
+    """0..2 for each metric; 0 for one without questions and for a sample without a verdict."""
+    asked = sample.answer["checklist"]
+    points: dict[str, list[float]] = {metric: [] for metric in METRICS}
+    for (metric, _), label in zip(asked, labels or ["Poor"] * len(asked), strict=True):
+        points[metric].append(POINTS[label])
+    return {metric: mean_of(values) for metric, values in points.items()}
+
+
+def counted(sample: Sample) -> list[str]:
+    """The metrics that count for a sample's category."""
+    return [m for m in METRICS if not (m == "Instruction Following" and sample.family == VISION)]
+
+
+def sample_score(sample: Sample, metrics: dict[str, float]) -> float:
+    """0..2."""
+    return mean_of([metrics[metric] for metric in counted(sample)])
+
+
+def summary(samples: Sequence[Sample], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """The benchmark's numbers, 0..100, of all categories and of all but games (the 30 tasks of VLM-as-Teacher)."""
+    found: dict[str, Any] = {}
+    groups = {"": samples, ", without games": [s for s in samples if s.family not in GAMES]}
+    for label, chosen in groups.items():
+        if not chosen or (label and len(chosen) == len(samples)):
+            continue
+        categories = sorted({s.family for s in chosen})
+        per_metric = []
+        for metric in METRICS:
+            means = [
+                50 * mean_of([metrics[s.id][metric] for s in chosen if s.family == category])
+                for category in categories
+                if not (metric == "Instruction Following" and category == VISION)
+            ]
+            if means:
+                per_metric.append(mean_of(means))
+                found[metric + label] = round(per_metric[-1], 2)
+        found["overall" + label] = round(mean_of(per_metric), 2)
+    for category in sorted({s.family for s in samples}):
+        of_it = [sample_score(s, metrics[s.id]) for s in samples if s.family == category]
+        found[f"category {category}"] = round(50 * mean_of(of_it), 2)
+    return found
+
+
+def frames(path: Path) -> list[Tensor]:
+    """Two frames a second of a video, longest side at most 512."""
+    video, rate = read_video_rate(path)
+    every = max(1, int(rate / FRAMES_PER_SECOND))
+    chosen = video[::every]
+    height, width = chosen.shape[-2:]
+    scale = LONGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return list(chosen)
+    size = (int(height * scale), int(width * scale))
+    return list(torch.nn.functional.interpolate(chosen, size, mode="area"))
+
+
+def _image(path: Path) -> Tensor:
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except UNREADABLE as error:
+        raise UserError(f"image {path} cannot be read; fetch the data set again") from error
+    return fit_image(image, image.height, image.width)

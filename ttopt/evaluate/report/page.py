@@ -1,0 +1,117 @@
+"""A page as one HTML file."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ttopt.evaluate.report import charts
+from ttopt.evaluate.report.views import Page, SampleView
+from ttopt.evaluate.statistics import Estimate
+from ttopt.evaluate.table import NUMBERS, agrees, columns
+from ttopt.record.run_folder import write_text, writing
+
+FILE = "report.html"
+GLYPHS = {"solved": "✓", "wrong": "✗", "failed": "!", "done": "·"}
+WORDS = {"solved": "solved", "wrong": "not solved", "failed": "no usable video", "done": "no scorer"}
+
+
+def write_page(page: Page, path: Path) -> Path:
+    """Writes ``page`` to ``path``; raises UserError if that cannot be written."""
+    with writing(path):
+        write_text(path, render(page))
+    return path
+
+
+def render(page: Page) -> str:
+    """The whole file. Texts of samples, models and users appear as text, whatever they hold."""
+    environment = Environment(
+        loader=PackageLoader("ttopt.evaluate.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "percent": _percent}
+    reference = next((row for row in page.table if row.method == page.reference), None)
+    specs = {
+        "cost": charts.score_against_cost(page.table, page.score),
+        "loss": {method: charts.loss_curve(tau) for method, tau in page.taus.items()},
+        "questions": charts.question_curves(),
+    }
+    return environment.get_template("page.html").render(
+        page=page,
+        columns=columns(page.table),
+        names=NUMBERS,
+        families=sorted({s.family for s in page.samples if s.family}),
+        splits=sorted({s.split for s in page.samples if s.split}),
+        glyphs=GLYPHS,
+        words=WORDS,
+        verdicts={row.method: agrees(row, reference) for row in page.table} if reference else {},
+        specs=_json(specs),
+        data=_json({sample.id: _data(sample) for sample in page.samples}),
+        style=_part("style.css"),
+        script=_part("page.js"),
+        vega=Markup(_vega().replace("</script", "<\\/script")),
+    )
+
+
+def _data(sample: SampleView) -> dict[str, Any]:
+    """What the page's script needs of a sample: outcomes for the filters, where the videos are, and the curves."""
+    return {
+        "outcomes": {clip.method: clip.outcome for clip in sample.clips},
+        "hacked": [clip.method for clip in sample.clips if clip.hacked],
+        "sources": [clip.source for clip in sample.clips],
+        "queries": {clip.method: clip.queries for clip in sample.clips if clip.curves},
+        "curves": {clip.method: clip.curves for clip in sample.clips if clip.curves},
+    }
+
+
+def _json(value: Any) -> Markup:
+    """JSON that may stand in a <script>: no text can end it."""
+    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _vega() -> str:
+    """Vega-Embed with all it needs, as the script of a page without a network."""
+    bundle: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub forgets the default
+    return bundle
+
+
+def _part(name: str) -> Markup:
+    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %".replace("-", "−")
+
+
+def _interval(value: Estimate, sign: str = "") -> str:
+    if not value.n:
+        return ""
+    return f"[{value.low:{sign}.2f}, {value.high:{sign}.2f}]".replace("-", "−")

@@ -1,0 +1,164 @@
+"""All networks of a run, loaded once: the reasoner, its adapter, the decoder of the loop and the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import cast
+
+import torch
+
+from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
+from ttopt.errors import UserError
+from ttopt.models.distributed import COMMAND, several
+from ttopt.models.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
+from ttopt.models.reasoner.decoder import Decoder
+from ttopt.models.reasoner.float8 import to_float8
+from ttopt.models.reasoner.sharding import all_processes
+from ttopt.models.reasoner.speed import block_range, compiled_block, set_attention
+from ttopt.models.teacher import Teacher
+from ttopt.models.teacher.teacher import check_teacher
+
+TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"
+
+
+@dataclass(frozen=True)
+class Models:
+    """All networks, loaded once for all samples of a run."""
+
+    reasoner: Reasoner
+    adapter: Adapter
+    decoder: Decoder
+    teacher: Teacher
+
+
+def load_models(settings: FitSettings) -> Models:
+    """Loads the reasoner, its adapter, the decoder and the teacher, all frozen but the adapter.
+
+    Raises UserError for what is missing, does not fit together, or does not fit the device.
+    """
+    try:
+        return _load(settings)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"loading the models: {TOO_SMALL}") from error
+
+
+def no_models() -> Models:
+    """For methods that need none: what the measuring of time and cost asks for, and nothing else."""
+    return cast(
+        Models, SimpleNamespace(reasoner=SimpleNamespace(device=torch.device("cpu"), observers=[]), teacher=None)
+    )
+
+
+def sources(settings: FitSettings) -> str:
+    """What is loaded, from where, in which precision, onto which device; one line. Raises UserError for no device."""
+    r, d, t = settings.reasoner, settings.decoder, settings.teacher
+    transformer = f", its transformer from {r.transformer}" if r.transformer else ""
+    light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
+    loras = f", with the LoRA {r.lora}" if r.lora else ""
+    loras += f", its second expert with the LoRA {r.low_noise_lora}" if r.low_noise_lora else ""
+    device, teacher_device = _device(r.device, "reasoner.device"), _device(t.device, "teacher.device")
+    return (
+        f"loading: reasoner {r.model}{transformer}{loras} ({r.dtype}{', float8' * r.float8}, VAE {r.vae_dtype}, "
+        f"{device}{', shared out' * r.shard}){light}; "
+        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {teacher_device})"
+    )
+
+
+def _load(settings: FitSettings) -> Models:
+    r, a, d, t = settings.reasoner, settings.adapter, settings.decoder, settings.teacher
+    light = weights_path(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
+    device = _device(r.device, "reasoner.device")
+    _check_dtype(r.dtype, device, "reasoner.dtype")
+    _check_dtype(r.vae_dtype, device, "reasoner.vae_dtype")
+    # What is wrong with the teacher should not wait for the reasoner.
+    _check_dtype(t.dtype, _device(t.device, "teacher.device"), "teacher.dtype")
+    check_teacher(weights_path(t.model, "teacher", "teacher.model"))
+    if r.shard and not several():
+        raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
+    reasoner = Reasoner.load(
+        weights_path(r.model, "reasoner", "reasoner.model"),
+        schedule=Schedule(tuple(r.sigmas), r.renoise),
+        transformer=weights_path("embedded", "base/transformer", "reasoner.transformer")
+        if r.transformer == EMBEDDED_BASE
+        else r.transformer,
+        light_decoder=light,
+        shrink=d.shrink,
+        dtype=r.dtype,
+        vae_dtype=r.vae_dtype,
+        device=device,
+        lora=r.lora,
+        low_noise_lora=r.low_noise_lora,
+        ignore_image=r.ignore_image,
+        offload=r.offload,
+        mesh=all_processes(device) if r.shard else None,
+    )
+    if reasoner.low_noise is not None and settings.optimisation.denoise_step != "first":
+        raise UserError(
+            f"optimisation.denoise_step is {settings.optimisation.denoise_step}, but of two experts only that of the "
+            "first step is adapted; give first"
+        )
+    adapter = Adapter(reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks)
+    experts = [reasoner.transformer, *([reasoner.low_noise] if reasoner.low_noise is not None else [])]
+    reasoner.recompute = block_range(r.recompute, len(reasoner.transformer.blocks), "reasoner.recompute")
+    for expert in experts:
+        if r.attention != "native":
+            set_attention(expert, r.attention)
+        if r.float8:  # after the adapter, whose layers then hold the float8 ones
+            to_float8(expert, "blocks.")
+    if r.compile:
+        reasoner.run_block = compiled_block()
+    decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, checkpoint=d.checkpoint)
+    return Models(reasoner, adapter, decoder, load_teacher(settings))
+
+
+def load_teacher(settings: FitSettings) -> Teacher:
+    """The teacher alone, for who only grades. Raises UserError."""
+    t = settings.teacher
+    device = _device(t.device, "teacher.device")
+    _check_dtype(t.dtype, device, "teacher.dtype")
+    teacher = Teacher.load(
+        weights_path(t.model, "teacher", "teacher.model"),
+        dtype=t.dtype,
+        device=device,
+        answer=t.answers,
+        checkpoint=t.recompute,
+    )
+    if t.float8:
+        to_float8(teacher.model, "model.")
+    if t.compile:
+        teacher.compile()
+    return teacher
+
+
+def weights_path(model: str, part: str, setting: str) -> str:
+    """The path or hub id of a model; "embedded" is the shipped one, ``part`` its folder. Raises UserError."""
+    if model != EMBEDDED:
+        return model
+    if not (WEIGHTS / part).is_dir():
+        raise UserError(
+            f"the embedded weights are missing ({WEIGHTS / part}); install ttopt again, or give --{setting}"
+        )
+    return str(WEIGHTS / part)
+
+
+def _device(name: str, setting: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds nothing")
+        if device.type != "cuda":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{setting} is {name!r}, which is no device here; give auto, cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{setting} is {name}, but torch finds {torch.cuda.device_count()} GPUs; give cpu or auto")
+    return name
+
+
+def _check_dtype(dtype: str, device: str, setting: str) -> None:
+    cuda = torch.device(device).type == "cuda"
+    if dtype == "bfloat16" and cuda and torch.cuda.get_device_capability(device) < (8, 0):
+        raise UserError(f"{setting} is bfloat16, which {torch.cuda.get_device_name(device)} lacks; give float16")

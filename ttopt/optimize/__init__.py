@@ -1,0 +1,1 @@
+"""Algorithm 1: test-time optimization of one sample."""

@@ -1,0 +1,1 @@
+"""What a configuration needs, estimated and measured."""

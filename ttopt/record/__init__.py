@@ -1,0 +1,1 @@
+"""What a sample leaves behind: results, run folders, cost, pictures."""

@@ -1,0 +1,94 @@
+"""The end of every method: the video is scored and everything is written."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ttopt.config.settings import FitSettings, to_yaml
+from ttopt.data.sample import Sample, Scorer
+from ttopt.data.video import write_frames, write_video
+from ttopt.record import metrics
+from ttopt.record.identity import inputs
+from ttopt.record.meter import Meter
+from ttopt.record.result import Optimisation, Result, Scored, versions
+from ttopt.record.run_folder import CONFIG, writing
+
+
+def finish(
+    sample: Sample,
+    video: Tensor | None,
+    folder: Path,
+    settings: FitSettings,
+    meter: Meter,
+    scorer: Scorer | None,
+    *,
+    method: str,
+    seeds: dict[str, int],
+    fps: float | None = None,
+    accepted: bool | None = None,
+    stop: str = "",
+    error: str = "",
+    optimisation: Optimisation | None = None,
+    details: dict[str, Any] | None = None,
+    more_inputs: dict[str, str] | None = None,
+) -> Result:
+    """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
+
+    A small video is also written without loss, see ttopt.data.video.write_frames. ``fps`` is the video's, where
+    it is known; ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only
+    it reads.
+    """
+    cost, score, similar = meter.cost(), None, None
+    if video is not None:
+        with meter.timer("score"):
+            score = scored(scorer, sample, video)
+        with meter.timer("write"), writing(folder):
+            write_video(folder / "video.mp4", video, fps or sample.fps)
+            write_frames(folder, video)
+        # Videos of other systems may have another size.
+        if sample.image is not None and video.shape[1:] == sample.image.shape:
+            similar = metrics.similarity(video[:1], sample.image[None].to(video))
+    with writing(folder):
+        (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
+    result = Result(
+        sample=sample.id,
+        family=sample.family,
+        split=sample.split,
+        prompt=sample.prompt,
+        method=method,
+        accepted=accepted,
+        stop=stop,
+        score=score,
+        cost=cost,
+        first_frame_ssim=similar,
+        seeds={"run": settings.seed, **seeds},
+        seconds={**meter.timer.seconds(), "total": round(meter.total_seconds, 3)},
+        peak_mb=meter.timer.peak_mb(),
+        device=_device_name(meter.timer.device),
+        versions=versions(),
+        finished=datetime.now().astimezone().isoformat(timespec="seconds"),
+        optimisation=optimisation,
+        error=error,
+        details=details or {},
+        inputs=inputs(sample, settings) | (more_inputs or {}),
+    )
+    with writing(folder):
+        result.save(folder)
+    return result
+
+
+def scored(scorer: Scorer | None, sample: Sample, video: Tensor) -> Scored | None:
+    """The scorer's verdict on ``video`` in plain types."""
+    if scorer is None:
+        return None
+    score = scorer(sample, video)
+    return Scored(bool(score.success), float(score.partial), {name: bool(ok) for name, ok in score.rules.items()})
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

@@ -1,0 +1,1 @@
+"""Many samples: in this process, on a Ray cluster, in InferKit."""

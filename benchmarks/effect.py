@@ -20,7 +20,7 @@ from torch import Tensor
 
 from training.miniworld.vae import encode
 from ttopt.config.parsing import parse_fit
-from ttopt.config.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimisationSettings
+from ttopt.config.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimizationSettings
 from ttopt.data import miniworld
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample
@@ -32,10 +32,10 @@ from ttopt.models.reasoner import Reasoner, Schedule, StandardDecoder
 from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.teacher.teacher import Teacher
-from ttopt.optimize.algorithm import kept_video, noise_seed, seed_of
-from ttopt.optimize.batched import BatchReward, optimise_batch
-from ttopt.optimize.noise import best_noise
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.algorithm import kept_video, noise_seed, seed_of
+from ttopt.optimization.batched import BatchReward, optimize_batch
+from ttopt.optimization.noise import best_noise
+from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import json_safe, versions
 
 
@@ -74,7 +74,7 @@ class Evaluation:
         def reward_of(rows: list[int]) -> BatchReward:
             part = [asked[row] for row in rows]
             return lambda frames, _: multi_vqa_loss(
-                self.teacher.yes_losses(frames, part, samples[0].fps, numbers), s.optimisation.goal_weight
+                self.teacher.yes_losses(frames, part, samples[0].fps, numbers), s.optimization.goal_weight
             )
 
         reward = reward_of(list(range(count)))
@@ -118,10 +118,10 @@ class Evaluation:
         note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
         one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
         note("single, one-step", success(self.reasoner.decode(one_step)))
-        seeds = [[noise_seed(s.seed, x, k) for k in range(s.optimisation.starts)] for x in samples]
+        seeds = [[noise_seed(s.seed, x, k) for k in range(s.optimization.starts)] for x in samples]
         z1, _, tried = best_noise(
             self.reasoner, condition, seeds, lambda clean, rows: reward_of(rows)(self.decoder(clean, numbers), clean),
-            s.optimisation.tau,
+            s.optimization.tau,
         )  # fmt: skip
         note("noises", tried)
         base = self.reasoner.decode(self.reasoner.generate(z1, condition))
@@ -130,9 +130,9 @@ class Evaluation:
         adapter = BatchedAdapter(self.reasoner.transformer, count, a.rank, a.alpha, a.targets, a.blocks)
         try:
             adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
-            result = optimise_batch(
+            result = optimize_batch(
                 self.reasoner, adapter, self.decoder, reward, condition, z1, numbers,
-                s.optimisation, reward_of=reward_of,
+                s.optimization, reward_of=reward_of,
             )  # fmt: skip
             note("steps", result.steps)
             note("loss", result.losses)
@@ -156,13 +156,13 @@ class Evaluation:
                 kept[keep] = [wins_of[name][i] for i, name in enumerate(chosen)]
             for name, values in kept.items():
                 note(f"keep {name}", values)
-            note("ours", kept[s.optimisation.keep])
+            note("ours", kept[s.optimization.keep])
             if any(x.id in ceiling for x in samples):
                 adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
-                best_case = OptimisationSettings(
-                    steps=20, lr=s.optimisation.lr, tau=0.0, clip_norm=s.optimisation.clip_norm
+                best_case = OptimizationSettings(
+                    steps=20, lr=s.optimization.lr, tau=0.0, clip_norm=s.optimization.clip_norm
                 )
-                optimise_batch(
+                optimize_batch(
                     self.reasoner, adapter, lambda z, _: z, lambda _, z: (z - truth).square().mean((1, 2, 3, 4)),
                     condition, z1, numbers, best_case,
                 )  # fmt: skip
@@ -178,13 +178,13 @@ class Evaluation:
         return rows
 
     def clock(self, sample: Sample, queries: Queries) -> dict[str, float]:
-        """Seconds of a graded video and of an optimisation step, one sample at a time (medians of five)."""
+        """Seconds of a graded video and of an optimization step, one sample at a time (medians of five)."""
         numbers = sample_frames(self.settings.teacher.frames, sample.frames)
         condition = self.reasoner.condition(sample)
         z1 = self.reasoner.noise(condition, [0])
         a = self.settings.adapter
         adapter = BatchedAdapter(self.reasoner.transformer, 1, a.rank, a.alpha, a.targets, a.blocks)
-        optimiser = torch.optim.AdamW(adapter.parameters(), 1e-3)
+        optimizer = torch.optim.AdamW(adapter.parameters(), 1e-3)
         videos, steps = [], []
         for _ in range(5):
             begin = time.perf_counter()
@@ -195,17 +195,17 @@ class Evaluation:
             begin = time.perf_counter()
             frames = self.decoder(self.reasoner.predict_clean(z1, 1.0, condition), numbers)
             total = self.teacher.yes_losses(frames, [queries.all], sample.fps, numbers).sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             total.backward()
             adapter.clip_gradients(1.0)
-            optimiser.step()
+            optimizer.step()
             steps.append(time.perf_counter() - begin)
         adapter.remove()
         return {"graded video": float(np.median(videos)), "step": float(np.median(steps))}
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, object]:
-    """Every method's success with intervals, against single; steps and hacking of the optimisation."""
+    """Every method's success with intervals, against single; steps and hacking of the optimization."""
     single = np.array([r["single"] for r in rows])
     out: dict[str, object] = {"samples": len(rows)}
     names = [
@@ -296,7 +296,7 @@ def main() -> None:
     out = summary(rows)
     seconds = evaluation.clock(samples[0], miniworld.true_queries(samples[0]))
     out |= {f"seconds per {name}": round(value, 3) for name, value in seconds.items()}
-    o = settings.optimisation
+    o = settings.optimization
     videos = {"last": 1, "best": 3}.get(o.keep, 2)  # made and graded
     turns = float(np.mean([r["steps"] + 1 + r["noises"] for r in rows]))  # a one-step prediction costs less than a turn
     ours = turns * seconds["step"] + videos * seconds["graded video"]

@@ -44,7 +44,7 @@ if wanted docs; then
     for split in dev_id dev_ood; do
         for tau in 0.05 0.07 0.1 0.22; do
             measure "tau-$tau-$split" evaluate --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 \
-                --optimisation.tau $tau
+                --optimization.tau $tau
         done
     done
     measure oracle evaluate --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102

@@ -24,7 +24,7 @@ EFFECT = {
     "Pass@5, the teacher picks": "pass@5",
     "Pass@16 (more than equal wall time), the teacher picks": "pass@16",
     "best of 20, the scorer picks": "oracle of 20",
-    "the starting noise, of up to four, not optimised": "start",
+    "the starting noise, of up to four, not optimized": "start",
     "**teacher LoRA**": "ours",
     "its few-step video, always (the paper's rule)": "keep last",
     "its one-step prediction, always": "ours, one-step",
@@ -75,7 +75,7 @@ def effect(files: Sequence[Path]) -> None:
     print(line("single's failures cut by", *(cut(each["rows"]) for each in found)))
     reached = (f"{each['accepted']:.2f}; {each['hacked, ours']:.3f}" for each in sums)
     print(line("runs that reach tau; of these wrong by the scorer (hacked)", *reached))
-    print(line("optimisation steps", *(f"{each['steps']:.2f}" for each in sums)))
+    print(line("optimization steps", *(f"{each['steps']:.2f}" for each in sums)))
     print(line("Pass@k of equal wall time: k", *(f"{each['pass@k of equal time']:.1f}" for each in sums)))
     print(line("right questions written by the teacher", *(f"{each['right queries']:.3f}" for each in sums)))
     print(f"failures cut over all: {cut([row for each in found for row in each['rows']])}")

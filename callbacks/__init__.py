@@ -1,4 +1,4 @@
-"""Lightning callbacks for ttopt.optimize.training.TestTimeTraining; each can be used alone.
+"""Lightning callbacks for ttopt.optimization.training.TestTimeTraining; each can be used alone.
 
 They write into ``trainer.default_root_dir``.
 """
@@ -18,6 +18,6 @@ __all__ = ["LossThreshold", "Previews", "RewardCurves", "SaveAdapter", "standard
 
 def standard(settings: FitSettings) -> list[L.Callback]:
     """The callbacks of ``ttopt fit``, new ones for each sample."""
-    tau, every = settings.optimisation.tau, settings.logging.previews_every
+    tau, every = settings.optimization.tau, settings.logging.previews_every
     found: list[L.Callback] = [LossThreshold(tau), RewardCurves(tau), SaveAdapter()]
     return [*found, Previews(every)] if every else found

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 
-from ttopt.optimize.training import TestTimeTraining
+from ttopt.optimization.training import TestTimeTraining
 
 
 class SaveAdapter(L.Callback):

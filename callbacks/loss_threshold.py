@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from ttopt.errors import UserError
-from ttopt.optimize.training import TestTimeTraining
+from ttopt.optimization.training import TestTimeTraining
 from ttopt.record.result import ACCEPTED
 
 

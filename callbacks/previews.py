@@ -9,7 +9,7 @@ import lightning as L
 
 from ttopt.data.video import strip, write_image
 from ttopt.errors import UserError
-from ttopt.optimize.training import TestTimeTraining
+from ttopt.optimization.training import TestTimeTraining
 
 
 class Previews(L.Callback):

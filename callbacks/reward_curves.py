@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from ttopt.optimize.training import Grade, TestTimeTraining
+from ttopt.optimization.training import Grade, TestTimeTraining
 
 
 class RewardCurves(L.Callback):

@@ -13,7 +13,7 @@ from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.methods.pass_at_k import by_loss, by_scorer
-from ttopt.optimize.algorithm import noise_name, seed_of
+from ttopt.optimization.algorithm import noise_name, seed_of
 from ttopt.record.result import Result
 
 
@@ -21,7 +21,7 @@ class Chain:
     """``clips`` clips, each from the last frame of the one before; of ``k`` such videos the one that ``judge`` prefers:
     the teacher's loss, or the scorer, which is a bound and no method.
 
-    As long as the loop's videos, and for k > 1 as expensive: what the loop gains over it, it owes to its judgement.
+    As long as the loop's videos, and for k > 1 as expensive: what the loop gains over it, it owes to its judgment.
     """
 
     def __init__(self, clips: int = 3, k: int = 1, judge: Literal["loss", "scorer"] = "loss") -> None:

@@ -48,9 +48,9 @@ from ttopt.data.sample import Sample
 from ttopt.errors import UserError, one_line
 from ttopt.methods.base import Context
 from ttopt.models.chat.chat import ChatError, Message, Reply
-from ttopt.models.distributed import several
+from ttopt.models.distributed import is_distributed
 from ttopt.models.load import TOO_SMALL
-from ttopt.optimize.state import digest
+from ttopt.optimization.state import digest
 from ttopt.record.result import Result
 from ttopt.run.memory import can_spare
 
@@ -108,7 +108,7 @@ class Loop:
             if isinstance(error.__cause__, OSError):  # the disk, not a model
                 raise
             full = isinstance(error, torch.OutOfMemoryError)
-            if full and (several() or can_spare(self.context.models)):
+            if full and (is_distributed() or can_spare(self.context.models)):
                 # The sample runner tries once more, which the journal makes cheap; several processes end together
                 raise
             why = TOO_SMALL if full else str(error)

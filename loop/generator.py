@@ -1,4 +1,4 @@
-"""The clip of a step: generated, or optimised by the teacher's LoRA, spliced onto what is kept, written, and traced."""
+"""The clip of a step: generated, or optimized by the teacher's LoRA, spliced onto what is kept, written, and traced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import write_image, write_video
 from ttopt.methods.base import Context
 from ttopt.models.chat.chat import Message, fingerprint
-from ttopt.optimize.algorithm import noise_name, seed_of
+from ttopt.optimization.algorithm import noise_name, seed_of
 from ttopt.record.result import NON_FINITE
 from ttopt.record.run_folder import CLIPS, writing
 
@@ -61,9 +61,9 @@ class Generator:
         with writing(self.folder):
             folder.mkdir(exist_ok=True)
         made = self._made(step, part, seed, folder / name)
-        new, optimised = made.clip, made.details
-        if optimised:
-            self.seeds[purpose] = optimised["seed"]  # of the start that was chosen
+        new, optimized = made.clip, made.details
+        if optimized:
+            self.seeds[purpose] = optimized["seed"]  # of the start that was chosen
         clip = new[: step.frames] if kept is None else splice(kept, new, step.frames)
 
         similar = None if condition is None else fidelity(new, condition)
@@ -85,10 +85,10 @@ class Generator:
                 "generated_seconds": round(len(new) / sample.fps, 4),
                 "first_frame_ssim": similar,
                 "verdict": None,
-                **optimised,
+                **optimized,
             }
         )
-        if optimised.get("optimisation_stop") == NON_FINITE:
+        if optimized.get("optimization_stop") == NON_FINITE:
             self.warn(f"{name}: the loss became NaN or infinite, the best adapter so far is kept")
         if similar is not None and similar < LEAST_FIDELITY:
             self.warn(f"{name}: its first frame differs from the frame it was made from (SSIM {similar:.2f})")
@@ -96,15 +96,15 @@ class Generator:
 
     def tidy(self) -> None:
         """Removes clips that an earlier call made and this one did without."""
-        optimised = {Path(clip["file"]).stem: "optimisation_stop" in clip for clip in self.trace.clips}
+        optimized = {Path(clip["file"]).stem: "optimization_stop" in clip for clip in self.trace.clips}
         for path in (self.folder / CLIPS).glob("*"):
-            if path.is_dir() and not optimised.get(path.name):
+            if path.is_dir() and not optimized.get(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_file() and path.stem.removesuffix("_condition") not in optimised:
+            elif path.is_file() and path.stem.removesuffix("_condition") not in optimized:
                 path.unlink(missing_ok=True)
 
     def _made(self, step: Step, part: Sample, seed: int, folder: Path) -> Made:
-        """What the reasoner makes of ``part``; its details are of its optimisation, if it is optimised."""
+        """What the reasoner makes of ``part``; its details are of its optimization, if it is optimized."""
         number, attempt, inner = len(self.trace.clips), len(step.attempts) + 1, self.inner
         if inner is None or attempt < self.settings.inner_from:
             return self.journal.clip(_request(part, seed), lambda: Made(self.context.generate(part, seed)))
@@ -114,7 +114,7 @@ class Generator:
             clip, details = inner.generate(part, seed, number, folder, step, first)
             return Made(clip, details, inner.state())
 
-        made = self.journal.clip(_request(part, seed, "optimised", *map(str, step.diagnoses)), make)
+        made = self.journal.clip(_request(part, seed, "optimized", *map(str, step.diagnoses)), make)
         inner.load_state(made.adapter)  # already there, unless the journal had it
         return made
 

@@ -1,4 +1,4 @@
-"""A clip that is optimised by the teacher's LoRA (VLM-as-Teacher, Algorithm 1) before the verifier sees it.
+"""A clip that is optimized by the teacher's LoRA (VLM-as-Teacher, Algorithm 1) before the verifier sees it.
 
 The queries are written for the planned action and the frame it starts from. The action's prompt carries the verifier's
 suggestions, so that its diagnosis reaches the queries. Where ``diagnosis_query`` is given, the step's newest diagnoses
@@ -25,9 +25,9 @@ from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.models.chat.chat import ChatError
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import TeacherReward, generate, kept_video, optimise, seed_of
-from ttopt.optimize.noise import best_noise
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.algorithm import TeacherReward, generate, kept_video, optimize, seed_of
+from ttopt.optimization.noise import best_noise
+from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import ACCEPTED
 from ttopt.record.run_folder import writing
 
@@ -51,9 +51,9 @@ class InnerLora:
         step: Step,
         first: bool,
     ) -> tuple[Tensor, dict[str, Any]]:
-        """The optimised clip (T,3,H,W) of ``part``, and what the trace says of it. Callbacks write into ``folder``.
+        """The optimized clip (T,3,H,W) of ``part``, and what the trace says of it. Callbacks write into ``folder``.
 
-        ``first`` is the first optimised attempt of a step.
+        ``first`` is the first optimized attempt of a step.
 
         Raises ChatError where the teacher cannot write its queries.
         """
@@ -61,7 +61,7 @@ class InnerLora:
         own = self.context.queries if step.action == self.task else None  # the user's are about the whole task
         queries = own or self.queries(part, step.action, step.target, step.diagnoses)
         numbers = sample_frames(min(settings.teacher.frames, part.frames), part.frames)
-        reasoner, adapter, o = models.reasoner, models.adapter, settings.optimisation
+        reasoner, adapter, o = models.reasoner, models.adapter, settings.optimization
         reward = TeacherReward(models.teacher, queries, part.fps, numbers)
 
         def loss_of(frames: Tensor) -> Tensor:
@@ -81,12 +81,12 @@ class InnerLora:
         shutil.rmtree(folder, ignore_errors=True)  # of a call that was interrupted here
         with writing(folder):
             folder.mkdir()
-        self.context.status("the clip is optimised")
-        module = optimise(
+        self.context.status("the clip is optimized")
+        module = optimize(
             models, reward, condition, z1, numbers, settings, adapter_seed, folder, meter, self.context.callbacks()
         )
         self._trained = True
-        # As in ttopt.optimize.algorithm.fit_sample; the frozen model's video is only made where it may be kept.
+        # As in ttopt.optimization.algorithm.fit_sample; the frozen model's video is only made where it may be kept.
         videos, accepted = {"adapter": generate(reasoner, z1, condition, meter.timer)}, module.stop == ACCEPTED
         if o.keep in ("better", "best") or (o.keep == "accepted" and not accepted):
             with adapter.disabled():
@@ -106,8 +106,8 @@ class InnerLora:
             "generated_seconds": round(seconds, 4),
             "adapter_seed": adapter_seed,
             "queries": {"goal": queries.goal, "process": list(queries.process)},
-            "optimisation_steps": module.kept.step,
-            "optimisation_stop": module.stop,
+            "optimization_steps": module.kept.step,
+            "optimization_stop": module.stop,
             "loss_before": module.grades[0].total,
             "loss_after": module.kept.total,
             "kept": kept,

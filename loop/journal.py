@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ttopt.models.chat.chat import Chat, Message, Reply, fingerprint
-from ttopt.models.distributed import led
+from ttopt.models.distributed import from_rank_zero
 from ttopt.models.tensorfile import save_tensors
 from ttopt.record.meter import Meter
 from ttopt.record.run_folder import JOURNAL, replacing, writing
@@ -57,7 +57,7 @@ class Journal:
     def reply(self, messages: Sequence[Message], ask: Callable[[], Reply]) -> Reply:
         """The reply to these messages, by ``ask`` if it is not known yet."""
         request = fingerprint(messages)
-        if entry := led(lambda: self._next("reply", request)):
+        if entry := from_rank_zero(lambda: self._next("reply", request)):
             return Reply(**entry["reply"])
         reply = ask()
         self._write({"reply": asdict(reply), "request": request}, {})
@@ -65,7 +65,7 @@ class Journal:
 
     def clip(self, request: str, make: Callable[[], Made]) -> Made:
         """What belongs to this request, by ``make`` if it is not there yet."""
-        if known := led(lambda: self._known(request)):
+        if known := from_rank_zero(lambda: self._known(request)):
             return known
         made = make()
         tensors = {CLIP: made.clip} | {ADAPTER + name: value for name, value in made.adapter.items()}

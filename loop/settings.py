@@ -28,8 +28,8 @@ class LoopSettings(BaseModel):
     )  # of the first clip, the second, ...; None: the sample's own length
     shortest_clip: PositiveInt = 5  # frames; a shorter one is cut out of such a clip
     longest_prompt: PositiveInt = 1000  # characters of an instruction; with suggestions, if they fit
-    inner: Literal["teacher_lora"] | None = None  # optimises the clips
-    inner_from: PositiveInt = 1  # which attempt of a step is the first to be optimised; 2: only repairs
+    inner: Literal["teacher_lora"] | None = None  # optimizes the clips
+    inner_from: PositiveInt = 1  # which attempt of a step is the first to be optimized; 2: only repairs
     keep_adapter: KeepAdapter = "none"  # or: between the attempts of a step; or: through all steps
     diagnosis_query: str = ""  # a process query about each {reason} and {suggestion}; see configs/collabvr_wan22.yaml
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 
 Capture = pytest.CaptureFixture[str]
 Files = dict[str, str | bytes]

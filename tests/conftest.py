@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def models(folders: dict[str, Path]) -> Any:
     """The tiny models, loaded; every test resets the adapter."""
-    from ttopt.optimize.algorithm import load_models
+    from ttopt.optimization.algorithm import load_models
 
     return load_models(
         FitSettings(
@@ -56,7 +56,7 @@ def models(folders: dict[str, Path]) -> Any:
 
 @pytest.fixture
 def settings(folders: dict[str, Path]) -> Callable[..., FitSettings]:
-    """``settings(optimisation={"steps": 2}, ...)``: settings of a run on the tiny models with given queries."""
+    """``settings(optimization={"steps": 2}, ...)``: settings of a run on the tiny models with given queries."""
 
     def make(**groups: Any) -> FitSettings:
         base = FitSettings()
@@ -65,7 +65,7 @@ def settings(folders: dict[str, Path]) -> Callable[..., FitSettings]:
             "reasoner": {"model": str(folders["reasoner"])},
             "decoder": {"model": str(folders["light"])},
             "teacher": {"model": str(folders["teacher"]), "frames": 9},
-            "optimisation": {"steps": 3, "lr": 1e-3, "tau": 0.0},
+            "optimization": {"steps": 3, "lr": 1e-3, "tau": 0.0},
             "logging": {"wandb": "disabled"},
         }
         plain = {}

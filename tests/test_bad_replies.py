@@ -125,7 +125,7 @@ def test_replies(schema: type[BaseModel], reply: str, problem: str) -> None:
 
 @pytest.mark.parametrize("reply, problem", ANY, ids=[repr(reply[:30]) for reply, _ in ANY])
 def test_questions(reply: str, problem: str, models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The teacher that optimises, which is asked without a Chat."""
+    """The teacher that optimizes, which is asked without a Chat."""
     monkeypatch.setattr(models.teacher, "reply", lambda *args, **options: reply)
     with pytest.raises(UserError) as error:
         models.teacher.write_queries(tiny_sample(prompt="move the red cross to the green pad"))

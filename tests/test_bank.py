@@ -26,10 +26,10 @@ from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.load import Models
-from ttopt.optimize import bank as banks
-from ttopt.optimize import state as resume
-from ttopt.optimize.algorithm import fit_sample
-from ttopt.optimize.bank import Bank, keys_of
+from ttopt.optimization import bank as banks
+from ttopt.optimization import state as resume
+from ttopt.optimization.algorithm import fit_sample
+from ttopt.optimization.bank import Bank, keys_of
 from ttopt.record.identity import model_digest
 from ttopt.record.result import Result
 from ttopt.run.console import Console
@@ -55,10 +55,10 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
 def make(settings: Make, tmp_path: Path, tau: float) -> Make:
     """Settings of a run whose samples satisfy the teacher after a step or more, with a bank."""
 
-    def made(run: str, limit: int = 1, memory: dict[str, Any] | None = None, **groups: Any) -> FitSettings:
-        groups = {"optimisation": STEPS | {"tau": tau}, "logging": LOGGING} | groups
-        place = {"folder": str(tmp_path / "bank")} | (memory or {})
-        return settings(run_dir=str(tmp_path / run), limit=limit, memory=place, **groups)
+    def made(run: str, limit: int = 1, bank: dict[str, Any] | None = None, **groups: Any) -> FitSettings:
+        groups = {"optimization": STEPS | {"tau": tau}, "logging": LOGGING} | groups
+        place = {"folder": str(tmp_path / "bank")} | (bank or {})
+        return settings(run_dir=str(tmp_path / run), limit=limit, bank=place, **groups)
 
     return made
 
@@ -66,7 +66,7 @@ def make(settings: Make, tmp_path: Path, tau: float) -> Make:
 @pytest.fixture
 def tau(models: Models, settings: Make, tmp_path: Path) -> float:
     """What both samples reach after a step or more, and not before."""
-    s = settings(run_dir=str(tmp_path / "probe"), limit=2, optimisation=STEPS | {"tau": 0.0}, logging=LOGGING)
+    s = settings(run_dir=str(tmp_path / "probe"), limit=2, optimization=STEPS | {"tau": 0.0}, logging=LOGGING)
     curves = [curve(result, tmp_path / "probe") for result in run(models, s)]
     found = max(min(losses[1:]) for losses in curves) * 1.000001
     assert all(losses[0] > found for losses in curves), "the losses must fall for these tests to mean anything"
@@ -74,7 +74,7 @@ def tau(models: Models, settings: Make, tmp_path: Path) -> float:
 
 
 class KillSecond(Kill):
-    """In the second sample that is optimised, after its first step."""
+    """In the second sample that is optimized, after its first step."""
 
     def __init__(self) -> None:
         super().__init__(-1)
@@ -135,9 +135,9 @@ def test_the_same_sample_starts_where_the_stored_adapter_ended(models: Models, m
     (entry,) = entries(tmp_path / "bank")
     assert entry.startswith("a-") and first.details == {}
     (second,) = run(models, make("second"))
-    one, two = first.optimisation, second.optimisation
+    one, two = first.optimization, second.optimization
     assert one is not None and two is not None and one.steps >= 1
-    assert second.details["memory"] == {"entry": entry, "similarity": 1.0, "used": True}
+    assert second.details["bank"] == {"entry": entry, "similarity": 1.0, "used": True}
     assert curve(second, tmp_path / "second") == [one.prediction_after.loss]
     assert (two.steps, two.prediction_before, two.video_after) == (0, one.prediction_before, one.video_after)
     assert second.seeds == first.seeds
@@ -146,14 +146,14 @@ def test_the_same_sample_starts_where_the_stored_adapter_ended(models: Models, m
 
 
 def test_only_what_satisfies_the_teacher_enters(models: Models, make: Make, tmp_path: Path) -> None:
-    run(models, make("strict", optimisation=STEPS | {"tau": 0.0}))
-    run(models, make("closed", memory={"add": False}))
+    run(models, make("strict", optimization=STEPS | {"tau": 0.0}))
+    run(models, make("closed", bank={"add": False}))
     assert entries(tmp_path / "bank") == []
 
 
 def test_an_empty_bank_or_a_worse_adapter_changes_nothing(models: Models, make: Make, tmp_path: Path) -> None:
-    run(models, make("off", memory={"folder": None}))
-    assert not (tmp_path / "off/memory.txt").exists()
+    run(models, make("off", bank={"folder": None}))
+    assert not (tmp_path / "off/bank.txt").exists()
     run(models, make("empty"))
     assert result_of(tmp_path / "off/samples/a") == result_of(tmp_path / "empty/samples/a")
     path = tmp_path / "bank" / entries(tmp_path / "bank")[0]
@@ -161,13 +161,13 @@ def test_an_empty_bank_or_a_worse_adapter_changes_nothing(models: Models, make: 
         header = file.metadata()
     save_file({name: torch.full_like(value, torch.nan) for name, value in load_file(path).items()}, path, header)
     (worse,) = run(models, make("worse"))
-    assert worse.details["memory"]["used"] is False
+    assert worse.details["bank"]["used"] is False
     assert result_of(tmp_path / "off/samples/a") == result_of(tmp_path / "worse/samples/a")
 
 
 def test_a_run_starts_only_from_what_it_found_when_it_began(models: Models, make: Make, tmp_path: Path) -> None:
     assert [result.details for result in run(models, make("whole", limit=2))] == [{}, {}]
-    assert [result.details["memory"]["used"] for result in run(models, make("later", limit=2))] == [True, True]
+    assert [result.details["bank"]["used"] for result in run(models, make("later", limit=2))] == [True, True]
     (tmp_path / "bank").rename(tmp_path / "old")
     with pytest.raises(Killed):  # in b, when a has entered the bank
         run(models, make("killed", limit=2), KillSecond())
@@ -178,7 +178,7 @@ def test_a_run_starts_only_from_what_it_found_when_it_began(models: Models, make
 
 def test_a_killed_warm_start_goes_on_to_the_same_result(models: Models, make: Make, tmp_path: Path) -> None:
     run(models, make("fill"))
-    s = make("run", optimisation=STEPS | {"tau": 0.0})
+    s = make("run", optimization=STEPS | {"tau": 0.0})
     bank = Bank.open(s, made(tmp_path / "open"), print)
 
     def fit(folder: str, kill: int = -1) -> Result:
@@ -190,7 +190,7 @@ def test_a_killed_warm_start_goes_on_to_the_same_result(models: Models, make: Ma
         )
 
     notes: list[str] = []
-    assert fit("whole").details["memory"]["used"]
+    assert fit("whole").details["bank"]["used"]
     with pytest.raises(Killed):
         fit("killed", 2)
     fit("killed")
@@ -206,21 +206,21 @@ def test_a_killed_warm_start_goes_on_to_the_same_result(models: Models, make: Ma
 def test_a_batch_starts_as_its_samples_alone_do(models: Models, make: Make, tmp_path: Path) -> None:
     run(models, make("fill"))
     for count in (1, 2):
-        run(models, make(str(count), limit=2, batch_samples=count, memory={"add": False}))
+        run(models, make(str(count), limit=2, batch_samples=count, bank={"add": False}))
     for name in "ab":
         alone, together = (Result.load(tmp_path / count / "samples" / name) for count in "12")
         assert alone.details == together.details
-        assert alone.details["memory"]["used"] is True
-        assert alone.optimisation is not None and together.optimisation is not None
-        assert alone.optimisation.steps == together.optimisation.steps
-        loss = alone.optimisation.prediction_before.loss
-        assert together.optimisation.prediction_before.loss == pytest.approx(loss, abs=1e-4)
+        assert alone.details["bank"]["used"] is True
+        assert alone.optimization is not None and together.optimization is not None
+        assert alone.optimization.steps == together.optimization.steps
+        loss = alone.optimization.prediction_before.loss
+        assert together.optimization.prediction_before.loss == pytest.approx(loss, abs=1e-4)
         alone_cost, together_cost = (dataclasses.replace(each.cost, wall_seconds=0) for each in (alone, together))
         assert alone_cost == together_cost
 
 
 def test_the_nearest_is_found(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(memory={"folder": str(tmp_path / "bank"), "least_similarity": 0.99999})
+    s = settings(bank={"folder": str(tmp_path / "bank"), "least_similarity": 0.99999})
     red, blue = "move the red square to the pad", "every blue cross and a green object"
     samples = [tiny_sample("a", red), tiny_sample("b", blue), tiny_sample("c", red), tiny_sample("t", red, image=False)]
     bank = filled(models, s, samples, tmp_path)
@@ -267,7 +267,7 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_cannot_be_used_is_left_out_and_named(
     models: Models, settings: Make, tmp_path: Path, damage: Callable[[Path], object], why: str
 ) -> None:
-    s = settings(memory={"folder": str(tmp_path / "bank")})
+    s = settings(bank={"folder": str(tmp_path / "bank")})
     whole = filled(models, s, [tiny_sample("a"), tiny_sample("b")], tmp_path)
     wrong, right = sorted(whole.keys)
     damage(tmp_path / "bank" / wrong)
@@ -282,7 +282,7 @@ def test_what_cannot_be_used_is_left_out_and_named(
 def test_an_entry_belongs_to_one_model_and_adapter_shape(settings: Make, tmp_path: Path) -> None:
     (tmp_path / "one.safetensors").write_bytes(b"1")
     s = settings()
-    same = settings(seed=1, teacher={"frames": 5}, optimisation={"lr": 1.0}, reasoner={"device": "cpu"})
+    same = settings(seed=1, teacher={"frames": 5}, optimization={"lr": 1.0}, reasoner={"device": "cpu"})
     assert model_digest(same) == model_digest(s)
     others = [
         settings(adapter={"rank": 4}),
@@ -299,14 +299,14 @@ def test_what_cannot_be_written_is_said_and_leaves_no_half(
     models: Models, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to .*file.*; give a --memory.folder that can be written"):
-        run(models, make("run", memory={"folder": str(tmp_path / "file")}))
+    with pytest.raises(UserError, match="cannot write to .*file.*; give a --bank.folder that can be written"):
+        run(models, make("run", bank={"folder": str(tmp_path / "file")}))
 
     def full(path: Path, *_: Any) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device.*--memory.folder"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device.*--bank.folder"):
         patch.setattr(banks, "save_diffusers", full)
         run(models, make("full"))
     assert entries(tmp_path / "bank") == []
@@ -316,6 +316,6 @@ def test_what_cannot_be_written_is_said_and_leaves_no_half(
 
 def test_a_run_with_a_memory_is_not_continued_without(models: Models, make: Make) -> None:
     run(models, make("run"))
-    with pytest.raises(UserError, match="memory.folder was '.*', now it is None"):
-        run(models, make("run", memory={"folder": None}))
-    assert run(models, make("run", memory={"add": False}))
+    with pytest.raises(UserError, match="bank.folder was '.*', now it is None"):
+        run(models, make("run", bank={"folder": None}))
+    assert run(models, make("run", bank={"add": False}))

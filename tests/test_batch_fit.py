@@ -24,7 +24,7 @@ from ttopt.models.reasoner import BatchedAdapter, StandardDecoder
 from ttopt.models.reasoner.adapter import read_adapter
 from ttopt.models.reasoner.speed import compiled_block
 from ttopt.models.teacher import Queries
-from ttopt.optimize.batch_fit import train_batch
+from ttopt.optimization.batch_fit import train_batch
 from ttopt.record.result import Result
 from ttopt.run.console import Console
 from ttopt.run.run import fit_all
@@ -46,11 +46,11 @@ def test_a_batch_writes_the_folders_that_its_samples_write_alone(
     # tau lies so that the samples stop at different steps
     common = {"limit": 2, "logging": {"wandb": "disabled", "previews_every": 1}, "teacher": {"frames": 5}}
     o = {"steps": 2, "lr": 1e-2, "tau": 0.0}
-    probe = run(settings(**common, optimisation=o, run_dir=str(tmp_path / "probe")), models)
+    probe = run(settings(**common, optimization=o, run_dir=str(tmp_path / "probe")), models)
     curves = [[float(row["loss"]) for row in csv.DictReader((f / "curves.csv").open())] for f in probe.values()]
     tau = min(loss for curve in curves for loss in curve) * 1.0001
     folders = [
-        run(settings(**common, optimisation=o | {"tau": tau}, batch_samples=n, run_dir=str(tmp_path / str(n))), models)
+        run(settings(**common, optimization=o | {"tau": tau}, batch_samples=n, run_dir=str(tmp_path / str(n))), models)
         for n in (1, 2)
     ]
     assert len(folders[0]) == 2 and list(folders[0]) == list(folders[1])
@@ -61,15 +61,15 @@ def test_a_batch_writes_the_folders_that_its_samples_write_alone(
             p.relative_to(together) for p in together.rglob("*")
         )
         a, b = Result.load(alone), Result.load(together)
-        assert a.optimisation is not None and b.optimisation is not None
-        assert (a.stop, a.accepted, a.seeds, a.optimisation.steps) == (
+        assert a.optimization is not None and b.optimization is not None
+        assert (a.stop, a.accepted, a.seeds, a.optimization.steps) == (
             b.stop,
             b.accepted,
             b.seeds,
-            b.optimisation.steps,
+            b.optimization.steps,
         )
-        assert b.optimisation.prediction_after.loss == pytest.approx(a.optimisation.prediction_after.loss, abs=1e-4)
-        assert b.optimisation.video_after.loss == pytest.approx(a.optimisation.video_after.loss, abs=1e-4)
+        assert b.optimization.prediction_after.loss == pytest.approx(a.optimization.prediction_after.loss, abs=1e-4)
+        assert b.optimization.video_after.loss == pytest.approx(a.optimization.video_after.loss, abs=1e-4)
         assert (a.cost.reasoner_forwards, a.cost.vlm_calls) == (b.cost.reasoner_forwards, b.cost.vlm_calls)
         rows = [list(csv.DictReader((folder / "curves.csv").open())) for folder in (alone, together)]
         for one, other in zip(*rows, strict=True):
@@ -77,7 +77,7 @@ def test_a_batch_writes_the_folders_that_its_samples_write_alone(
         first, second = (read_adapter(folder / "adapter")[0] for folder in (alone, together))
         for key, value in first.items():
             torch.testing.assert_close(second[key], value, atol=2e-3, rtol=0)
-        stops.add((a.stop, a.optimisation.steps))
+        stops.add((a.stop, a.optimization.steps))
     assert len(stops) > 1, "samples should stop differently for this test to mean anything"
 
 
@@ -89,7 +89,7 @@ def test_compiled_blocks_know_that_adapters_have_come(
     monkeypatch.setattr(torch, "compile", lambda run, **options: eager(run, **options, backend="eager"))
     torch._dynamo.reset()
     reasoner = dataclasses.replace(models.reasoner)
-    s = settings(optimisation={"steps": 2, "lr": 5e-2, "starts": 2}, teacher={"frames": 5})
+    s = settings(optimization={"steps": 2, "lr": 5e-2, "starts": 2}, teacher={"frames": 5})
     samples, queries = [tiny_sample("a"), tiny_sample("b")], [Queries(GOAL, tuple(PROCESS))] * 2
     grades = []
     for run in (None, compiled_block()):
@@ -138,7 +138,7 @@ def test_what_cannot_be_batched_is_refused(settings: Make, models: Models, tmp_p
     for number, (wrong, message) in enumerate(
         (
             ({"method": MethodSettings("ttopt.methods.base.Context")}, "cannot be made"),
-            ({"optimisation": {"denoise_step": "all"}}, "needs optimisation.denoise_step first"),
+            ({"optimization": {"denoise_step": "all"}}, "needs optimization.denoise_step first"),
         )
     ):
         with pytest.raises(UserError, match=message):

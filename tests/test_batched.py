@@ -8,10 +8,10 @@ import pytest
 import torch
 from tiny import tiny_reasoner_folder
 
-from ttopt.config.settings import OptimisationSettings
+from ttopt.config.settings import OptimizationSettings
 from ttopt.data.sample import Sample
 from ttopt.models.reasoner import Adapter, BatchedAdapter, Reasoner, Schedule, StandardDecoder
-from ttopt.optimize.batched import BatchResult, BatchReward, optimise_batch
+from ttopt.optimization.batched import BatchResult, BatchReward, optimize_batch
 from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE
 
 
@@ -35,10 +35,10 @@ def test_a_batch_equals_its_samples_one_by_one_and_stops_each_by_itself(reasoner
         return (latents - goal).square().mean((1, 2, 3, 4))
 
     start = distance(reasoner.predict_clean(z1, 1.0, condition), target)
-    settings = OptimisationSettings(steps=4, lr=3e-3, tau=float(start[1]) * 0.995)
+    settings = OptimizationSettings(steps=4, lr=3e-3, tau=float(start[1]) * 0.995)
     adapter = BatchedAdapter(reasoner.transformer, 3)
     adapter.reset([7, 8, 9])
-    batch = optimise_batch(
+    batch = optimize_batch(
         reasoner, adapter, decoder, lambda _, z: distance(z, target), condition, z1, range(5), settings
     )
     states = [adapter.state_dict(i) for i in range(3)]
@@ -48,15 +48,15 @@ def test_a_batch_equals_its_samples_one_by_one_and_stops_each_by_itself(reasoner
     single = Adapter(reasoner.transformer)
     for i in range(3):
         single.reset(7 + i)
-        optimiser = torch.optim.AdamW(single.parameters(), settings.lr, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(single.parameters(), settings.lr, weight_decay=0.0)
         for step in range(settings.steps + 1):
             loss = distance(reasoner.predict_clean(z1[i : i + 1], 1.0, condition.select([i])), target[i : i + 1])[0]
             if loss <= settings.tau or step == settings.steps:
                 break
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(single.parameters(), settings.clip_norm)
-            optimiser.step()
+            optimizer.step()
         assert step == batch.steps[i]
         assert loss.item() == pytest.approx(batch.losses[i], abs=1e-5)
         for name, value in single.state_dict().items():
@@ -90,8 +90,8 @@ def batch_of(
 
     adapter = BatchedAdapter(reasoner.transformer, 3)
     adapter.reset([7, 8, 9])
-    settings = OptimisationSettings(steps=steps, lr=3e-3, tau=tau)
-    result = optimise_batch(
+    settings = OptimizationSettings(steps=steps, lr=3e-3, tau=tau)
+    result = optimize_batch(
         reasoner, adapter, lambda z, _: z, reward, condition, z1, range(5), settings, reward_of=reward_of
     )
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_satisfied_by_the_last_step_is_accepted(reasoner: Reasoner) -> None:
 
 def test_recomputed_blocks_know_which_instances_are_left(reasoner: Reasoner, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, _, _ = batch_of(reasoner, [{}, {1: 0.0}, {}], steps=3, tau=0.0)
-    monkeypatch.setattr(reasoner, "recompute", (0, 1))
+    monkeypatch.setattr(reasoner, "activation_checkpointing", (0, 1))
     again, stops, computed = batch_of(reasoner, [{}, {1: 0.0}, {}], steps=3, tau=0.0)
     assert stops[1] == [ACCEPTED] and computed[-1] == [0, 2]
     torch.testing.assert_close(again.predictions, plain.predictions)

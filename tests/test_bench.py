@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_teacher import tiny_config, tiny_tokenizer
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.models.reasoner import LightDecoderConfig, Reasoner
 from ttopt.planning import bench
 from ttopt.planning.bench_models import Bench, StandInTokenizer, random_models

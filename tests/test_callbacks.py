@@ -16,7 +16,7 @@ import callbacks
 from callbacks import LossThreshold, Previews, RewardCurves, SaveAdapter
 from ttopt.config.settings import FitSettings, LoggingSettings
 from ttopt.errors import UserError
-from ttopt.optimize.algorithm import Models
+from ttopt.optimization.algorithm import Models
 from ttopt.record.result import ACCEPTED
 
 

@@ -34,7 +34,7 @@ from ttopt.models.chat.chat import (
     make_chat,
 )
 from ttopt.models.teacher import Teacher
-from ttopt.optimize.algorithm import Models
+from ttopt.optimization.algorithm import Models
 
 
 class Opinion(BaseModel):

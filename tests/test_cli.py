@@ -15,7 +15,7 @@ import pytest
 from conftest import GOAL, PROCESS
 from torch import Tensor
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def tiny(folders: dict[str, Path]) -> list[str]:
     """Arguments that put the tiny models and given queries in place of the embedded ones."""
     return [
         *("--reasoner.model", str(folders["reasoner"]), "--teacher.model", str(folders["teacher"])),
-        *("--decoder.kind", "light", "--decoder.model", str(folders["light"]), "--optimisation.steps", "2"),
+        *("--decoder.kind", "light", "--decoder.model", str(folders["light"]), "--optimization.steps", "2"),
         *("--sample.queries.goal", GOAL, "--sample.queries.process", json.dumps(PROCESS)),
     ]
 
@@ -89,7 +89,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "missing teacher": (["fit", "--teacher.model", "empty"], "config.json is missing"),
     "missing decoder": (["fit", "--decoder.model", "nowhere/light"], "nowhere/light is missing; give"),
     "K larger than the video": (["fit", "--teacher.frames", "10"], "only 9 frames; give --teacher.frames 9 or fewer"),
-    "tau below 0": (["fit", "--optimisation.tau", "-1"], "a loss is never below 0; give 0.22"),
+    "tau below 0": (["fit", "--optimization.tau", "-1"], "a loss is never below 0; give 0.22"),
     "read-only output": (
         ["fit", "--run-dir", "/dev/null/run"],
         "cannot write to /dev/null/run (Not a directory); give",
@@ -147,11 +147,11 @@ def test_nan_loss(
     def broken(self: Any, frames: Tensor, latents: Tensor | None = None) -> Tensor:
         return frames.mean().reshape(1, 1) * math.nan
 
-    monkeypatch.setattr("ttopt.optimize.algorithm.TeacherReward.__call__", broken)
+    monkeypatch.setattr("ttopt.optimization.algorithm.TeacherReward.__call__", broken)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert main(["fit", *tiny, "--limit", "1", "--run-dir", str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()
-    assert "non-finite loss" in out and "lower --optimisation.lr" in err
+    assert "non-finite loss" in out and "lower --optimization.lr" in err
     assert (tmp_path / "run/samples/id-move-0-0000/result.json").exists()
 
 

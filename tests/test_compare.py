@@ -14,7 +14,7 @@ from conftest import GOAL, PROCESS
 from tiny import tiny_sample
 
 import callbacks
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.comparison import CompareSettings, parse_compare, settings_of
 from ttopt.config.parsing import CONFIG_FOLDERS
 from ttopt.config.settings import to_yaml
@@ -23,7 +23,7 @@ from ttopt.data.find import given_queries
 from ttopt.errors import UserError
 from ttopt.evaluate.compare import compare
 from ttopt.evaluate.comparison import Comparison
-from ttopt.optimize.algorithm import fit_sample
+from ttopt.optimization.algorithm import fit_sample
 from ttopt.run import loader
 from ttopt.run.console import Console
 from ttopt.run.loader import Loader
@@ -34,7 +34,7 @@ methods:
   - {name: static, path: ttopt.methods.Static}
   - {name: single, path: ttopt.methods.Single}
   - {name: "Pass@2, chosen", path: ttopt.methods.PassAtK, arguments: {k: 2}}
-  - {name: LoRA, settings: {optimisation.steps: 1, optimisation.starts: 1, optimisation.keep: last, adapter.rank: 2}}
+  - {name: LoRA, settings: {optimization.steps: 1, optimization.starts: 1, optimization.keep: last, adapter.rank: 2}}
 """
 
 
@@ -123,13 +123,13 @@ def test_gen_vire_has_the_papers_clips(tmp_path: Path) -> None:
 
 def test_the_base_comes_first(tmp_path: Path) -> None:
     assert parse_compare([]).teacher.frames == 9
-    real = parse_compare(["--base", "wan22_5b", "--optimisation.lr", "1e-4"])
-    assert (real.teacher.frames, real.optimisation.lr, real.sample.multiple) == (24, 1e-4, 32)
+    real = parse_compare(["--base", "wan22_5b", "--optimization.lr", "1e-4"])
+    assert (real.teacher.frames, real.optimization.lr, real.sample.multiple) == (24, 1e-4, 32)
     (tmp_path / "c.yaml").write_text("base: wan22_5b\nteacher: {frames: 12}" + METHODS)
     mine = parse_compare(["--config", str(tmp_path / "c.yaml"), "--seed", "3"])
     assert (mine.teacher.frames, mine.reasoner.renoise, mine.seed) == (12, True, 3)
     lora = settings_of(mine.methods[3], mine, Path("x"))
-    assert (lora.optimisation.steps, lora.adapter.rank, lora.teacher.frames, lora.run_dir) == (1, 2, 12, "x")
+    assert (lora.optimization.steps, lora.adapter.rank, lora.teacher.frames, lora.run_dir) == (1, 2, 12, "x")
 
 
 MISTAKES = {
@@ -154,7 +154,7 @@ def test_mistakes(content: str, message: str, tmp_path: Path) -> None:
 
 def test_old_models_are_gone_before_new_ones_come(settings: Any, tmp_path: Path) -> None:
     """Although a Trainer, which refers to itself, still knows them."""
-    load, first = Loader(), settings(optimisation={"steps": 1})
+    load, first = Loader(), settings(optimization={"steps": 1})
     fit_sample(tiny_sample(), load(first), first, tmp_path, queries=given_queries(first))
     old = weakref.ref(load(first).reasoner.transformer)
     gc.disable()
@@ -169,6 +169,6 @@ def test_models_are_loaded_again_only_for_other_models(monkeypatch: pytest.Monke
     loaded: list[Any] = []
     monkeypatch.setattr(loader, "load_models", lambda settings: loaded.append(settings) or len(loaded))
     load, settings = Loader(), parse_compare([])
-    more = dataclasses.replace(settings, seed=5, optimisation=dataclasses.replace(settings.optimisation, steps=1))
+    more = dataclasses.replace(settings, seed=5, optimization=dataclasses.replace(settings.optimization, steps=1))
     other = dataclasses.replace(settings, adapter=dataclasses.replace(settings.adapter, rank=2))
     assert [load(s) for s in (settings, more, other, settings)] == [1, 1, 2, 3]

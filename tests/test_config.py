@@ -33,18 +33,18 @@ def test_shipped_configuration_parses_and_survives_yaml(name: str, tmp_path: Pat
 def test_paper_numbers() -> None:
     """VLM-as-Teacher, section 4."""
     s = parse_fit(["--config", "wan22_5b"])
-    o = s.optimisation
+    o = s.optimization
     assert (o.steps, o.lr, o.tau, o.goal_weight, o.denoise_step) == (40, 5e-5, 0.22, 0.5, "first")
     assert (s.adapter.rank, s.teacher.frames, s.sample.frames, len(s.reasoner.sigmas)) == (16, 24, 89, 4)
 
 
 def test_later_arguments_win_and_names_may_have_dashes(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("seed: 3\noptimisation: {tau: 0.5}\n")
-    args = ["--config", "mini", "--optimisation.steps", "7", f"--config={file}", "--seed=4", "--run-dir", "runs/x"]
-    settings = parse_fit([*args, "--families", "[move,maze]", "--optimisation.lr", "1e-2"])
-    assert (settings.seed, settings.optimisation.tau, settings.optimisation.steps) == (4, 0.5, 7)
-    assert (settings.run_dir, settings.families, settings.optimisation.lr) == ("runs/x", ["move", "maze"], 0.01)
+    file.write_text("seed: 3\noptimization: {tau: 0.5}\n")
+    args = ["--config", "mini", "--optimization.steps", "7", f"--config={file}", "--seed=4", "--run-dir", "runs/x"]
+    settings = parse_fit([*args, "--families", "[move,maze]", "--optimization.lr", "1e-2"])
+    assert (settings.seed, settings.optimization.tau, settings.optimization.steps) == (4, 0.5, 7)
+    assert (settings.run_dir, settings.families, settings.optimization.lr) == ("runs/x", ["move", "maze"], 0.01)
     assert settings.teacher.frames == 9, "mini's, although another file came later"
 
 
@@ -63,16 +63,16 @@ def test_a_methods_arguments_keep_their_types(tmp_path: Path) -> None:
 def test_setting_names_are_all_settings() -> None:
     names = setting_names()
     assert set(flat(to_dict(parse_fit([])))) <= set(names)
-    assert {"sample.queries.goal", "sample.queries", "optimisation.tau"} <= set(names)
+    assert {"sample.queries.goal", "sample.queries", "optimization.tau"} <= set(names)
 
 
 MISTAKES = {
-    "misspelt": (
+    "misspelled": (
         ["--teacher.frmes", "9"],
         "--teacher.frmes: there is no such setting; the nearest is --teacher.frames",
     ),
-    "without its group": (["--tau", "0.3"], "the nearest is --optimisation.tau"),
-    "misspelt, with =": (["--optimization.steps=3"], "the nearest is --optimisation.steps"),
+    "without its group": (["--tau", "0.3"], "the nearest is --optimization.tau"),
+    "misspelled, with =": (["--optimisation.steps=3"], "the nearest is --optimization.steps"),
     "wrong type": (["--teacher.frames", "many"], "--teacher.frames: Expected a int. Got value: many"),
     "wrong choice": (["--split", "odd"], "--split: Expected a Literal['id', 'ood',"),
     "value missing": (["--seed"], "--seed: expected one argument"),
@@ -82,11 +82,11 @@ MISTAKES = {
     "limit 0": (["--limit", "0"], "limit is 0; give --limit 1 or more"),
     "no families": (["--families", "[]"], "families is empty"),
     "a family twice": (["--families", "[move,move]"], "families names one twice"),
-    "tau below 0": (["--optimisation.tau", "-0.1"], "a loss is never below 0; give 0.22"),
-    "no steps": (["--optimisation.steps", "0"], "optimisation.steps is 0; give 1 or more"),
-    "lr 0": (["--optimisation.lr", "0"], "give a positive learning rate"),
-    "lr NaN": (["--optimisation.lr", "nan"], "--optimisation.lr: Expected a float. Got value: nan"),
-    "goal weight": (["--optimisation.goal_weight", "2"], "give a number from 0 to 1"),
+    "tau below 0": (["--optimization.tau", "-0.1"], "a loss is never below 0; give 0.22"),
+    "no steps": (["--optimization.steps", "0"], "optimization.steps is 0; give 1 or more"),
+    "lr 0": (["--optimization.lr", "0"], "give a positive learning rate"),
+    "lr NaN": (["--optimization.lr", "nan"], "--optimization.lr: Expected a float. Got value: nan"),
+    "goal weight": (["--optimization.goal_weight", "2"], "give a number from 0 to 1"),
     "rising sigmas": (["--reasoner.sigmas", "[0.5,1.0]"], "give falling noise levels"),
     "no sigmas": (["--reasoner.sigmas", "[]"], "give falling noise levels"),
     "empty prompt": (["--sample.prompt", " "], "sample.prompt is empty; say what should happen"),
@@ -134,15 +134,15 @@ def test_config_path_takes_names_and_paths(tmp_path: Path, monkeypatch: pytest.M
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys, ttopt.cli\n"
-        "try: ttopt.cli.main(['fit', '--help'])\n"
+        "import sys, ttopt.__main__\n"
+        "try: ttopt.__main__.main(['fit', '--help'])\n"
         "except SystemExit: pass\n"
         "print('HEAVY', [name for name in ('torch', 'lightning', 'wandb', 'numpy') if name in sys.modules])"
     )
     before = os.times()
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in found.stdout
-    assert "--optimisation.tau" in found.stdout and "Stop as soon as the loss is at most tau" in found.stdout
+    assert "--optimization.tau" in found.stdout and "Stop as soon as the loss is at most tau" in found.stdout
     after = os.times()
     used = after.children_user + after.children_system - before.children_user - before.children_system
     assert used < 2, "seconds of CPU, so that a busy machine does not count"

@@ -89,7 +89,7 @@ def test_blocks_are_right_as_far_as_reading_can_tell(
         for name, *arguments in commands(block.code):
             arguments = [Template(argument).safe_substitute(address="head:6379") for argument in arguments]
             for option, value in pairwise(arguments):
-                if option in ("--root", "--memory.folder"):
+                if option in ("--root", "--bank.folder"):
                     Path(value).mkdir(parents=True, exist_ok=True)
                 if option == "--config" and value.endswith(".yaml"):
                     written = re.search(rf"cat > {re.escape(value)} <<'END'\n(.*?)END\n", block.code, re.DOTALL)

@@ -15,7 +15,7 @@ from benchmarks.replies import plan_rows
 from training.miniworld.corruptions import corrupt
 from training.miniworld.vae import decode, encode, exchanged
 from ttopt.config.parsing import parse_fit
-from ttopt.config.settings import WEIGHTS, OptimisationSettings
+from ttopt.config.settings import WEIGHTS, OptimizationSettings
 from ttopt.data import miniworld
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
@@ -23,8 +23,8 @@ from ttopt.miniworld.world import FPS, FRAMES, SPRITES, WALL, distances, render
 from ttopt.models.reasoner import BatchedAdapter
 from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.teacher import Teacher
-from ttopt.optimize.algorithm import Models, load_models, seed_of
-from ttopt.optimize.batched import optimise_batch
+from ttopt.optimization.algorithm import Models, load_models, seed_of
+from ttopt.optimization.batched import optimize_batch
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_oracle_loss_ceiling(embedded: Models) -> None:
         before = solved()
         adapter = BatchedAdapter(reasoner.transformer, len(samples))
         try:
-            optimise_batch(
+            optimize_batch(
                 reasoner,
                 adapter,
                 lambda z, _: z,
@@ -79,7 +79,7 @@ def test_oracle_loss_ceiling(embedded: Models) -> None:
                 condition,
                 z1,
                 range(FRAMES),
-                OptimisationSettings(steps=20, lr=2e-3, tau=0.0),
+                OptimizationSettings(steps=20, lr=2e-3, tau=0.0),
             )
             after = solved()
         finally:
@@ -119,7 +119,7 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "id-recolour-0-0000" in done.stdout and str(tmp_path / "run") in done.stdout
     result = json.loads((tmp_path / "run" / "samples" / "id-move-0-0000" / "result.json").read_text())
-    assert result["score"]["rules"] and result["optimisation"]["queries"]["process"]
+    assert result["score"]["rules"] and result["optimization"]["queries"]["process"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, "a finished run can be called again"
 

@@ -24,9 +24,9 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods import teacher_lora
-from ttopt.optimize.algorithm import Models, fit_sample, load_models, seed_of
+from ttopt.optimization.algorithm import Models, fit_sample, load_models, seed_of
 from ttopt.record.metrics import drift
-from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimisation, Result
+from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimization, Result
 from ttopt.record.run_folder import RunFolder, new_path
 from ttopt.run import run as engine
 from ttopt.run import tracking
@@ -58,9 +58,9 @@ def dataset(monkeypatch: pytest.MonkeyPatch) -> list[Sample]:
     return samples
 
 
-def optimised(result: Result) -> Optimisation:
-    assert result.optimisation is not None
-    return result.optimisation
+def optimized(result: Result) -> Optimization:
+    assert result.optimization is not None
+    return result.optimization
 
 
 def run(settings: FitSettings) -> engine.Run:
@@ -68,7 +68,7 @@ def run(settings: FitSettings) -> engine.Run:
 
 
 def test_one_sample_makes_everything(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(optimisation={"steps": 2})
+    s = settings(optimization={"steps": 2})
     sample = tiny_sample()
     found = fit_sample(
         sample, models, s, tmp_path, queries=given_queries(s), scorer=bright, callbacks=callbacks.standard(s)
@@ -78,7 +78,7 @@ def test_one_sample_makes_everything(models: Models, settings: Make, tmp_path: P
     assert (found.method, found.stop, found.sample, found.prompt) == (
         "teacher_lora", ALL_STEPS, sample.id, sample.prompt,
     )  # fmt: skip
-    o = optimised(found)
+    o = optimized(found)
     assert o.steps == 2 and len(o.prediction_before.p_yes) == len(o.video_after.p_yes) == 2
     assert found.score is not None and found.score.rules == {"bright": False}
     assert found.accepted is False and o.hacked is False, "tau was never reached"
@@ -97,7 +97,7 @@ def test_one_sample_makes_everything(models: Models, settings: Make, tmp_path: P
 
 def test_accepted_at_once_gives_the_base_video(models: Models, settings: Make, tmp_path: Path) -> None:
     """The scorer does not agree: that is what hacking means."""
-    s = settings(optimisation={"tau": 1e9})
+    s = settings(optimization={"tau": 1e9})
     videos: list[Tensor] = []
 
     def scorer(sample: Sample, video: Tensor) -> Score:
@@ -105,7 +105,7 @@ def test_accepted_at_once_gives_the_base_video(models: Models, settings: Make, t
         return bright(sample, video)
 
     found = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s), scorer=scorer)
-    o = optimised(found)
+    o = optimized(found)
     assert (found.stop, o.steps, o.hacked, o.lora_norm) == (ACCEPTED, 0, True, 0) and found.accepted is True
     assert torch.equal(videos[0], videos[1])
     assert o.drift == {"ssim": pytest.approx(1), "psnr": 100}
@@ -120,11 +120,11 @@ def test_same_seed_same_result(models: Models, settings: Make, tmp_path: Path) -
         return dataclasses.replace(found, cost=cost, seconds={}, peak_mb={}, finished="")
 
     assert fit(1) == fit(1)
-    assert optimised(fit(1)).video_before != optimised(fit(2)).video_before
+    assert optimized(fit(1)).video_before != optimized(fit(2)).video_before
 
 
 def test_reward_can_be_replaced(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(optimisation={"steps": 8, "lr": 3e-2})
+    s = settings(optimization={"steps": 8, "lr": 3e-2})
     found = fit_sample(
         tiny_sample(),
         models,
@@ -133,23 +133,23 @@ def test_reward_can_be_replaced(models: Models, settings: Make, tmp_path: Path) 
         queries=given_queries(s),
         reward=lambda frames, latents: latents.square().mean().reshape(1, 1),
     )
-    o = optimised(found)
+    o = optimized(found)
     assert o.prediction_after.loss < 0.99 * o.prediction_before.loss
 
 
 def test_a_reward_below_zero_is_certain(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(optimisation={"steps": 1, "tau": 0.0})
+    s = settings(optimization={"steps": 1, "tau": 0.0})
     found = fit_sample(
         tiny_sample(), models, s, tmp_path, queries=given_queries(s),
         reward=lambda frames, latents: latents.mean().reshape(1, 1) - 1000,
     )  # fmt: skip
-    assert found.stop == ACCEPTED and optimised(found).prediction_before.p_yes == [1.0]
+    assert found.stop == ACCEPTED and optimized(found).prediction_before.p_yes == [1.0]
 
 
 def test_text_to_video(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(optimisation={"steps": 1})
+    s = settings(optimization={"steps": 1})
     found = fit_sample(tiny_sample(image=False), models, s, tmp_path, queries=given_queries(s))
-    assert found.first_frame_ssim is None and found.score is None and optimised(found).hacked is None
+    assert found.first_frame_ssim is None and found.score is None and optimized(found).hacked is None
 
 
 def test_seeds_are_stable() -> None:
@@ -176,8 +176,8 @@ def test_result_survives_json_also_with_nan(models: Models, settings: Make, tmp_
     )
     assert found.stop == NON_FINITE
     written = json.loads((tmp_path / "result.json").read_text())
-    assert written["optimisation"]["prediction_before"]["loss"] is None
-    assert math.isnan(optimised(Result.load(tmp_path)).prediction_before.loss)
+    assert written["optimization"]["prediction_before"]["loss"] is None
+    assert math.isnan(optimized(Result.load(tmp_path)).prediction_before.loss)
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read"):
         Result.load(tmp_path)
@@ -187,7 +187,7 @@ def test_result_survives_json_also_with_nan(models: Models, settings: Make, tmp_
 
 
 def test_run_and_continue(dataset: list[Sample], settings: Make, tmp_path: Path) -> None:
-    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1})
+    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 1})
     first = run(s)
     assert [r.sample for r in first.results] == ["a", "b"] and not first.problems
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "samples"}
@@ -203,7 +203,7 @@ def test_run_and_continue(dataset: list[Sample], settings: Make, tmp_path: Path)
     "changes, key",
     [
         ({"seed": 5}, "seed was 0, now it is 5"),
-        ({"optimisation": {"tau": 0.5}}, "optimisation.tau was 0.0, now it is 0.5"),
+        ({"optimization": {"tau": 0.5}}, "optimization.tau was 0.0, now it is 0.5"),
         ({"adapter": {"rank": 4}}, "adapter.rank was 16, now it is 4"),
     ],
 )
@@ -256,7 +256,7 @@ def test_one_bad_sample_does_not_stop_the_others(
         return real(sample, *args, **kwargs)
 
     monkeypatch.setattr(teacher_lora, "fit_sample", fit)
-    found = run(settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1}))
+    found = run(settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 1}))
     assert [r.sample for r in found.results] == ["b"]
     assert found.problems == ["sample a: the teacher's reply is no JSON"]
 
@@ -264,7 +264,7 @@ def test_one_bad_sample_does_not_stop_the_others(
 def test_full_disk_stops_the_run_and_loses_nothing(
     dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimisation={"steps": 1})
+    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimization={"steps": 1})
     run(s)
 
     def full(*args: Any) -> None:
@@ -282,11 +282,11 @@ def test_nan_is_reported_and_the_others_go_on(
     def broken(self: Any, frames: Tensor, latents: Tensor | None = None) -> Tensor:
         return frames.mean().reshape(1, 1) * math.nan
 
-    monkeypatch.setattr("ttopt.optimize.algorithm.TeacherReward.__call__", broken)
+    monkeypatch.setattr("ttopt.optimization.algorithm.TeacherReward.__call__", broken)
     found = run(settings(run_dir=str(tmp_path / "run"), limit=2))
     assert [r.stop for r in found.results] == [NON_FINITE, NON_FINITE]
     assert "the loss became NaN or infinite; the best adapter before, that of step 0, is kept" in found.problems[0]
-    assert "lower --optimisation.lr" in found.problems[0]
+    assert "lower --optimization.lr" in found.problems[0]
 
 
 def test_own_sample(settings: Make, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_wandb_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_one_offline_wandb_run_per_sample(dataset: list[Sample], settings: Make, tmp_path: Path) -> None:
     found = run(
-        settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1}, logging={"wandb": "offline"})
+        settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 1}, logging={"wandb": "offline"})
     )
     assert len(found.results) == 2
     runs = list((tmp_path / "run/wandb").glob("offline-run-*/run-*.wandb"))

@@ -84,7 +84,7 @@ def test_no_modulation_per_token_is_computed_or_kept(folder: Path) -> None:
 
 @pytest.mark.parametrize("blocks, first", [("1-2", 1), ("2-2", 2), ("all", 0)])
 def test_a_kept_prefix_changes_nothing(folder: Path, blocks: str, first: int) -> None:
-    """Three optimisation steps with and without it, value and gradient; only blocks k..L run again."""
+    """Three optimization steps with and without it, value and gradient; only blocks k..L run again."""
     reasoner = Reasoner.load(folder, schedule=Schedule())
     adapter = Adapter(reasoner.transformer, rank=4, blocks=blocks)
     assert adapter.first_block == first
@@ -93,7 +93,7 @@ def test_a_kept_prefix_changes_nothing(folder: Path, blocks: str, first: int) ->
     histories = []
     for cached in (True, False):
         adapter.reset(0)
-        optimiser = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
         ran: list[int] = []
         hooks = [
             block.ffn.register_forward_hook(lambda *_, number=number, ran=ran: ran.append(number))
@@ -106,10 +106,10 @@ def test_a_kept_prefix_changes_nothing(folder: Path, blocks: str, first: int) ->
         history: list[Tensor] = []
         for _ in range(3):
             z0 = reasoner.predict_clean(z1, 1.0, condition, prefix)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             z0.square().mean().backward()
             history += [z0.detach(), *(parameter.grad.clone() for parameter in adapter.parameters())]  # type: ignore[union-attr]
-            optimiser.step()
+            optimizer.step()
         histories.append(history)
         for hook in hooks:
             hook.remove()

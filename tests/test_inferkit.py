@@ -15,7 +15,7 @@ from PIL import Image
 
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
-from ttopt.optimize.algorithm import Models
+from ttopt.optimization.algorithm import Models
 
 FIELDS = {
     *("success", "video_path", "error", "duration_seconds", "generation_id", "model", "status", "metadata"),
@@ -70,7 +70,7 @@ def test_too_little_memory_is_tried_once_more_and_not_raised(
     tries: list[bool] = []
 
     def solve(*_: Any) -> Any:
-        tries.append(bool(models.reasoner.recompute))
+        tries.append(bool(models.reasoner.activation_checkpointing))
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(wrapper.method, "solve", solve)
@@ -78,8 +78,8 @@ def test_too_little_memory_is_tried_once_more_and_not_raised(
     try:
         answer = wrapper.generate(tmp_path / "first.png", "move", duration=1.1)
     finally:
-        models.reasoner.recompute = ()
-        models.teacher.set_recompute(False)
+        models.reasoner.activation_checkpointing = ()
+        models.teacher.set_activation_checkpointing(False)
     assert tries == [False, True] and set(answer) == FIELDS and not answer["success"]
     assert "memory is too small" in answer["error"]
 

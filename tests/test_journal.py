@@ -17,7 +17,7 @@ from torch import Tensor
 from ttopt.config.settings import FitSettings, MethodSettings
 from ttopt.models.chat.chat import Message, Reply
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import Models
+from ttopt.optimization.algorithm import Models
 from ttopt.record.run_folder import RunFolder
 
 Make = Callable[..., FitSettings]

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.comparison import parse_evaluate
 from ttopt.config.settings import SampleSettings
 from ttopt.data import genvire as genvire_data

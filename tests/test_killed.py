@@ -22,7 +22,7 @@ import ttopt
 KILLS = int(os.environ.get("KILLS", "6"))
 FIT = [
     *(sys.executable, "-m", "ttopt", "fit", "--run-dir", "run", "--families", "[move]", "--limit", "2"),
-    *("--optimisation.steps", "12", "--optimisation.tau", "0", "--optimisation.lr", "1e-4"),
+    *("--optimization.steps", "12", "--optimization.tau", "0", "--optimization.lr", "1e-4"),
     *("--logging.wandb", "disabled", "--logging.state_every", "1", "--logging.previews_every", "4"),
 ]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(ttopt.__file__).parent.parent), "PYTHONUNBUFFERED": "1"}

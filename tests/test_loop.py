@@ -38,7 +38,7 @@ from ttopt.methods import Context, make_method
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.world import render
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import Models, seed_of
+from ttopt.optimization.algorithm import Models, seed_of
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result, Scored
 from ttopt.run import run as engine
@@ -326,7 +326,7 @@ def asked_about(models: Models, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ("keep", "fresh"),
     [("none", [True] * 4), ("attempts", [True, False, True, False]), ("steps", [True, False, False, False])],
 )
-def test_clips_are_optimised(
+def test_clips_are_optimized(
     keep: str, fresh: list[bool], asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
 ) -> None:
     """Two steps of two attempts: queries follow the evolved prompt, and the adapter is kept as told."""
@@ -344,7 +344,7 @@ def test_clips_are_optimised(
     assert [clip["adapter_seed"] is not None for clip in clips_made] == fresh
     assert [len(clip["queries"]["process"]) for clip in clips_made] == [2, 3, 2, 2]
     assert clips_made[1]["queries"]["process"][0] == "is the red cross ( to the green pad )?"
-    assert [clip["optimisation_steps"] for clip in clips_made] == [3] * 4
+    assert [clip["optimization_steps"] for clip in clips_made] == [3] * 4
     # Each clip: 4 graded predictions, 3 backward passes that count twice, and the schedule.
     assert found.cost.reasoner_forwards == 4 * (4 + 6 + len(models.reasoner.schedule))
     assert found.cost.vlm_calls == found.details["vlm_calls"] + 4 + 4 * 4
@@ -374,7 +374,7 @@ def test_every_diagnosis_becomes_a_query_where_there_is_room(
 @pytest.mark.parametrize(
     ("keep", "fresh"), [("attempts", [None, True, False, None, True]), ("none", [None, True, True, None, True])]
 )
-def test_only_repairs_are_optimised(
+def test_only_repairs_are_optimized(
     keep: str, fresh: list[bool | None], asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
 ) -> None:
     """Three attempts, then two: the first of each is the frozen model's, and no step inherits another's adapter."""
@@ -386,7 +386,7 @@ def test_only_repairs_are_optimised(
     assert [c["adapter_seed"] is not None if "adapter_seed" in c else None for c in clips_made] == fresh
 
 
-def test_optimised_clips_differ_and_the_next_method_is_untouched(
+def test_optimized_clips_differ_and_the_next_method_is_untouched(
     asked_about: list[str], models: Models, mini: FitSettings, tmp_path: Path
 ) -> None:
     videos: list[Tensor] = []
@@ -397,16 +397,16 @@ def test_optimised_clips_differ_and_the_next_method_is_untouched(
     assert torch.equal(before, after) and not torch.equal(before, lora)
 
 
-def test_the_inner_loop_follows_the_optimisation_settings(
+def test_the_inner_loop_follows_the_optimization_settings(
     asked_about: list[str], models: Models, settings: Make, tmp_path: Path
 ) -> None:
     """The best of two noises, and the frozen model's clip where the loss never reached tau."""
-    s = settings(chat={"prompts": "mini"}, optimisation={"steps": 1, "starts": 2, "keep": "accepted"})
+    s = settings(chat={"prompts": "mini"}, optimization={"steps": 1, "starts": 2, "keep": "accepted"})
     videos: list[Tensor] = []
     chat = Scripted(plan=[plan(), DONE], verify=[YES])
     found, trace = solve(chat, models, s, tmp_path, videos=videos, inner="teacher_lora")
     (clip,) = trace["clips"]
-    assert clip["kept"] == "base" and clip["optimisation_steps"] == 1
+    assert clip["kept"] == "base" and clip["optimization_steps"] == 1
     assert found.seeds == {"run": s.seed, "noise": clip["seed"]}
     # Two videos were sampled.
     assert found.cost.generated_seconds == found.details["generated_seconds"] == 18 / 8
@@ -453,7 +453,7 @@ def test_too_little_memory_is_tried_once_more_and_loses_no_clip(
 
     def generate(self: Context, sample: Sample, seed: int) -> Tensor:
         made.append(sample.prompt)
-        if len(made) > 1 and not (enough and self.models.reasoner.recompute):
+        if len(made) > 1 and not (enough and self.models.reasoner.activation_checkpointing):
             raise torch.OutOfMemoryError
         return torch.zeros(9, 3, 48, 48)
 
@@ -466,8 +466,8 @@ def test_too_little_memory_is_tried_once_more_and_loses_no_clip(
     try:
         found = engine.fit_all(s, Console(), callbacks.standard)
     finally:
-        models.reasoner.recompute = ()
-        models.teacher.set_recompute(False)
+        models.reasoner.activation_checkpointing = ()
+        models.teacher.set_activation_checkpointing(False)
     (result,) = found.results
     assert made == ["one", "two", "two"], "what was made is not made again"
     assert result.accepted is enough and ("memory is too small" in result.error) is not enough

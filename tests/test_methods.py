@@ -24,8 +24,8 @@ from ttopt.models.chat.chat import ChatError, Message, Reply
 from ttopt.models.load import Models
 from ttopt.models.reasoner import Schedule
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import TeacherReward, seed_of
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.algorithm import TeacherReward, seed_of
+from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result
 

@@ -1,4 +1,4 @@
-"""The optimisation loop: its order, what it keeps, and what it must never touch."""
+"""The optimization loop: its order, what it keeps, and what it must never touch."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from callbacks import LossThreshold
 from ttopt.config.settings import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
 from ttopt.data.video import sample_frames
 from ttopt.models.reasoner import LightDecoder
-from ttopt.optimize import training as heart
-from ttopt.optimize.algorithm import Models, load_models
+from ttopt.optimization import training as heart
+from ttopt.optimization.algorithm import Models, load_models
 from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE
 
 

@@ -1,4 +1,4 @@
-"""Which noise the optimisation starts from, and whose video is kept."""
+"""Which noise the optimization starts from, and whose video is kept."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ttopt.config.settings import FitSettings
 from ttopt.data.find import given_queries
-from ttopt.optimize.algorithm import Models, fit_sample, kept_video, noise_name, seed_of
-from ttopt.optimize.noise import best_noise
+from ttopt.optimization.algorithm import Models, fit_sample, kept_video, noise_name, seed_of
+from ttopt.optimization.noise import best_noise
 
 Make = Callable[..., FitSettings]
 
@@ -51,17 +51,17 @@ def test_one_noise_is_taken_as_it_is_and_never_graded(models: Models) -> None:
 def test_a_run_that_never_reaches_tau_keeps_what_the_settings_say(
     models: Models, settings: Make, tmp_path: Path, keep: str, kept: str
 ) -> None:
-    s = settings(optimisation={"steps": 2, "lr": 0.1, "keep": keep, "starts": 3})
+    s = settings(optimization={"steps": 2, "lr": 0.1, "keep": keep, "starts": 3})
     result = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s))
-    assert result.optimisation is not None and result.optimisation.kept == kept
-    assert (result.optimisation.drift["psnr"] == 100) == (kept == "base")
+    assert result.optimization is not None and result.optimization.kept == kept
+    assert (result.optimization.drift["psnr"] == 100) == (kept == "base")
     candidates = [seed_of(s.seed, result.sample, noise_name(k)) for k in range(3)]
     assert result.seeds["noise"] in candidates
 
 
 def test_the_better_video_has_the_lower_loss(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(optimisation={"steps": 3, "keep": "better"})
-    o = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s)).optimisation
+    s = settings(optimization={"steps": 3, "keep": "better"})
+    o = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s)).optimization
     assert o is not None
     assert o.video_after.loss <= o.video_before.loss
     assert (o.kept == "base") == (o.video_after == o.video_before)
@@ -70,9 +70,9 @@ def test_the_better_video_has_the_lower_loss(models: Models, settings: Make, tmp
 def test_three_videos_are_made_and_counted_where_the_prediction_may_be_kept(
     models: Models, settings: Make, tmp_path: Path
 ) -> None:
-    s = settings(optimisation={"steps": 3, "lr": 0.1, "keep": "best"})
+    s = settings(optimization={"steps": 3, "lr": 0.1, "keep": "best"})
     result = fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s))
-    o = result.optimisation
+    o = result.optimization
     assert o is not None and result.cost.generated_seconds == pytest.approx(3 * 9 / 8, abs=1e-3)
     assert o.video_after.loss <= o.video_before.loss
 

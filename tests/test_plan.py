@@ -15,11 +15,11 @@ from tiny_fit import FRAMES, prepare
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.errors import UserError
-from ttopt.optimize.algorithm import load_models
+from ttopt.optimization.algorithm import load_models
 from ttopt.planning import estimate as planning
 from ttopt.planning.gpus import GPUS
 from ttopt.planning.model_sizes import REASONERS, TEACHERS
@@ -99,15 +99,15 @@ def test_a_kept_prefix_and_fewer_frames_need_less(tiny: FitSettings) -> None:
 
 def test_starts_kept_videos_and_samples_side_by_side_are_counted(tiny: FitSettings) -> None:
     one = planning.plan(tiny, GPUS["H100"])
-    o = dataclasses.replace(tiny.optimisation, starts=3, keep="best")
-    more = planning.plan(dataclasses.replace(tiny, optimisation=o, batch_samples=2), GPUS["H100"])
+    o = dataclasses.replace(tiny.optimization, starts=3, keep="best")
+    more = planning.plan(dataclasses.replace(tiny, optimization=o, batch_samples=2), GPUS["H100"])
     assert more.step_flop == one.step_flop == sum(one.parts[name].flop for name in planning.STEP)
     extra = sum(one.parts[name].seconds for name in ("predict", "final decode", "grade"))
     noises = 3 * (one.parts["generate"].seconds / 4 + one.parts["decode"].seconds + one.parts["grade"].seconds)
     assert more.sample_seconds == pytest.approx(one.sample_seconds + extra + noises)
     assert one.memory["the GPU"] < more.memory["the GPU"] < 2 * one.memory["the GPU"]
     assert one.parts["queries"].flop > 0
-    last = dataclasses.replace(tiny, optimisation=dataclasses.replace(tiny.optimisation, denoise_step="last"))
+    last = dataclasses.replace(tiny, optimization=dataclasses.replace(tiny.optimization, denoise_step="last"))
     assert planning.plan(last, GPUS["H100"]).parts["predict"].flop > 3 * one.parts["generate"].flop / 4
 
 

@@ -10,14 +10,14 @@ from PIL import Image
 from test_bench import WAN
 from tiny_teacher import tiny_config, tiny_tokenizer
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.planning.random_models import byte_tokenizer, save_reasoner, save_teacher
 from ttopt.record.result import Result
 
 UMT5 = {"vocab_size": 300, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 
 
-def test_they_are_optimised_like_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_they_are_optimized_like_real_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_reasoner(tmp_path / "reasoner", {**WAN, "text_encoder": UMT5}, "cpu", torch.bfloat16)
     config = tiny_config(tiny_tokenizer()).to_dict()
     config["text_config"]["vocab_size"] = 300
@@ -28,13 +28,13 @@ def test_they_are_optimised_like_real_ones(tmp_path: Path, capsys: pytest.Captur
         "teacher.model": tmp_path / "teacher", "teacher.dtype": "bfloat16", "teacher.frames": 5,
         "sample.prompt": "Où va l'étoile?", "sample.image": tmp_path / "first.png", "sample.frames": 9,
         "sample.height": 48, "sample.width": 48, "sample.queries.goal": "Is it there?",
-        "sample.queries.process": '["Is it whole?"]', "optimisation.steps": 1, "optimisation.tau": 0,
+        "sample.queries.process": '["Is it whole?"]', "optimization.steps": 1, "optimization.tau": 0,
         "logging.wandb": "disabled", "run-dir": tmp_path / "run",
     }  # fmt: skip
     code = main(["fit", *(word for name, value in arguments.items() for word in (f"--{name}", str(value)))])
     assert code == 0, capsys.readouterr().err
     result = Result.load(next((tmp_path / "run").rglob("result.json")).parent)
-    assert result.optimisation is not None and result.optimisation.steps == 1
+    assert result.optimization is not None and result.optimization.steps == 1
 
 
 def test_every_text_has_tokens_of_its_own() -> None:

@@ -31,7 +31,7 @@ from ttopt.data import find
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.load import Models
-from ttopt.planning.simulate import Workers, simulate
+from ttopt.planning.simulate import RayPool, simulate
 from ttopt.planning.step_counts import work_of_run
 from ttopt.record.result import versions
 from ttopt.record.run_folder import CLAIMS, RunFolder
@@ -183,7 +183,7 @@ def test_workers_stay_for_the_next_run(
     script = Script({})
     monkeypatch.setattr(cluster, "ray", script)
     runs = [settings(engine="ray", run_dir=str(tmp_path / name), limit=4) for name in ("one", "two")]
-    with cluster.Workers(runs[0]) as workers:
+    with cluster.RayPool(runs[0]) as workers:
         for s in runs:
             fit_all(s, lines, workers=workers)
         assert len(script.workers) == 2 and not script.killed
@@ -339,7 +339,7 @@ def same_as_in_process(
     """Runs the four samples with Ray and in this process, which must make the same; returns the workers there were."""
     quiet = {"wandb": "disabled", "state_every": 2, "previews_every": 2}
     steps = {"steps": 5, "lr": 1e-2, "tau": 0.0}
-    common = {"limit": 4, "optimisation": steps, "logging": quiet, "reasoner": {"sigmas": [1.0, 0.5]}}  # as ``models``
+    common = {"limit": 4, "optimization": steps, "logging": quiet, "reasoner": {"sigmas": [1.0, 0.5]}}  # as ``models``
 
     def run(what: Callable[[Path], None], **others: Any) -> set[str]:
         alone = fit_all(
@@ -393,7 +393,7 @@ def test_the_simulated_queue_is_that_of_two_real_workers(settings: Make, lines: 
     ends = [datetime.fromisoformat(result.finished).timestamp() - begin for result in found.results]
     begins = sorted(end - result.seconds["total"] for end, result in zip(ends, found.results, strict=True))
     start, real, work = sum(begins[:2]) / 2, max(ends), work_of_run(run)
-    predicted = simulate(work, Workers(2, start)).makespan
+    predicted = simulate(work, RayPool(2, start)).makespan
     print(f"two workers: {real:.1f} s, predicted {predicted:.1f} s, {start:.1f} s of them until they were ready")
     assert predicted == pytest.approx(real, rel=0.2)
     assert real < 0.8 * (start + work.seconds.sum()), "they worked side by side"
@@ -431,7 +431,7 @@ def test_the_samples_of_a_removed_node_are_solved_on_the_others(
 FIT = [
     *(sys.executable, "-m", "ttopt", "fit", "--run-dir", "run", "--families", "[move]", "--limit", "3"),
     *("--engine", "ray", "--workers.count", "2", "--workers.cpus", "0.5", "--logging.wandb", "disabled"),
-    *("--optimisation.steps", "8", "--optimisation.tau", "0", "--logging.state_every", "1"),
+    *("--optimization.steps", "8", "--optimization.tau", "0", "--logging.state_every", "1"),
 ]
 
 

@@ -14,19 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.comparison import CompareSettings, parse_compare
 from ttopt.config.settings import to_yaml
 from ttopt.data.video import write_video
 from ttopt.evaluate.comparison import tabulate
 from ttopt.evaluate.report import FILE, write_report
 from ttopt.evaluate.report import views as views
-from ttopt.record.result import Cost, Graded, Optimisation, Result, Scored
+from ttopt.record.result import Cost, Graded, Optimization, Result, Scored
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=1'> \"quoted\" & 'single'"
 METHODS = """methods:
 - {name: single, path: ttopt.methods.Single}
-- {name: LoRA & loop, settings: {optimisation.tau: 0.4}}
+- {name: LoRA & loop, settings: {optimization.tau: 0.4}}
 """
 CALLS = [
     {
@@ -43,14 +43,14 @@ QUERIES = ["Is it <there>?", EVIL]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def optimisation() -> Optimisation:
+def optimization() -> Optimization:
     """All that a page reads of one, whatever else it has."""
-    known: dict[str, Any] = {field.name: None for field in dataclasses.fields(Optimisation)}
+    known: dict[str, Any] = {field.name: None for field in dataclasses.fields(Optimization)}
     graded = Graded(0.4, [0.7, 0.6])
     known |= {"queries": {"goal": OWN, "process": QUERIES[1:]}, "steps": 2, "lora_norm": 1.0, "drift": {}}
     known |= dict.fromkeys(("prediction_before", "prediction_after", "video_before", "video_after"), graded)
     known["score_before"] = Scored(False, 0.5, {"goal": False})
-    return Optimisation(**known)
+    return Optimization(**known)
 
 
 def write_result(folder: Path, sample: str, family: str, success: bool, frames: int, **more: Any) -> None:
@@ -69,7 +69,7 @@ def write_result(folder: Path, sample: str, family: str, success: bool, frames: 
 
 @pytest.fixture
 def comparison(tmp_path: Path) -> Path:
-    """Three samples, two methods; one optimised, one sample of it traced and longer, one missing."""
+    """Three samples, two methods; one optimized, one sample of it traced and longer, one missing."""
     folder = tmp_path / "cmp <1>"
     folder.mkdir()
     (tmp_path / "c.yaml").write_text(METHODS)
@@ -83,7 +83,7 @@ def comparison(tmp_path: Path) -> Path:
         noted = {"rounds": [{"better": 2, "critique": EVIL}, {"better": 1}], "losses": [0.51234, 2], "none": None}
         write_result(folder / "methods/single/samples" / sample, sample, family, number == 1, 9, details=noted)
     place = folder / "methods" / settings.methods[1].slug
-    write_result(place / "samples/a", "a", "move", True, 9, optimisation=optimisation())
+    write_result(place / "samples/a", "a", "move", True, 9, optimization=optimization())
     write_result(place / "samples/b", "b", "maze", False, 17, accepted=True)
     with (place / "samples/a/curves.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -131,10 +131,10 @@ def test_many_videos_are_linked_instead(comparison: Path, monkeypatch: pytest.Mo
 
 def test_page_of_a_fit(tmp_path: Path) -> None:
     place = tmp_path / "run/samples/a"
-    write_result(place, "a", "move", True, 9, optimisation=optimisation())
+    write_result(place, "a", "move", True, 9, optimization=optimization())
     shutil.copy(place / "video.mp4", place / "base.mp4")
     # The page needs neither the data nor a bank of adapters that the run had.
-    gone = "dataset: folder\nroot: gone\nmemory: {folder: gone, add: false}\n"
+    gone = "dataset: folder\nroot: gone\nbank: {folder: gone, add: false}\n"
     (tmp_path / "run/config.yaml").write_text("seed: 3\n" + gone)
     text = write_report(tmp_path / "run").read_text()
     assert text.count("<video muted") == 2 and "<b>before</b>" in text and "✓ solved" in text

@@ -29,8 +29,8 @@ from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.reasoner import StandardDecoder
 from ttopt.models.teacher import prompts as words
-from ttopt.optimize import state as resume
-from ttopt.optimize.algorithm import Models, fit_sample
+from ttopt.optimization import state as resume
+from ttopt.optimization.algorithm import Models, fit_sample
 from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import STATE, RunFolder
 from ttopt.run import run as engine
@@ -101,8 +101,8 @@ def content(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_killed_optimisation_goes_on_to_the_same_result(models: Models, settings: Make, tmp_path: Path) -> None:
-    s = settings(optimisation=STEPS, logging=EVERY)
+def test_a_killed_optimization_goes_on_to_the_same_result(models: Models, settings: Make, tmp_path: Path) -> None:
+    s = settings(optimization=STEPS, logging=EVERY)
     fit(models, s, tmp_path / "whole")
     notes: list[str] = []
     for step in (3, 4):  # a step after a state was kept, and just after
@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def interrupted(models: Models, settings: Make, tmp_path: Path) -> FitSettings:
-    s = settings(optimisation={"steps": 2, "lr": 1e-2}, logging=EVERY | {"state_every": 1})
+    s = settings(optimization={"steps": 2, "lr": 1e-2}, logging=EVERY | {"state_every": 1})
     with pytest.raises(Killed):
         fit(models, s, tmp_path / "killed", 1)
     return s
@@ -164,7 +164,7 @@ def test_a_broken_state_is_named_and_dropped(interrupted: FitSettings, tmp_path:
 
 
 def test_a_state_of_other_settings_starts_over(models: Models, interrupted: FitSettings, tmp_path: Path) -> None:
-    other = dataclasses.replace(interrupted, optimisation=dataclasses.replace(interrupted.optimisation, lr=2e-2))
+    other = dataclasses.replace(interrupted, optimization=dataclasses.replace(interrupted.optimization, lr=2e-2))
     notes: list[str] = []
     fit(models, other, tmp_path / "killed", note=notes.append)
     assert "other settings" in notes[0]
@@ -186,7 +186,7 @@ def test_digest_covers_what_changes_results_and_nothing_else(settings: Make, tmp
         "run_dir": "x",
         "logging": dataclasses.replace(s.logging, wandb="offline"),
     }
-    free |= {"reasoner": dataclasses.replace(s.reasoner, recompute="all", device="cpu")}
+    free |= {"reasoner": dataclasses.replace(s.reasoner, activation_checkpointing="all", device="cpu")}
     assert base == resume.digest(sample, dataclasses.replace(s, **free), queries)
     others = [
         resume.digest(dataclasses.replace(sample, prompt="move"), s, queries),
@@ -229,7 +229,7 @@ def test_a_resumed_training_still_falls_back_to_its_best(models: Models, setting
 def test_an_interrupted_run_goes_on(
     models: Models, settings: Make, dataset: list[Sample], quiet: Console, tmp_path: Path
 ) -> None:
-    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 3}, logging=EVERY)
+    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 3}, logging=EVERY)
     samples = tmp_path / "run/samples"
     (tmp_path / "run").mkdir()
     (tmp_path / "run/.config.yaml.123").write_text("seed: ")  # killed while it was written
@@ -262,7 +262,7 @@ def test_finished_samples_of_other_inputs_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimisation={"steps": 1})
+    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimization={"steps": 1})
 
     def again() -> list[Result]:
         return fit_all(s, quiet, load=lambda _: models).results
@@ -304,13 +304,13 @@ def test_too_little_memory_is_tried_once_more(
     decoder = Hungry(models.reasoner.vae)
     decoder.enough = enough
     hungry = dataclasses.replace(models, decoder=decoder)
-    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimisation={"steps": 1})
+    s = settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 1})
     try:
         done = fit_all(s, quiet, load=lambda _: hungry)
-        assert len(models.reasoner.recompute) == 3 and models.teacher.recompute
+        assert len(models.reasoner.activation_checkpointing) == 3 and models.teacher.activation_checkpointing
     finally:
-        models.reasoner.recompute = ()
-        models.teacher.set_recompute(False)
+        models.reasoner.activation_checkpointing = ()
+        models.teacher.set_activation_checkpointing(False)
     assert [r.sample for r in done.results] == (["a", "b"] if enough else [])
     assert len(done.problems) == (0 if enough else 2)
     assert all("too small" in why and "first --reasoner.offload true" in why for why in done.problems)
@@ -324,10 +324,10 @@ def test_unusable_questions_become_generic_ones(
     monkeypatch.setattr(words, "GENERIC_GOAL", "is at end: {prompt}?")
     monkeypatch.setattr(words, "GENERIC_PROCESS", ("does the blue square stay whole?",))
     sample = dataclasses.replace(tiny_sample(), prompt="move the red cross to the green pad")
-    found = fit_sample(sample, models, settings(optimisation={"steps": 1}), tmp_path)
+    found = fit_sample(sample, models, settings(optimization={"steps": 1}), tmp_path)
     assert next(replies, None) is None, "the teacher was asked twice"
-    assert found.optimisation is not None
-    assert Result.load(tmp_path).optimisation.queries == {  # type: ignore[union-attr]
+    assert found.optimization is not None
+    assert Result.load(tmp_path).optimization.queries == {  # type: ignore[union-attr]
         "goal": "is at end: move the red cross to the green pad?",
         "process": ["does the blue square stay whole?"],
         "generic": True,
@@ -351,7 +351,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     models: Models, settings: Make, dataset: list[Sample], quiet: Console, tmp_path: Path, size: int, every: int
 ) -> None:
     logging = EVERY | {"state_every": every}
-    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimisation={"steps": 2}, logging=logging)
+    s = settings(run_dir=str(tmp_path / "run"), limit=1, optimization={"steps": 2}, logging=logging)
     RunFolder(tmp_path / "run", s)
     with pytest.raises(UserError, match="cannot write to .*File too large") as error, full_disk(size):
         fit_all(s, quiet, callbacks.standard, lambda _: models)

@@ -16,7 +16,7 @@ import rich.console
 from PIL import Image
 from test_chat import Server, fails, ok
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings
 from ttopt.data import folder, vbvr
 from ttopt.data.files import inside

@@ -35,7 +35,7 @@ from ttopt.data import miniworld
 from ttopt.data.sample import Sample
 from ttopt.models.chat.chat import LocalChat, Message, OpenAIChat, make_chat
 from ttopt.models.teacher import Teacher, prompts
-from ttopt.optimize.algorithm import Models, load_models
+from ttopt.optimization.algorithm import Models, load_models
 from ttopt.record.result import Scored
 
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")
@@ -92,7 +92,7 @@ def taught(folder: Path) -> Path:
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration(tiny_config(tokenizer))
     teacher = Teacher(model, tokenizer)
-    optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     rows = []
     for asked, answer in dialogue:
         text = prompts.chat_text(tokenizer, [("user", asked.text)], prompts.IMAGE_SLOT, len(asked.images))
@@ -112,9 +112,9 @@ def taught(folder: Path) -> Path:
                 image_grid_thw=torch.tensor([grid for _, grid in patches]),
             ).logits
             total = total + torch.nn.functional.cross_entropy(logits[0, start - 1 : -1], ids[0, start:])
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         total.backward()
-        optimiser.step()
+        optimizer.step()
         if total.item() < 0.02 * len(rows):
             break
     model.generation_config.eos_token_id = tokenizer.eos_token_id

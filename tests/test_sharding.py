@@ -18,13 +18,13 @@ from test_resume import content
 from tiny import tiny_two_experts_folder
 from tiny_fit import QUERIES, prepare
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.checks import check
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.data.video import write_image
 from ttopt.errors import UserError
 from ttopt.models.distributed import joined
-from ttopt.optimize.algorithm import Models, generate, load_models
+from ttopt.optimization.algorithm import Models, generate, load_models
 
 Make = Callable[..., FitSettings]
 TESTS = Path(__file__).parent
@@ -87,7 +87,7 @@ def test_two_processes_end_as_one_to_the_bit_with_half_the_weights_each(
 ) -> None:
     watch = {"path": "two_processes.Watch", "arguments": {"folder": str(tmp_path)}}
     arguments = [
-        *tiny_run(optimisation={"steps": 4, "starts": 2, "keep": "better"}, adapter={"blocks": "1-2"}),
+        *tiny_run(optimization={"steps": 4, "starts": 2, "keep": "better"}, adapter={"blocks": "1-2"}),
         *("--callbacks", json.dumps([watch]), "--logging.state_every", "2"),
     ]
     alone(tmp_path / "one", *arguments)
@@ -107,7 +107,7 @@ def test_two_experts_recomputed_in_bfloat16(tiny_run: Callable[..., list[str]], 
         "model": str(tiny_two_experts_folder(tmp_path / "experts")),
         "sigmas": [1.0, 0.5],
         "dtype": "bfloat16",
-        "recompute": "all",
+        "activation_checkpointing": "all",
         "offload": True,
     }
     arguments = tiny_run(reasoner=reasoner, decoder={"kind": "standard"})
@@ -120,7 +120,7 @@ def test_two_experts_recomputed_in_bfloat16(tiny_run: Callable[..., list[str]], 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_the_step_loop_asks_its_model_in_one_process(tmp_path: Path, interrupted: bool) -> None:
     loop = ["--config", "collabvr", "--families", "[tour]", "--limit", "1", "--method.arguments.inner", "teacher_lora"]
-    steps = ["--optimisation.steps", "2", "--optimisation.tau", "0", "--method.arguments.max_steps", "2"]
+    steps = ["--optimization.steps", "2", "--optimization.tau", "0", "--method.arguments.max_steps", "2"]
     arguments = [*loop, *steps, "--logging.wandb", "disabled", "--run-dir", "run"]
     if interrupted:
         breaks = {"path": "two_processes.Break", "arguments": {"process": 1, "how": "killed in its second clip"}}
@@ -162,7 +162,7 @@ def test_a_process_that_fails_ends_all_and_the_run_goes_on_alone(
 @pytest.mark.slow
 def test_an_error_that_all_processes_meet_costs_one_sample(tmp_path: Path) -> None:
     breaks = {"path": "two_processes.Break", "arguments": {"process": None, "how": "sample"}}
-    run = ["--families", "[move]", "--limit", "2", "--optimisation.tau", "0", "--optimisation.starts", "1"]
+    run = ["--families", "[move]", "--limit", "2", "--optimization.tau", "0", "--optimization.starts", "1"]
     said = together(tmp_path, FORKED, *run, "--logging.wandb", "disabled", "--callbacks", json.dumps([breaks]), code=2)
     assert said.count("error: sample id-move-0-0000: it cannot be") == 1
     assert said.count("error: sample id-move-0-0001: it cannot be") == 1
@@ -214,12 +214,12 @@ def test_a_scheduler_s_other_processes_do_not_concern_an_unshared_run(
     from tiny import tiny_sample
 
     from ttopt.data.find import given_queries
-    from ttopt.optimize.algorithm import fit_sample
+    from ttopt.optimization.algorithm import fit_sample
 
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
-    s = settings(optimisation={"steps": 1})
-    assert fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s)).optimisation is not None
+    s = settings(optimization={"steps": 1})
+    assert fit_sample(tiny_sample(), models, s, tmp_path, queries=given_queries(s)).optimization is not None
 
 
 def test_reasoner_and_teacher_on_different_devices(settings: Make) -> None:

@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.errors import UserError
-from ttopt.optimize.algorithm import Models, load_models
-from ttopt.planning.simulate import Work, Workers, bound, simulate
+from ttopt.optimization.algorithm import Models, load_models
+from ttopt.planning.simulate import SimulatedWorkers, Workload, bound, simulate
 from ttopt.planning.step_counts import even, of_run, shipped, work_of_run
 from ttopt.record.result import FILE, Result
 from ttopt.record.run_folder import CONFIG
@@ -26,13 +26,13 @@ from ttopt.run.console import Console
 from ttopt.run.run import fit_all
 
 
-def work(once: list[float], step: float = 0.0, steps: int = 0) -> Work:
-    return Work(np.array(once), np.full(len(once), step), np.full(len(once), steps))
+def work(once: list[float], step: float = 0.0, steps: int = 0) -> Workload:
+    return Workload(np.array(once), np.full(len(once), step), np.full(len(once), steps))
 
 
 def test_a_free_worker_takes_the_next_sample() -> None:
     """Two workers: 5 | 1, 1, 1 and the last 4 goes to whoever is free first, at 3."""
-    found = simulate(work([5, 1, 1, 1, 4]), Workers(2, start=10))
+    found = simulate(work([5, 1, 1, 1, 4]), SimulatedWorkers(2, start=10))
     assert (found.makespan, found.busy, found.failures) == (17, 12, 0)
 
 
@@ -40,7 +40,7 @@ def test_a_free_worker_takes_the_next_sample() -> None:
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=60), st.integers(1, 20))
 def test_never_quicker_than_possible_nor_slower_than_a_greedy_queue(seconds: list[float], workers: int) -> None:
     """Graham's bounds of list scheduling (1969)."""
-    found = simulate(work(seconds), Workers(workers))
+    found = simulate(work(seconds), SimulatedWorkers(workers))
     mean, longest = sum(seconds) / workers, max(seconds)
     assert max(mean, longest) * (1 - 1e-9) <= found.makespan <= (mean + (1 - 1 / workers) * longest) * (1 + 1e-9)
 
@@ -48,7 +48,7 @@ def test_never_quicker_than_possible_nor_slower_than_a_greedy_queue(seconds: lis
 def test_what_a_failure_costs() -> None:
     """Without saved states a sample of length s takes M (exp(s/M) - 1) between failures every M, on average."""
     day = work([3600.0] * 4000)
-    flaky = Workers(1, failure_hours=1)
+    flaky = SimulatedWorkers(1, failure_hours=1)
     found = simulate(day, flaky)
     assert found.makespan / 3600 / 4000 == pytest.approx(np.e - 1, rel=0.05)
     assert found.failures / 4000 == pytest.approx(np.e - 1, rel=0.1)
@@ -58,12 +58,12 @@ def test_what_a_failure_costs() -> None:
 
 
 def test_slow_workers_take_longer_and_fewer_samples() -> None:
-    found = simulate(work([1.0] * 1000), Workers(100, slow_share=0.5, slow_factor=3))
+    found = simulate(work([1.0] * 1000), SimulatedWorkers(100, slow_share=0.5, slow_factor=3))
     assert 10 < 1000 / (50 + 50 / 3) <= found.makespan <= 18
 
 
 def test_the_same_seed_the_same_outcome() -> None:
-    workers = Workers(7, 60, 0.3, 2, failure_hours=0.2)
+    workers = SimulatedWorkers(7, 60, 0.3, 2, failure_hours=0.2)
     found = [simulate(work([100.0] * 300), workers, seed=seed) for seed in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
 
@@ -71,19 +71,19 @@ def test_the_same_seed_the_same_outcome() -> None:
 @pytest.mark.parametrize(
     "seconds, workers, said",
     [
-        ([9, 9, 9, 9], Workers(2), "the work"),
-        ([1, 1, 1, 90], Workers(2), "the longest sample"),
-        ([1, 1, 1, 1], Workers(2, start=60), "loading the models"),
-        ([9, 9, 9, 9], Workers(5), "fewer samples than workers"),
+        ([9, 9, 9, 9], SimulatedWorkers(2), "the work"),
+        ([1, 1, 1, 90], SimulatedWorkers(2), "the longest sample"),
+        ([1, 1, 1, 1], SimulatedWorkers(2, start=60), "loading the models"),
+        ([9, 9, 9, 9], SimulatedWorkers(5), "fewer samples than workers"),
     ],
 )
-def test_what_bounds_a_run(seconds: list[float], workers: Workers, said: str) -> None:
+def test_what_bounds_a_run(seconds: list[float], workers: SimulatedWorkers, said: str) -> None:
     assert bound(work(seconds), workers) == said
 
 
 def test_workers_that_die_too_fast_are_refused() -> None:
     with pytest.raises(UserError, match="--failure-hours is 0.01, but a sample can take 1 hours .* give more"):
-        simulate(work([3600]), Workers(1, failure_hours=0.01))
+        simulate(work([3600]), SimulatedWorkers(1, failure_hours=0.01))
 
 
 @pytest.mark.parametrize("mean", [0, 0.3, 16, 20, 39, 60])
@@ -102,14 +102,14 @@ def test_shipped_step_counts_say_whence_they_are() -> None:
 
 def test_a_hundred_thousand_samples_in_seconds() -> None:
     begin = time.process_time()
-    simulate(work([30.0] * 100_000, 1.0, 5), Workers(4096, 60, 0.02, 1.5, 50_000), 5)
+    simulate(work([30.0] * 100_000, 1.0, 5), SimulatedWorkers(4096, 60, 0.02, 1.5, 50_000), 5)
     assert time.process_time() - begin < 10
 
 
 @pytest.fixture
 def run(settings: Callable[..., FitSettings], models: Models, tmp_path: Path) -> Path:
     """A run of two samples, of 2 steps each."""
-    wanted = settings(limit=2, families=["move"], run_dir=str(tmp_path / "run"), optimisation={"steps": 2})
+    wanted = settings(limit=2, families=["move"], run_dir=str(tmp_path / "run"), optimization={"steps": 2})
     fit_all(wanted, Console(), load=lambda _: models)
     (tmp_path / "tiny.yaml").write_text(to_yaml(settings()))
     return tmp_path / "run"
@@ -162,12 +162,12 @@ def two_workers(runs: list[FitSettings]) -> tuple[float, float]:
 def test_the_makespan_of_two_real_workers(settings: Callable[..., FitSettings], tmp_path: Path) -> None:
     steps = [2, 30, 4, 60, 8, 2, 16, 40, 2, 6, 24, 90]
     made = [
-        settings(run_dir=str(tmp_path / f"{n:02d}"), limit=1, optimisation={"steps": k}) for n, k in enumerate(steps)
+        settings(run_dir=str(tmp_path / f"{n:02d}"), limit=1, optimization={"steps": k}) for n, k in enumerate(steps)
     ]
     start, real = two_workers(made)
     each = [work_of_run(Path(str(one.run_dir))) for one in made]
-    work = Work(*(np.concatenate([getattr(one, name) for one in each]) for name in ("once", "step", "steps")))
-    predicted = simulate(work, Workers(2, start)).makespan
+    work = Workload(*(np.concatenate([getattr(one, name) for one in each]) for name in ("once", "step", "steps")))
+    predicted = simulate(work, SimulatedWorkers(2, start)).makespan
     print(f"two workers: {real:.1f} s, predicted {predicted:.1f} s, {start:.1f} s of them to load the models")
     assert work.steps.tolist() == steps and predicted == pytest.approx(real, rel=0.2)
     assert real < 0.8 * (start + work.seconds.sum()), "they worked side by side"

@@ -48,8 +48,8 @@ def test_recomputing_changes_nothing_and_keeps_less(settings: Make) -> None:
     frames = {"frames": 5}
     plain = loss_and_gradients(settings(teacher=frames))
     saving = settings(
-        reasoner={"recompute": "1-2", "offload": True, "attention": "_native_math"},
-        teacher=frames | {"recompute": True},
+        reasoner={"activation_checkpointing": "1-2", "offload": True, "attention": "_native_math"},
+        teacher=frames | {"activation_checkpointing": True},
     )
     for value, wanted in zip(loss_and_gradients(saving), plain, strict=True):
         torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-4)

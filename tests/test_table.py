@@ -21,8 +21,8 @@ def result(sample: str, success: bool | None, **changes: Any) -> Result:
     return dataclasses.replace(made, **changes)
 
 
-def optimised(steps: int) -> Any:
-    """What the table reads of an optimisation."""
+def optimized(steps: int) -> Any:
+    """What the table reads of an optimization."""
     return SimpleNamespace(steps=steps, lora_norm=2.0)
 
 
@@ -55,9 +55,9 @@ def test_what_failed_counts_as_wrong_and_is_named_but_its_cost_counts() -> None:
 
 
 def test_hacked_is_what_the_judge_took_and_the_scorer_refuses() -> None:
-    both = {"s0": Entry(result("s0", True, accepted=True, optimisation=optimised(4))),
-            "s1": Entry(result("s1", False, accepted=True, optimisation=optimised(8))),
-            "s2": Entry(result("s2", False, accepted=False, optimisation=optimised(20)))}  # fmt: skip
+    both = {"s0": Entry(result("s0", True, accepted=True, optimization=optimized(4))),
+            "s1": Entry(result("s1", False, accepted=True, optimization=optimized(8))),
+            "s2": Entry(result("s2", False, accepted=False, optimization=optimized(20)))}  # fmt: skip
     _, ours = rows({"single": entries([0, 0, 0]), "ours": both}, "single", family)
     assert (ours.accepted, ours.hacked) == (pytest.approx(2 / 3), 0.5)
     assert (ours.steps, ours.lora_norm) == (pytest.approx(32 / 3), 2.0)

@@ -194,7 +194,7 @@ def test_packed_equals_separate_in_loss_and_gradient(teacher: Teacher) -> None:
     assert results[0][1].abs().amax((2, 3, 4)).min() > 1e-3  # every frame matters
 
 
-def test_a_row_does_not_depend_on_its_neighbours(teacher: Teacher) -> None:
+def test_a_row_does_not_depend_on_its_neighbors(teacher: Teacher) -> None:
     clip = video()
     together = teacher.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
     alone = [teacher.yes_losses(clip[b : b + 1], QUESTIONS[b : b + 1], FPS, range(FRAMES)) for b in range(2)]
@@ -226,13 +226,13 @@ def test_gradient_equals_finite_differences(folder: Path, monkeypatch: pytest.Mo
 
 def test_checkpointing_changes_nothing(folder: Path, teacher: Teacher) -> None:
     results = []
-    for each in (teacher, Teacher.load(folder, checkpoint=True)):
+    for each in (teacher, Teacher.load(folder, activation_checkpointing=True)):
         clip = video().requires_grad_()
         losses = each.yes_losses(clip, QUESTIONS, FPS, range(FRAMES))
         results.append((losses.detach(), *torch.autograd.grad(losses.sum(), clip)))
     torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=0)
     chat = [("user", "is the end whole")]
-    assert Teacher.load(folder, checkpoint=True).reply(chat, None, 6) == teacher.reply(chat, None, 6)
+    assert Teacher.load(folder, activation_checkpointing=True).reply(chat, None, 6) == teacher.reply(chat, None, 6)
 
 
 def test_compiled_layers_grade_the_same_and_leave_writing_alone(

@@ -221,11 +221,11 @@ def test_together_equals_separately(teacher: Teacher) -> None:
 def test_recomputing_changes_nothing(teacher: Teacher) -> None:
     results = []
     for on in (False, True):
-        teacher.set_recompute(on)
+        teacher.set_activation_checkpointing(on)
         clip = video().requires_grad_()
         losses = teacher.yes_losses(clip, QUESTIONS, FPS, FRAMES)
         results.append([losses.detach(), *torch.autograd.grad(losses.sum(), clip)])
-    teacher.set_recompute(False)
+    teacher.set_activation_checkpointing(False)
     for ours, wanted in zip(*results, strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-4)
 

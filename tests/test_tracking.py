@@ -18,7 +18,7 @@ from ttopt.data.video import read_video
 from ttopt.evaluate.statistics import Estimate
 from ttopt.evaluate.table import rows
 from ttopt.evaluate.tracking import log_comparison
-from ttopt.optimize.algorithm import Models, fit_sample
+from ttopt.optimization.algorithm import Models, fit_sample
 from ttopt.run.tracking import log_result, wandb_run
 
 
@@ -73,7 +73,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_curves_and_media_of_a_sample(models: Models, settings: Callable[..., FitSettings], tmp_path: Path) -> None:
-    s = settings(optimisation={"steps": 2}, logging={"wandb": "auto"})
+    s = settings(optimization={"steps": 2}, logging={"wandb": "auto"})
     folder = tmp_path / "exp/methods/lora"
     folder.mkdir(parents=True)
     with wandb_run(s, "a", folder) as logger:
@@ -85,8 +85,8 @@ def test_curves_and_media_of_a_sample(models: Models, settings: Callable[..., Fi
     assert all(len(curve) == 3 for curve in curves.values()), "steps 0, 1 and 2"
     assert len([row for row in history if "p_yes/process_1" in row]) == 3
     assert [row["trainer/global_step"] for row in history if "loss" in row] == [0, 1, 2]
-    assert result.optimisation is not None
-    assert curves["loss"][-1] == pytest.approx(result.optimisation.prediction_after.loss)
+    assert result.optimization is not None
+    assert curves["loss"][-1] == pytest.approx(result.optimization.prediction_after.loss)
     (media,) = (row for row in history if "video.path" in row)
     place = next(folder.glob("wandb/offline-run-*/files"))
     for name in ("video", "base"):

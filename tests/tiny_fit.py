@@ -9,10 +9,10 @@ import lightning as L
 from tiny import tiny_sample
 from torch import Tensor
 
-from ttopt.config.settings import OptimisationSettings
+from ttopt.config.settings import OptimizationSettings
 from ttopt.models.teacher import Queries
-from ttopt.optimize import training as heart
-from ttopt.optimize.algorithm import Models, TeacherReward
+from ttopt.optimization import training as heart
+from ttopt.optimization.algorithm import Models, TeacherReward
 
 FRAMES = [0, 2, 4, 6, 8]
 QUERIES = Queries("is the red cross on the green pad ?", ("is the blue square whole ?", "is the red cross whole ?"))
@@ -30,7 +30,7 @@ def prepare(
     condition = models.reasoner.condition(sample)
     z1 = models.reasoner.noise(condition, [seed])
     models.adapter.reset(seed)
-    settings = OptimisationSettings(**{"steps": 4, "lr": 1e-2, "tau": 0.0} | options)
+    settings = OptimizationSettings(**{"steps": 4, "lr": 1e-2, "tau": 0.0} | options)
     reward = reward or TeacherReward(models.teacher, QUERIES, sample.fps, FRAMES)
     return heart.TestTimeTraining(
         models.reasoner, models.adapter, models.decoder, reward, condition, z1, FRAMES, settings

@@ -17,7 +17,7 @@ from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
 from ttopt.models.chat.chat import Chat, ChatError, Message, Reply
-from ttopt.optimize.algorithm import Models
+from ttopt.optimization.algorithm import Models
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result, Scored
 

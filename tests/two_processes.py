@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 import callbacks  # noqa: F401
-from ttopt.cli import main
+from ttopt.__main__ import main
 from ttopt.errors import UserError
 from ttopt.evaluate import report  # noqa: F401
 from ttopt.models.reasoner import Reasoner
-from ttopt.optimize.training import TestTimeTraining
+from ttopt.optimization.training import TestTimeTraining
 from ttopt.run import run as engine  # noqa: F401
 
 PATIENCE = 30  # seconds

@@ -1,4 +1,4 @@
-"""Test-time optimisation of video generation models by a frozen vision-language teacher."""
+"""Test-time optimization of video generation models by a frozen vision-language teacher."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class UserError(ValueError):
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: nothing in it can break the line, move the cursor or colour what follows."""
+    """A text for a terminal: nothing in it can break the line, move the cursor or color what follows."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 

@@ -1,9 +1,9 @@
-"""Latents that real test-time optimisation makes against the current teacher: the hardest examples it has to read.
+"""Latents that real test-time optimization makes against the current teacher: the hardest examples it has to read.
 
 Instances run side by side, each with its own LoRA. Their one-step predictions along the way and their final videos
 become training data, labelled by the rules and not by what the teacher believes. Runs started from a randomly disturbed
 student add the mistakes that a weaker reasoner would make. And because most videos that a teacher takes for right by
-mistake were never optimised, those of the student's own videos that it judges worst are added too.
+mistake were never optimized, those of the student's own videos that it judges worst are added too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ttopt.miniworld.world import FPS, FRAMES, read
 from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.reasoner.decoder import StandardDecoder
 from ttopt.models.teacher.teacher import Teacher
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.reward import multi_vqa_loss
 
 SIZE = 12
 MINED, WORST = 10, 24  # batches of the student's own videos a shard, and how many of these videos are kept
@@ -117,7 +117,7 @@ class Attacker:
         return torch.cat(latents)[worst], [owners[int(i)] for i in worst]
 
     def run(self, teacher: Teacher, rng: np.random.Generator, path: Path) -> float:
-        """One batch of optimisations against ``teacher``, saved as latents (n, C, 3, 6, 6) and task keys (n, 5).
+        """One batch of optimizations against ``teacher``, saved as latents (n, C, 3, 6, 6) and task keys (n, 5).
 
         Returns the share of instances that reached the paper's tau.
         """
@@ -127,7 +127,7 @@ class Attacker:
         self.disturb(rng, float(rng.choice([0.0, 0.0, 0.1, 0.2])))
         self.adapter.reset([int(s) for s in rng.integers(2**31, size=SIZE)])
         rate = float(rng.choice([5e-4, 1e-3, 1e-3, 2e-3]))
-        optimiser = torch.optim.AdamW(self.adapter.parameters(), rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self.adapter.parameters(), rate, weight_decay=0.0)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         noise = torch.randn(SIZE, CHANNELS, 3, 6, 6, generator=generator)
         others = rng.random() < 0.5  # questions about other things one by one, or all in one
@@ -146,7 +146,7 @@ class Attacker:
             for p, g in zip(self.adapter.parameters(), gradients, strict=True):
                 p.grad = g
             self.adapter.clip_gradients(1.0)
-            optimiser.step()
+            optimizer.step()
         kept.append(sample(self.transformer, noise, first, text))
         mined, owners = self.mine(teacher, rng)
         out, owners = torch.cat([*kept, mined]), keys * len(kept) + owners

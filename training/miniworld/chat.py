@@ -49,9 +49,9 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
     chat.model.train().requires_grad_(True)
     sight = Sight(chat)
     networks = nn.ModuleList([chat.model, sight])
-    optimiser = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
     ema = Ema(chat.model, 0.998)
-    run = Run(folder, {"chat": chat.model, "sight": sight}, optimiser, ema)
+    run = Run(folder, {"chat": chat.model, "sight": sight}, optimizer, ema)
     means: dict[str, float] = {}
     for step in run.steps(steps):
         rng = np.random.default_rng([7, step, rank()])
@@ -59,7 +59,7 @@ def train(folder: Path, vae_folder: Path, student: Path, start: Path, out: Path,
         kinds = {**clips.told(rng), **(clips.dialogues(rng) if step % LOOK_EVERY == 0 else {})}
         losses = {name: replies.reply_loss(chat, rows, sight) for name, rows in kinds.items()}
         loss = torch.stack(list(losses.values())).sum()
-        update(loss, networks, optimiser, ema, cosine(step, steps, RATE, WARM_UP), averaged=chat.model)
+        update(loss, networks, optimizer, ema, cosine(step, steps, RATE, WARM_UP), averaged=chat.model)
         for name, value in losses.items():
             means[name] = 0.98 * means.get(name, float(value.detach())) + 0.02 * float(value.detach())
         if step % 100 == 0:

@@ -75,9 +75,9 @@ class Run:
     """Folder of one training: log.jsonl, and state.safetensors from which it goes on after an interruption."""
 
     def __init__(
-        self, folder: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, ema: Ema | None = None
+        self, folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, ema: Ema | None = None
     ):
-        self.folder, self.modules, self.optimiser, self.ema = folder, modules, optimiser, ema
+        self.folder, self.modules, self.optimizer, self.ema = folder, modules, optimizer, ema
         folder.mkdir(parents=True, exist_ok=True)
         self.started = time.time()
         self.seconds_before = 0.0
@@ -108,8 +108,8 @@ class Run:
         out: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             out |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            out |= {f"optimiser/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            out |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
         if self.ema:
             out |= {f"ema/{key}": value for key, value in self.ema.shadow.items()}
         return out
@@ -133,11 +133,11 @@ class Run:
         for name, module in self.modules.items():
             module.load_state_dict(_under(tensors, name))
         state: dict[int, dict[str, Any]] = {}
-        for key, value in _under(tensors, "optimiser").items():
+        for key, value in _under(tensors, "optimizer").items():
             index, field = key.split("/")
             state.setdefault(int(index), {})[field] = value
-        current = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        current = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
         if self.ema:
             self.ema.shadow = _under(tensors, "ema")
         self.seconds_before = float(metadata["seconds"])
@@ -149,9 +149,9 @@ def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the learning rate of every group."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
 
 
@@ -168,20 +168,20 @@ def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float =
 def update(
     loss: Tensor,
     network: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     ema: Ema,
     rate: float,
     averaged: nn.Module | None = None,
 ) -> None:
-    """One optimiser step of ``network`` at learning rate ``rate``, gradients shared; those of it, or of its part
+    """One optimizer step of ``network`` at learning rate ``rate``, gradients shared; those of it, or of its part
     ``averaged``, are clipped and its average updated."""
-    set_rate(optimiser, rate)
-    optimiser.zero_grad(set_to_none=True)
+    set_rate(optimizer, rate)
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(network)
     kept = network if averaged is None else averaged
     torch.nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
     ema.update(kept)
 
 

@@ -1,4 +1,4 @@
-"""The light decoder: a small TAEHV that stands in for the standard decoder inside the optimisation loop.
+"""The light decoder: a small TAEHV that stands in for the standard decoder inside the optimization loop.
 
 It learns from clean and noisy latents of right and wrong videos, and copies the standard decoder on blends of two
 videos, which is what a one-step prediction that cannot decide looks like.
@@ -31,9 +31,9 @@ def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None
     latents = torch.cat([bank.latents, bank.wrong])
     codes = torch.cat([bank.codes, bank.wrong_codes])
     light = LightDecoder(CONFIG)
-    optimiser = torch.optim.AdamW(light.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(light.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.99))
     ema = Ema(light, 0.998)
-    run = Run(folder, {"light": light}, optimiser, ema)
+    run = Run(folder, {"light": light}, optimizer, ema)
     blends = BATCH // 4
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(20_000_000 + step)
@@ -49,7 +49,7 @@ def train(folder: Path, vae_folder: Path, out: Path, steps: int = STEPS) -> None
         error = light(z + noise, range(9)) - target
         weight = 0.5 + 2.0 * (target - target[:, :1]).abs().amax(2, keepdim=True) + target.amax(2, keepdim=True)
         loss = pixel_loss(error, weight)
-        update(loss, light, optimiser, ema, cosine(step, steps, RATE))
+        update(loss, light, optimizer, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
     ema.copy_to(light)

@@ -202,9 +202,9 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, sta
         peak = RATE / 2
     heads = RoleHeads(transformer)
     both = nn.ModuleList([transformer, encoder])
-    optimiser = torch.optim.AdamW([*both.parameters(), *heads.parameters()], RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW([*both.parameters(), *heads.parameters()], RATE, weight_decay=0.01, betas=(0.9, 0.98))
     ema = Ema(both, 0.998)
-    run = Run(folder, {"student": both, "heads": heads}, optimiser, ema)
+    run = Run(folder, {"student": both, "heads": heads}, optimizer, ema)
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(step)
         pick = bank.pick(BATCH, generator)
@@ -222,7 +222,7 @@ def train(folder: Path, weights: Path, vae_folder: Path, steps: int = STEPS, sta
         )
         error = (u - (noise - clean)).square() * motion[pick]
         flow, role = error[:, :, 1:].mean(), heads.loss(roles[pick])
-        update(flow + 0.1 * role, both, optimiser, ema, cosine(step, steps, peak))
+        update(flow + 0.1 * role, both, optimizer, ema, cosine(step, steps, peak))
         if step % 100 == 0:
             run.log(step, flow=flow, first_step=error[: BATCH // 2, :, 1:].mean(), role=role)
     ema.copy_to(both)
@@ -238,9 +238,9 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
     transformer, encoder = load(base)
     both = nn.ModuleList([transformer, encoder])
     rate = RATE / 4
-    optimiser = torch.optim.AdamW(both.parameters(), rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(both.parameters(), rate, weight_decay=0.01, betas=(0.9, 0.98))
     ema = Ema(both, 0.995)
-    run = Run(folder, {"student": both}, optimiser, ema)
+    run = Run(folder, {"student": both}, optimizer, ema)
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(10_000_000 + step)
         quarter = BATCH // 4
@@ -268,7 +268,7 @@ def distill(folder: Path, weights: Path, base: Path, vae_folder: Path, steps: in
         # Clean-latent error: every level counts the same, unlike the velocity error's 1/sigma^2.
         error = (predict(transformer, mixed, sigma, first, text) - clean).square() * motion[pick]
         loss = error[:, :, 1:].mean()
-        update(loss, both, optimiser, ema, cosine(step, steps, rate))
+        update(loss, both, optimizer, ema, cosine(step, steps, rate))
         if step % 100 == 0:
             parts = error[:, :, 1:].mean((1, 2, 3, 4)).split(quarter)
             run.log(step, loss=loss, first=parts[0].mean(), own=parts[2].mean(), wrong=parts[3].mean())

@@ -4,7 +4,7 @@ Its gradient matters more than its accuracy: an ordinarily trained teacher is ea
 So it trains adversarially. Every batch of latents is shown several times; the gradient that trains the weights also
 moves the latents towards what fools the teacher ("free" adversarial training, Shafahi et al. 2019), and every moved
 video is labelled anew by the rules, because a large move may change the truth. attacks.py adds what real test-time
-optimisation against the current teacher produces.
+optimization against the current teacher produces.
 """
 
 from __future__ import annotations
@@ -289,9 +289,9 @@ def train(
         warm = WARM_AGAIN
     sight, changes, places = Sight(teacher), Changes(teacher), Places(teacher, FRAMES)
     networks = nn.ModuleList([teacher.model, sight, changes, places])
-    optimiser = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(networks.parameters(), RATE, weight_decay=0.01, betas=(0.9, 0.98))
     ema = Ema(teacher.model, 0.998)
-    run = Run(folder, {"teacher": teacher.model, "sight": sight, "changes": changes, "places": places}, optimiser, ema)
+    run = Run(folder, {"teacher": teacher.model, "sight": sight, "changes": changes, "places": places}, optimizer, ema)
     means: dict[str, float] = {}
     replay = 0
     for step in run.steps(steps):
@@ -338,7 +338,7 @@ def train(
             rate = cosine(step - warm, steps - warm, peak, rise)
         else:
             rate = RATE * min(1.0, (step + 1) / 200) if start is None else HEADS_RATE
-        update(loss, networks, optimiser, ema, rate, averaged=teacher.model)
+        update(loss, networks, optimizer, ema, rate, averaged=teacher.model)
         if pushed:
             gradient = latents.grad
             assert gradient is not None

@@ -101,9 +101,9 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
     """Trains, measures latent statistics and saves the VAE under ``out``."""
     torch.manual_seed(0)
     vae = build()
-    optimiser = torch.optim.AdamW(vae.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(vae.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.99))
     ema = Ema(vae, 0.998)
-    run = Run(folder, {"vae": vae}, optimiser, ema)
+    run = Run(folder, {"vae": vae}, optimizer, ema)
     codes = torch.stack([t.codes() for t in task_bank("train", 11, 3000)])
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(2 * step + rank())
@@ -113,7 +113,7 @@ def train(folder: Path, out: Path, steps: int = STEPS) -> None:
         noise = torch.randn(latents.shape, generator=generator) * LATENT_NOISE * scale
         error = decode_unclamped(vae, latents + noise) - video
         loss = pixel_loss(error, weight) + 1e-4 * latents.square().mean()
-        update(loss, vae, optimiser, ema, cosine(step, steps, RATE))
+        update(loss, vae, optimizer, ema, cosine(step, steps, RATE))
         if step % 100 == 0:
             psnr = -10 * error.square().mean().log10()
             run.log(step, loss=loss, psnr=psnr, latent_std=scale)
@@ -138,9 +138,9 @@ def polish(folder: Path, vae_folder: Path, steps: int = POLISH_STEPS) -> None:
     late = (codes[:, 1:] != codes[:, :-1]).any(2)[:, 5:].any(1)  # something moves to the end: the hardest
     chance = 1 + LATE * late.float() + FULL * torch.tensor([t.family in TWO_STOPS for t in tasks]).float()
     trained = torch.nn.ModuleList([vae.decoder, vae.post_quant_conv]).requires_grad_(True)
-    optimiser = torch.optim.AdamW(trained.parameters(), RATE / 2, weight_decay=0.0, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(trained.parameters(), RATE / 2, weight_decay=0.0, betas=(0.9, 0.99))
     ema = Ema(trained, 0.995)
-    run = Run(folder, {"decoder": trained}, optimiser, ema)
+    run = Run(folder, {"decoder": trained}, optimizer, ema)
     for step in run.steps(steps):
         generator = torch.Generator().manual_seed(30_000_000 + 2 * step + rank())
         shown = codes[torch.multinomial(chance, 5, replacement=True, generator=generator)]
@@ -159,7 +159,7 @@ def polish(folder: Path, vae_folder: Path, steps: int = POLISH_STEPS) -> None:
         cells = 0.2 + 2 * (shown != shown[:, :1]) + 0.5 * (shown % SPRITES > 0)
         cells[:, -1] *= 3
         misread = (cells * misread).sum() / cells.sum()
-        update(loss + MISREAD * misread, trained, optimiser, ema, cosine(step, steps, RATE / 2, 30))
+        update(loss + MISREAD * misread, trained, optimizer, ema, cosine(step, steps, RATE / 2, 30))
         if step % 50 == 0:
             run.log(step, loss=loss, misread=misread, psnr=-10 * error.square().mean().log10())
     ema.copy_to(trained)

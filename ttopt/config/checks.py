@@ -17,7 +17,7 @@ def check(settings: FitSettings) -> None:
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
                 raise UserError(f"{name} is {value}; give a finite number")
-    o, sample, r = settings.optimisation, settings.sample, settings.reasoner
+    o, sample, r = settings.optimization, settings.sample, settings.reasoner
     sigmas, w, address, gpus = r.sigmas, settings.workers, settings.address, settings.workers.gpus
     families = settings.families or []
     rules = [
@@ -89,13 +89,13 @@ def check(settings: FitSettings) -> None:
         ),
         (settings.families != [], "families is empty", "name some, or give --families null for all"),
         (len(set(families)) == len(families), f"families names one twice: {families}", "name each once"),
-        (o.tau >= 0, f"optimisation.tau is {o.tau}, but a loss is never below 0", "give 0.22, or 0 to use all steps"),
-        (o.steps >= 1, f"optimisation.steps is {o.steps}", "give 1 or more (base.mp4 is the video of 0 steps)"),
-        (o.lr > 0, f"optimisation.lr is {o.lr}", "give a positive learning rate such as 5e-5"),
-        (0 <= o.goal_weight <= 1, f"optimisation.goal_weight is {o.goal_weight}", "give a number from 0 to 1"),
-        (o.clip_norm > 0, f"optimisation.clip_norm is {o.clip_norm}", "give a positive number such as 1"),
-        (o.starts >= 1, f"optimisation.starts is {o.starts}", "give 1 or more"),
-        (o.weight_decay >= 0, f"optimisation.weight_decay is {o.weight_decay}", "give 0 or more"),
+        (o.tau >= 0, f"optimization.tau is {o.tau}, but a loss is never below 0", "give 0.22, or 0 to use all steps"),
+        (o.steps >= 1, f"optimization.steps is {o.steps}", "give 1 or more (base.mp4 is the video of 0 steps)"),
+        (o.lr > 0, f"optimization.lr is {o.lr}", "give a positive learning rate such as 5e-5"),
+        (0 <= o.goal_weight <= 1, f"optimization.goal_weight is {o.goal_weight}", "give a number from 0 to 1"),
+        (o.clip_norm > 0, f"optimization.clip_norm is {o.clip_norm}", "give a positive number such as 1"),
+        (o.starts >= 1, f"optimization.starts is {o.starts}", "give 1 or more"),
+        (o.weight_decay >= 0, f"optimization.weight_decay is {o.weight_decay}", "give 0 or more"),
         (
             0 <= settings.decoder.shrink <= 3 and (settings.decoder.kind == "light" or not settings.decoder.shrink),
             f"decoder.shrink is {settings.decoder.shrink} for the {settings.decoder.kind} decoder",
@@ -107,8 +107,8 @@ def check(settings: FitSettings) -> None:
             "give one answer or more, such as '[Yes]'",
         ),
         (
-            -1 <= settings.memory.least_similarity <= 1,
-            f"memory.least_similarity is {settings.memory.least_similarity}",
+            -1 <= settings.bank.least_similarity <= 1,
+            f"bank.least_similarity is {settings.bank.least_similarity}",
             "give a cosine from -1 to 1, e.g. 0.9",
         ),
         (settings.teacher.frames >= 1, f"teacher.frames is {settings.teacher.frames}", "give 1 or more"),
@@ -185,9 +185,9 @@ def check_files(settings: FitSettings) -> None:
                 "give the folder of the data set",
             ),
             (
-                settings.memory.folder is None or settings.memory.add or Path(settings.memory.folder).is_dir(),
-                f"memory.folder {settings.memory.folder} does not exist",
-                "give the folder of a bank, or --memory.add true to make one",
+                settings.bank.folder is None or settings.bank.add or Path(settings.bank.folder).is_dir(),
+                f"bank.folder {settings.bank.folder} does not exist",
+                "give the folder of a bank, or --bank.add true to make one",
             ),
             (
                 settings.chat.prompts in {"full", "mini"} or Path(settings.chat.prompts).is_dir(),

@@ -59,7 +59,7 @@ class CompareSettings(FitSettings):
     """Comparison"""
 
     base: str = "mini"
-    """Configuration of the models and of the optimisation, e.g. mini or wan22_5b; other settings change it."""
+    """Configuration of the models and of the optimization, e.g. mini or wan22_5b; other settings change it."""
     methods: list[Compared] = field(default_factory=list)
     """The methods: a list of {name, path, arguments, settings}."""
     only: list[str] | None = None

@@ -46,7 +46,7 @@ def _parser(group: type, command: str = "", what: str = "") -> _Parser:
 
 def parse_fit(args: Sequence[str]) -> FitSettings:
     """Settings of ``ttopt fit`` from command-line arguments; see ``parse``. Without --config: configs/mini.yaml."""
-    what = "Optimise videos at test time: one adapter per sample, trained until the teacher is satisfied."
+    what = "Optimize videos at test time: one adapter per sample, trained until the teacher is satisfied."
     settings = parse(FitSettings, "fit", what, args, [] if _names_config(args) else [DEFAULT_CONFIG])
     check(settings)
     check_files(settings)
@@ -125,7 +125,7 @@ def config_path(name: str) -> Path:
 
 
 def _checked_args(args: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The arguments with names spelt as the parser does and --config as paths; UserError for unknown names."""
+    """The arguments with names spelled as the parser does and --config as paths; UserError for unknown names."""
     result: list[str] = []
     after_config = False
     for arg in args:
@@ -207,7 +207,7 @@ def _check_name(name: str, shown: str, known: Sequence[str], flag: str = "") -> 
         return
 
     def likeness(candidate: str) -> float:
-        # "--tau" means optimisation.tau, so the last part counts as much as the whole name.
+        # "--tau" means optimization.tau, so the last part counts as much as the whole name.
         pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
         whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
         return max(whole, last) + 0.1 * whole

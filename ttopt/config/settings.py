@@ -65,7 +65,7 @@ class SampleSettings:
 
 @dataclass(frozen=True)
 class ReasonerSettings:
-    """The video model that is optimised."""
+    """The video model that is optimized."""
 
     model: str = EMBEDDED
     """Diffusers folder or hub id with transformer, vae, text_encoder and tokenizer; "embedded": the shipped one."""
@@ -89,7 +89,7 @@ class ReasonerSettings:
     """For models that were distilled without a first frame, as FastWan2.2 was: the image is left out."""
     vae_dtype: Dtype = "float32"
     """Precision of the VAE."""
-    recompute: str = "none"
+    activation_checkpointing: str = "none"
     """Blocks whose activations are computed again in the backward pass instead of being kept, which saves memory: none,
     all, or a range such as 0-14."""
     compile: bool = False
@@ -107,7 +107,7 @@ class ReasonerSettings:
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """The decoder inside the optimisation loop; the final video always uses the standard VAE."""
+    """The decoder inside the optimization loop; the final video always uses the standard VAE."""
 
     kind: Literal["light", "standard"] = "light"
     """light: a tiny decoder. standard: the reasoner's own VAE."""
@@ -115,7 +115,7 @@ class DecoderSettings:
     """Folder of the light decoder (config.json and model.safetensors), or a public TAEHV file (.safetensors, .pth)."""
     shrink: int = 0
     """Light decoder only: make frames this many times half as high and wide, for a teacher that needs no more."""
-    checkpoint: bool = False
+    activation_checkpointing: bool = False
     """Standard decoder only: recompute each latent frame in the backward pass, slower but in little memory."""
 
 
@@ -131,7 +131,7 @@ class TeacherSettings:
     """Precision of the teacher's weights."""
     answers: list[str] = field(default_factory=lambda: ["Yes"])
     """The answer that means satisfied. Several of one token each add up, e.g. '[Yes,yes]'."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """Compute the layers again in the backward pass instead of keeping their activations, to save memory."""
     compile: bool = False
     """Compile the layers for grading: faster steps after a slow first one (Qwen3-VL, InternVL3)."""
@@ -156,11 +156,11 @@ class AdapterSettings:
 
 
 @dataclass(frozen=True)
-class OptimisationSettings:
+class OptimizationSettings:
     """Algorithm 1's numbers."""
 
     steps: int = 40
-    """N: most optimisation steps per sample."""
+    """N: most optimization steps per sample."""
     lr: float = 5e-5
     """Learning rate of AdamW."""
     tau: float = 0.22
@@ -168,7 +168,7 @@ class OptimisationSettings:
     goal_weight: float = 0.5
     """Weight of the goal query; the process queries share the rest."""
     denoise_step: Literal["first", "last", "all"] = "first"
-    """Which denoising step is optimised."""
+    """Which denoising step is optimized."""
     clip_norm: float = 1.0
     """Largest gradient norm."""
     weight_decay: float = 0.0
@@ -182,8 +182,8 @@ class OptimisationSettings:
 
 
 @dataclass(frozen=True)
-class MemorySettings:
-    """A bank of adapters that satisfied the teacher, from which new samples may start (docs/memory.md)."""
+class BankSettings:
+    """A bank of adapters that satisfied the teacher, from which new samples may start (docs/bank.md)."""
 
     folder: str | None = None
     """Folder of the bank, which runs share; null: none, every adapter starts from zero. Only ttopt.methods.TeacherLora
@@ -205,7 +205,7 @@ class LoggingSettings:
     previews_every: int = 10
     """Write the frames that the teacher sees every n steps; 0: never."""
     state_every: int = 5
-    """Keep the state of the optimisation every n steps (less often where that would take more than 2 % of the time), so
+    """Keep the state of the optimization every n steps (less often where that would take more than 2 % of the time), so
     that a killed run goes on in the middle of a sample; 0: never. Batches (batch_samples) start over."""
 
 
@@ -298,7 +298,7 @@ class FitSettings:
     limit: int = 5
     """How many samples."""
     batch_samples: int = 1
-    """How many samples are optimised side by side on the device, each with its own adapter: the same results up to
+    """How many samples are optimized side by side on the device, each with its own adapter: the same results up to
     rounding, sooner on small models. Only for ttopt.methods.TeacherLora, denoise_step first and engine in_process."""
     engine: Literal["in_process", "ray"] = "in_process"
     """in_process: one sample after the other, here. ray: several at once, on all GPUs of this machine or of a cluster
@@ -311,16 +311,16 @@ class FitSettings:
     sample: SampleSettings = field(default_factory=SampleSettings)
     """A sample of your own, instead of the data set's"""
     reasoner: ReasonerSettings = field(default_factory=ReasonerSettings)
-    """The video model that is optimised"""
+    """The video model that is optimized"""
     decoder: DecoderSettings = field(default_factory=DecoderSettings)
-    """The decoder inside the optimisation loop"""
+    """The decoder inside the optimization loop"""
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     """The vision-language model that writes the questions and grades the video"""
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     """The LoRA, the only weights that are trained"""
-    optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
-    """The optimisation of one sample"""
-    memory: MemorySettings = field(default_factory=MemorySettings)
+    optimization: OptimizationSettings = field(default_factory=OptimizationSettings)
+    """The optimization of one sample"""
+    bank: BankSettings = field(default_factory=BankSettings)
     """A bank of adapters that satisfied the teacher, from which new samples may start"""
     method: MethodSettings = field(default_factory=MethodSettings)
     """How a sample's video is made"""

@@ -25,7 +25,7 @@ def samples(split: str, families: Sequence[str] | None, seed: int, limit: int) -
 
     Without ``families`` those that one clip can solve (FAMILIES); MULTI_STEP names those that need several.
 
-    Splits: "id" (in distribution) and "ood" (longer ways, more distractors, rare colour pairs); "dev_id" and
+    Splits: "id" (in distribution) and "ood" (longer ways, more distractors, rare color pairs); "dev_id" and
     "dev_ood" are their twins for choosing settings. Raises UserError for unknown names and limits below 1.
     """
     if limit < 1:

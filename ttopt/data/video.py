@@ -21,7 +21,7 @@ UNREADABLE = (
     TypeError, KeyError, EOFError, struct.error,
 )  # fmt: skip
 FRAMES = "frames.png"  # beside a small video.mp4: its frames without loss
-SMALL = 128  # pixels; H.264 halves the resolution of colours, which ruins coloured things a few pixels large
+SMALL = 128  # pixels; H.264 halves the resolution of colors, which ruins colored things a few pixels large
 # Visually lossless; chain tensors or PNG files where the last bit counts. Without mbtree, which x264 computes a little
 # differently each time, the same frames always make the same file.
 H264 = {"crf": "12", "preset": "medium", "x264-params": "mbtree=0"}

@@ -108,7 +108,7 @@ def rows(
         seconds = mean(_cost(samples.values(), "wall_seconds"))
         good = [e.result for e in samples.values() if e.result is not None and not e.failed]
         judged = [e.judged for e in samples.values() if e.judged is not None and not e.failed]
-        optimised = [r.optimisation for r in good if r.optimisation is not None]
+        optimized = [r.optimization for r in good if r.optimization is not None]
         accepted = [r for r in good if r.accepted]
         families = sorted({family(s) for s in scores[method]})
         found.append(
@@ -120,13 +120,13 @@ def rows(
                 failed=[s for s, entry in samples.items() if entry.failed],
                 partial=mean(r.score.partial for r in good if r.score),
                 satisfied=mean(j.satisfied for j in judged),
-                steps=mean(o.steps for o in optimised),
+                steps=mean(o.steps for o in optimized),
                 accepted=mean(r.accepted for r in good if r.accepted is not None),
                 hacked=mean(not r.score.success for r in accepted if r.score),
                 ssim=mean(j.ssim for j in judged),
                 psnr=mean(j.psnr for j in judged),
                 first_frame_ssim=mean(r.first_frame_ssim for r in good),
-                lora_norm=mean(o.lora_norm for o in optimised),
+                lora_norm=mean(o.lora_norm for o in optimized),
                 generated_seconds=mean(_cost(samples.values(), "generated_seconds")),
                 reasoner_forwards=mean(_cost(samples.values(), "reasoner_forwards")),
                 wall_seconds=seconds,

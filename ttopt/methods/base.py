@@ -24,8 +24,8 @@ from ttopt.data.sample import Sample, Scorer
 from ttopt.errors import UserError
 from ttopt.models.chat.chat import Chat, Message, Reply, ask
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import Models
-from ttopt.optimize.bank import Bank
+from ttopt.optimization.algorithm import Models
+from ttopt.optimization.bank import Bank
 from ttopt.record.finish import finish
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result
@@ -67,7 +67,7 @@ class Context:
     chat: Chat
     scorer: Scorer | None = None
     queries: Queries | None = None  # the user's own, instead of the teacher's
-    callbacks: Callable[[], list[L.Callback]] = list  # new Lightning callbacks for one optimisation
+    callbacks: Callable[[], list[L.Callback]] = list  # new Lightning callbacks for one optimization
     logger: Logger | None = None
     status: Status = field(default=lambda text: None)  # what is being done at the moment
     note: Status = field(default=lambda text: None)  # one line that stays

@@ -16,8 +16,8 @@ from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.models.chat.chat import Message
-from ttopt.optimize.algorithm import TeacherReward, noise_seed
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.algorithm import TeacherReward, noise_seed
+from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import Result
 
 PICK = """\
@@ -88,7 +88,7 @@ def by_loss(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple
     with meter.timer("grade"), torch.no_grad():
         per_query = torch.cat([reward(video[None, numbers]) for video in videos])
     meter.vlm_calls += len(videos) + (context.queries is None)
-    losses = multi_vqa_loss(per_query, settings.optimisation.goal_weight)
+    losses = multi_vqa_loss(per_query, settings.optimization.goal_weight)
     finite = {number: loss for number, loss in enumerate(losses.tolist()) if math.isfinite(loss)}
     if not finite:
         raise UserError(f"sample {sample.id}: no video has a finite loss; give the teacher another dtype")

@@ -10,7 +10,7 @@ from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.models.reasoner import sampler
-from ttopt.optimize.algorithm import noise_seed
+from ttopt.optimization.algorithm import noise_seed
 from ttopt.record.result import Result
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.optimize.algorithm import noise_seed
+from ttopt.optimization.algorithm import noise_seed
 from ttopt.record.result import Result
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.optimize.algorithm import fit_sample
+from ttopt.optimization.algorithm import fit_sample
 from ttopt.record.result import Result
 
 if TYPE_CHECKING:
-    from ttopt.optimize.batch_fit import Trained
+    from ttopt.optimization.batch_fit import Trained
 
 
 class TeacherLora:
-    """Algorithm 1 with the run's settings; see ttopt.optimize.algorithm.fit_sample."""
+    """Algorithm 1 with the run's settings; see ttopt.optimization.algorithm.fit_sample."""
 
     asks = False
 

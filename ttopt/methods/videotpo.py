@@ -14,7 +14,7 @@ from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.methods.prompt_rewrite import Rewrite
 from ttopt.models.chat.chat import ChatError, Message
-from ttopt.optimize.algorithm import noise_seed
+from ttopt.optimization.algorithm import noise_seed
 from ttopt.record.result import Result
 
 CRITICISE = """\

@@ -2,7 +2,7 @@
 
 They hold parts of the same weights (reasoner/sharding.py), so all must run the same passes of the video model, in the
 same order. Everything else each does for itself with the same inputs; what decides how it goes on is decided by
-process 0 (``led``), and only what process 0 writes is kept.
+process 0 (``from_rank_zero``), and only what process 0 writes is kept.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ PATIENCE = timedelta(seconds=60)  # between the first and the last process that 
 _groups: dict[str, dist.ProcessGroup] = {}  # how the processes talk; weights have a group of their own
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several."""
     return bool(_groups)
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many there are."""
-    return dist.get_world_size() if several() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
-def leads() -> bool:
+def is_rank_zero() -> bool:
     """Whether what this process writes is kept."""
-    return not several() or dist.get_rank() == 0
+    return not is_distributed() or dist.get_rank() == 0
 
 
-def led(decide: Callable[[], T]) -> T:
+def from_rank_zero(decide: Callable[[], T]) -> T:
     """What process 0 decides, in all processes; its UserError too."""
-    if not several():
+    if not is_distributed():
         return decide()
     decided: list[Any] = [None]
-    if leads():
+    if is_rank_zero():
         try:
             decided = [decide()]
         except UserError as error:
@@ -65,11 +65,11 @@ def led(decide: Callable[[], T]) -> T:
     return decided[0]  # type: ignore[no-any-return]
 
 
-def met_by_all() -> bool:
+def reached_by_all_ranks() -> bool:
     """Whether all processes have met an error in the current sample. If not, the others are in the middle of it, and
     this one must not go on to the next."""
     try:
-        if several():
+        if is_distributed():
             dist.barrier(_groups["errors"])
     except RuntimeError:
         return False
@@ -162,7 +162,7 @@ def trainer_options(device: torch.device) -> dict[str, Any]:
     """A Trainer's arguments: where it works, here on ``device`` or together with the other processes."""
     gpu = device.type == "cuda"
     where: dict[str, Any] = {"accelerator": "gpu" if gpu else "cpu"}
-    if several():
+    if is_distributed():
         _, each = _started()
         return {**where, "devices": each, "num_nodes": dist.get_world_size() // each, "strategy": Strategy()}
     # Whatever processes a scheduler has started: this one works alone.

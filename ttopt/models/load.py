@@ -10,7 +10,7 @@ import torch
 
 from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.errors import UserError
-from ttopt.models.distributed import COMMAND, several
+from ttopt.models.distributed import COMMAND, is_distributed
 from ttopt.models.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
 from ttopt.models.reasoner.decoder import Decoder
 from ttopt.models.reasoner.float8 import to_float8
@@ -74,7 +74,7 @@ def _load(settings: FitSettings) -> Models:
     # What is wrong with the teacher should not wait for the reasoner.
     _check_dtype(t.dtype, _device(t.device, "teacher.device"), "teacher.dtype")
     check_teacher(weights_path(t.model, "teacher", "teacher.model"))
-    if r.shard and not several():
+    if r.shard and not is_distributed():
         raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
     reasoner = Reasoner.load(
         weights_path(r.model, "reasoner", "reasoner.model"),
@@ -93,14 +93,17 @@ def _load(settings: FitSettings) -> Models:
         offload=r.offload,
         mesh=all_processes(device) if r.shard else None,
     )
-    if reasoner.low_noise is not None and settings.optimisation.denoise_step != "first":
+    if reasoner.low_noise is not None and settings.optimization.denoise_step != "first":
         raise UserError(
-            f"optimisation.denoise_step is {settings.optimisation.denoise_step}, but of two experts only that of the "
+            f"optimization.denoise_step is {settings.optimization.denoise_step}, but of two experts only that of the "
             "first step is adapted; give first"
         )
     adapter = Adapter(reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks)
     experts = [reasoner.transformer, *([reasoner.low_noise] if reasoner.low_noise is not None else [])]
-    reasoner.recompute = block_range(r.recompute, len(reasoner.transformer.blocks), "reasoner.recompute")
+    blocks = len(reasoner.transformer.blocks)
+    reasoner.activation_checkpointing = block_range(
+        r.activation_checkpointing, blocks, "reasoner.activation_checkpointing"
+    )
     for expert in experts:
         if r.attention != "native":
             set_attention(expert, r.attention)
@@ -108,7 +111,7 @@ def _load(settings: FitSettings) -> Models:
             to_float8(expert, "blocks.")
     if r.compile:
         reasoner.run_block = compiled_block()
-    decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, checkpoint=d.checkpoint)
+    decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, d.activation_checkpointing)
     return Models(reasoner, adapter, decoder, load_teacher(settings))
 
 
@@ -122,7 +125,7 @@ def load_teacher(settings: FitSettings) -> Teacher:
         dtype=t.dtype,
         device=device,
         answer=t.answers,
-        checkpoint=t.recompute,
+        activation_checkpointing=t.activation_checkpointing,
     )
     if t.float8:
         to_float8(teacher.model, "model.")

@@ -1,4 +1,4 @@
-"""``ttopt bench``: one optimisation step, the plain way against ours, feature by feature.
+"""``ttopt bench``: one optimization step, the plain way against ours, feature by feature.
 
 The plain way is what a straightforward program on the same libraries does: diffusers' own forward with a timestep for
 every token, the standard VAE, one teacher forward a question, everything computed anew in every step. Each row
@@ -25,7 +25,7 @@ from ttopt.errors import Arguments, UserError
 if TYPE_CHECKING:
     from ttopt.planning.bench_models import Bench
 
-PARTS = ("reasoner", "decoder", "teacher", "optimiser")
+PARTS = ("reasoner", "decoder", "teacher", "optimizer")
 EXACT = 1e-4  # losses of exact features may differ by this
 
 
@@ -78,13 +78,13 @@ def measure(bench: Bench, way: Way, steps: int) -> tuple[list[dict[str, float]],
     """Seconds of each part in each step, peak memory of each part, and every step's loss."""
     import torch
 
-    from ttopt.optimize.reward import multi_vqa_loss
+    from ttopt.optimization.reward import multi_vqa_loss
     from ttopt.record.timing import PartTimer
 
     reasoner, numbers = bench.reasoner, bench.frame_numbers
     bench.prepare(keep=way.keep, compiled=way.compiled)
     adapter = bench.adapter(late=way.late)
-    optimiser = torch.optim.AdamW(adapter.parameters(), bench.lr, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(adapter.parameters(), bench.lr, weight_decay=0.0)
     decoder = bench.small if way.small else bench.light if way.light else bench.standard
     assert decoder is not None
     grade = bench.teacher.yes_losses if way.packed else bench.teacher.yes_losses_separate
@@ -112,11 +112,11 @@ def measure(bench: Bench, way: Way, steps: int) -> tuple[list[dict[str, float]],
             with timer("decoder"):
                 frames.backward(shown.grad)
             with timer("reasoner"):
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 latents.backward(cut.grad)
-            with timer("optimiser"):
+            with timer("optimizer"):
                 torch.nn.utils.clip_grad_norm_(adapter.parameters(), 1.0)
-                optimiser.step()
+                optimizer.step()
             losses.append(total.item())
             seconds.append(timer.seconds())
             peak = {part: max(peak[part], value) for part, value in timer.peak_mb().items()}
@@ -165,7 +165,7 @@ def table(rows: Sequence[Row]) -> str:
 def main(args: Sequence[str]) -> int:
     """``ttopt bench``."""
     parser = Arguments(
-        prog="ttopt bench", description="One optimisation step, the plain way against ours.", allow_abbrev=False
+        prog="ttopt bench", description="One optimization step, the plain way against ours.", allow_abbrev=False
     )
     parser.add_argument(
         "--size", choices=["mini", "5b"], default="mini", help="embedded models, or random 5B and 4B ones"

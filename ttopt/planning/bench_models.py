@@ -35,14 +35,14 @@ from ttopt.models.reasoner.sampler import TIMESTEPS, predict_clean
 from ttopt.models.reasoner.speed import compiled_block
 from ttopt.models.teacher import Teacher
 from ttopt.models.teacher.prompts import END, IMAGE_PAD, START, VIDEO_PAD, VISION_END, VISION_START
-from ttopt.optimize.algorithm import load_models
+from ttopt.optimization.algorithm import load_models
 from ttopt.planning.estimate import cast_as_loaded
 from ttopt.planning.model_sizes import TEACHERS, WAN_5B
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One sample, ready to be optimised in any way."""
+    """One sample, ready to be optimized in any way."""
 
     title: str
     reasoner: Reasoner
@@ -72,12 +72,12 @@ class Bench:
             self.teacher.compile()
         if keep or not self.large:
             transformer.disable_gradient_checkpointing()
-            self.teacher.set_recompute(False)
-            self.reasoner.recompute = ()
+            self.teacher.set_activation_checkpointing(False)
+            self.reasoner.activation_checkpointing = ()
         else:
             transformer.enable_gradient_checkpointing()
-            self.teacher.set_recompute(True)
-            self.reasoner.recompute = range(len(transformer.blocks))
+            self.teacher.set_activation_checkpointing(True)
+            self.reasoner.activation_checkpointing = range(len(transformer.blocks))
 
     def stock_prediction(self) -> Tensor:
         """z0 by diffusers' own forward, with one timestep a token (1, C, T, h, w)."""
@@ -113,7 +113,7 @@ def mini() -> Bench:
         questions=miniworld.true_queries(sample).all,
         frame_numbers=sample_frames(settings.teacher.frames, sample.frames),
         fps=sample.fps,
-        lr=settings.optimisation.lr,
+        lr=settings.optimization.lr,
     )
 
 
@@ -160,7 +160,7 @@ def random_models(
         title=f"random weights of the public models' sizes, {frames} frames of {height}x{width}",
         reasoner=reasoner,
         light=decoder,
-        standard=StandardDecoder(vae, checkpoint=True),
+        standard=StandardDecoder(vae, activation_checkpointing=True),
         teacher=Teacher(vlm, StandInTokenizer(qwen["image_token_id"], qwen["video_token_id"])),
         condition=Condition(text, first, shape),
         z1=torch.randn(1, *shape, device=device),

@@ -55,7 +55,7 @@ USABLE = 0.94  # of a GPU's memory: the rest is CUDA's own and fragmentation
 
 
 @dataclass(frozen=True)
-class Plan:
+class Requirements:
     """The estimate for one sample on one GPU; seconds and bytes by part."""
 
     gpu: Gpu
@@ -64,10 +64,10 @@ class Plan:
     weights: dict[str, int]  # bytes on the GPU
     grading: int  # most bytes that the teacher's activations take
     two_devices: bool  # the teacher has a GPU of its own
-    steps: float  # optimisation steps of a sample, on average
+    steps: float  # optimization steps of a sample, on average
     processes: int  # that share the video model's blocks, each on a GPU
     starts: int = 1  # noises whose one-step predictions are graded before the first step, at most: all are counted
-    best: bool = False  # the adapter's one-step prediction is decoded and graded too (optimisation.keep best)
+    best: bool = False  # the adapter's one-step prediction is decoded and graded too (optimization.keep best)
     forwards: int = 1  # of the video model for a video
 
     @property
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def sample_seconds(self) -> float:
-        """Starting noise, base video, questions, ``steps`` steps and the grading that stops them, the optimised video,
+        """Starting noise, base video, questions, ``steps`` steps and the grading that stops them, the optimized video,
         and the grading of the videos."""
         once = self._seconds("condition", "queries", "prefix")
         if self.starts > 1:
@@ -142,7 +142,7 @@ class MetaModels:
         }
 
     def weights(self, settings: FitSettings, processes: int) -> dict[str, int]:
-        """Bytes of each network's parameters and buffers, as they lie on each GPU in the optimisation loop."""
+        """Bytes of each network's parameters and buffers, as they lie on each GPU in the optimization loop."""
         r = settings.reasoner
         parts: dict[str, nn.Module | None] = {
             "transformer": self.reasoner.transformer,
@@ -164,14 +164,14 @@ class MetaModels:
         return found
 
 
-def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1) -> Plan:
-    """Estimates one sample with a first frame; ``steps`` optimisation steps (16: the paper's average), by
+def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1) -> Requirements:
+    """Estimates one sample with a first frame; ``steps`` optimization steps (16: the paper's average), by
     ``processes`` that share the video model's weights (``reasoner.shard``).
 
     Raises UserError for models whose sizes are unknown and for sizes that the models cannot have.
     """
     models = meta_models(settings)
-    reasoner, wanted, o = models.reasoner, settings.sample, settings.optimisation
+    reasoner, wanted, o = models.reasoner, settings.sample, settings.optimization
     blank = Sample("plan", "plan", None, wanted.frames, wanted.fps, wanted.height, wanted.width)
     shape = latent_shape(blank, reasoner.vae, reasoner.transformer.config["patch_size"])
     numbers = sample_frames(settings.teacher.frames, wanted.frames)
@@ -240,10 +240,10 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
     grading = roofline.parts["grade"].peak - held
     for name in ("prefix", *STEP):  # samples side by side; seconds stay those of one
         roofline.parts[name].peak = int(roofline.parts[name].peak * settings.batch_samples * kept)
-    spelt = {"auto": "cuda:0", "cuda": "cuda:0"}  # names of the same GPU
-    reasoner_on, teacher_on = (spelt.get(s.device, s.device) for s in (settings.reasoner, settings.teacher))
+    spelled = {"auto": "cuda:0", "cuda": "cuda:0"}  # names of the same GPU
+    reasoner_on, teacher_on = (spelled.get(s.device, s.device) for s in (settings.reasoner, settings.teacher))
     two_devices = teacher_on != reasoner_on
-    return Plan(
+    return Requirements(
         gpu,
         tokens,
         roofline.parts,
@@ -259,7 +259,7 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
 
 
 def meta_models(settings: FitSettings) -> MetaModels:
-    """The networks that ``ttopt.optimize.algorithm.load_models`` would load, without data."""
+    """The networks that ``ttopt.optimization.algorithm.load_models`` would load, without data."""
     r, d, a, t = settings.reasoner, settings.decoder, settings.adapter, settings.teacher
     dtype = DTYPES[r.dtype]
     transformer_config = None
@@ -291,7 +291,7 @@ def meta_models(settings: FitSettings) -> MetaModels:
             network.eval().requires_grad_(False)
     teacher.set_attn_implementation(PACKED)
     speed_up(teacher.model.visual)
-    if t.recompute:
+    if t.activation_checkpointing:
         teacher.train().activation_checkpointing_enable({"use_reentrant": False})
     index = reasoner_config(r.model, "model_index") or {}
     reasoner = Reasoner(
@@ -303,9 +303,11 @@ def meta_models(settings: FitSettings) -> MetaModels:
         light,
         low_noise,
         index.get("boundary_ratio") or BOUNDARY,
-        recompute=block_range(r.recompute, len(transformer.blocks), "reasoner.recompute"),
+        activation_checkpointing=block_range(
+            r.activation_checkpointing, len(transformer.blocks), "reasoner.activation_checkpointing"
+        ),
     )
-    decoder = light or StandardDecoder(vae, checkpoint=d.checkpoint)
+    decoder = light or StandardDecoder(vae, activation_checkpointing=d.activation_checkpointing)
     adapter = Adapter(transformer, a.rank, a.alpha, a.targets, a.blocks)
     return MetaModels(reasoner, adapter, decoder, teacher, Vision.of(teacher.config))
 

@@ -19,7 +19,7 @@ from ttopt.errors import Arguments, UserError
 from ttopt.planning.gpus import GPUS
 
 if TYPE_CHECKING:
-    from ttopt.planning.estimate import Plan
+    from ttopt.planning.estimate import Requirements
     from ttopt.planning.step_counts import StepCounts
 
 GIB = 2**30
@@ -66,7 +66,7 @@ def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
     )
     parser.add_argument(
         "--mean-steps", type=float,
-        help="optimisation steps a sample takes on average, where no run says so (the paper's 16; embedded: measured)",
+        help="optimization steps a sample takes on average, where no run says so (the paper's 16; embedded: measured)",
     )  # fmt: skip
     parser.add_argument(
         "--seconds", choices=("estimated", "measured"), default="estimated",
@@ -120,7 +120,7 @@ def step_counts(own: argparse.Namespace, settings: FitSettings) -> StepCounts:
     """How many steps samples take: of a run, of a given mean, or what is known of these models. Raises UserError."""
     from ttopt.planning.step_counts import PAPER_MEAN, even, of_run, shipped
 
-    most = settings.optimisation.steps
+    most = settings.optimization.steps
     if own.steps_from is not None:
         return of_run(own.steps_from, most)
     if own.mean_steps is not None:
@@ -130,7 +130,7 @@ def step_counts(own: argparse.Namespace, settings: FitSettings) -> StepCounts:
     return even(PAPER_MEAN, most, "the paper's mean")
 
 
-def report(found: Plan, samples: int, kwh_price: float) -> str:
+def report(found: Requirements, samples: int, kwh_price: float) -> str:
     """The estimate as text."""
     gpu = found.gpu
     shared = ", which share the video model's weights" * (found.processes > 1)
@@ -157,18 +157,18 @@ def report(found: Plan, samples: int, kwh_price: float) -> str:
     return "\n".join(lines)
 
 
-def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: FitSettings) -> str:
+def many(found: Requirements, counts: StepCounts, own: argparse.Namespace, settings: FitSettings) -> str:
     """The simulated runs of all samples as a table over numbers of GPUs. Raises UserError."""
     import numpy as np
 
-    from ttopt.planning.simulate import Work, Workers, bound, simulate
+    from ttopt.planning.simulate import SimulatedWorkers, Workload, bound, simulate
     from ttopt.planning.step_counts import work_of_run
 
     if own.seconds == "measured":
         known = work_of_run(own.steps_from)
     else:
         once, same = found.sample_seconds - found.steps * found.step_seconds, np.ones(len(counts.steps))
-        known = Work(once * same, found.step_seconds * same, counts.steps)
+        known = Workload(once * same, found.step_seconds * same, counts.steps)
     each = found.gpus  # of a worker
     draws = max(1, min(20, DRAWS // own.samples))
     lines = [
@@ -184,11 +184,13 @@ def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: Fit
     for gpus in own.gpus or MANY:
         if gpus < each:
             raise UserError(f"--gpus is {gpus}, but a sample needs {each}; give {each} or more")
-        workers = Workers(gpus // each, own.start_seconds, own.slow_share, own.slow_factor, own.failure_hours / each)
+        workers = SimulatedWorkers(
+            gpus // each, own.start_seconds, own.slow_share, own.slow_factor, own.failure_hours / each
+        )
         outcomes, bounds = [], []
         for draw in range(draws):
             picked = np.random.default_rng((settings.seed, draw)).choice(len(known.once), own.samples, p=counts.weights)
-            work = Work(known.once[picked], known.step[picked], known.steps[picked])
+            work = Workload(known.once[picked], known.step[picked], known.steps[picked])
             outcomes.append(simulate(work, workers, settings.logging.state_every, settings.seed + draw))
             bounds.append(bound(work, workers))
         hours = sum(outcome.makespan for outcome in outcomes) / draws / 3600
@@ -201,7 +203,7 @@ def many(found: Plan, counts: StepCounts, own: argparse.Namespace, settings: Fit
     return "\n".join(lines)
 
 
-def cures(settings: FitSettings, found: Plan) -> str:
+def cures(settings: FitSettings, found: Requirements) -> str:
     """What to change, one more thing at a time until it fits."""
     lines = ["", "To make it fit, change one after the other:"]
     for name, now in helping(settings, found):
@@ -212,7 +214,7 @@ def cures(settings: FitSettings, found: Plan) -> str:
     return "\n".join(lines)
 
 
-def helping(settings: FitSettings, found: Plan) -> Iterator[tuple[str, Plan]]:
+def helping(settings: FitSettings, found: Requirements) -> Iterator[tuple[str, Requirements]]:
     """What lowers the memory of the plan ``found``, one more thing at a time: as it is typed, and the plan with it."""
     from ttopt.planning.estimate import plan
 
@@ -234,7 +236,7 @@ def _allowed(settings: FitSettings) -> bool:
     return True
 
 
-def _memory(found: Plan) -> str:
+def _memory(found: Requirements) -> str:
     return ", ".join(f"{size / GIB:.1f} GiB on {device}" for device, size in found.memory.items())
 
 
@@ -247,8 +249,8 @@ def _change(group: str, **values: Any) -> tuple[str, Callable[[FitSettings], Fit
 # From what costs nothing to what changes the result.
 CURES = (
     _change("reasoner", offload=True),
-    _change("teacher", recompute=True),
-    _change("reasoner", recompute="all"),
+    _change("teacher", activation_checkpointing=True),
+    _change("reasoner", activation_checkpointing="all"),
     _change("decoder", kind="light", shrink=1),
     _change("reasoner", float8=True),
     _change("teacher", float8=True),

@@ -20,10 +20,10 @@ NO_SAMPLE = -1
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What samples take on a worker of normal speed: arrays of one number a sample."""
 
-    once: np.ndarray  # seconds besides the optimisation steps
+    once: np.ndarray  # seconds besides the optimization steps
     step: np.ndarray  # seconds of a step
     steps: np.ndarray  # how many
 
@@ -33,7 +33,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Workers:
+class SimulatedWorkers:
     """The workers, and what goes wrong with them."""
 
     count: int
@@ -52,7 +52,7 @@ class Outcome:
     failures: float
 
 
-def simulate(work: Work, workers: Workers, state_every: int = 0, seed: int = 0) -> Outcome:
+def simulate(work: Workload, workers: SimulatedWorkers, state_every: int = 0, seed: int = 0) -> Outcome:
     """One run over samples in their order; the same seed, the same outcome.
 
     A sample whose worker dies keeps its steps up to a multiple of ``state_every`` (0: none) and nothing else. Raises
@@ -94,7 +94,7 @@ def simulate(work: Work, workers: Workers, state_every: int = 0, seed: int = 0) 
     return Outcome(end, busy, failures)
 
 
-def bound(work: Work, workers: Workers) -> str:
+def bound(work: Workload, workers: SimulatedWorkers) -> str:
     """What keeps the makespan from being shorter: the largest of its lower bounds."""
     if workers.count > len(work.once):
         return "fewer samples than workers"

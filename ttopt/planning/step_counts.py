@@ -1,4 +1,4 @@
-"""How many optimisation steps samples take: measured in a run, or as even as a mean allows.
+"""How many optimization steps samples take: measured in a run, or as even as a mean allows.
 
 ``python -m ttopt.planning.step_counts runs/x`` prints a run's, as step_counts.json holds those of the embedded models.
 """
@@ -14,8 +14,8 @@ import numpy as np
 
 from ttopt.config.parsing import config_path, read_config
 from ttopt.errors import UserError
-from ttopt.planning.simulate import Work
-from ttopt.record.result import FILE, Optimisation, Result
+from ttopt.planning.simulate import Workload
+from ttopt.record.result import FILE, Optimization, Result
 from ttopt.record.run_folder import CONFIG
 
 PAPER_MEAN = 16.0  # VLM-as-Teacher, arXiv 2606.02564: "about 16"
@@ -57,12 +57,12 @@ def shipped(most: int) -> StepCounts:
 
 def of_run(folder: Path, most: int) -> StepCounts:
     """Those of a run's finished samples. Raises UserError if there are none."""
-    steps = np.array([optimisation.steps for _, optimisation in _finished(folder)])
+    steps = np.array([optimization.steps for _, optimization in _finished(folder)])
     weights = np.full(len(steps), 1 / len(steps))
     return StepCounts(f"of {len(steps)} samples in {folder}", np.minimum(steps, most), weights)
 
 
-def work_of_run(folder: Path) -> Work:
+def work_of_run(folder: Path) -> Workload:
     """The seconds of a run's finished samples, as they were measured, in the order of their names. Raises UserError."""
     config = folder / CONFIG
     if config.exists() and read_config(config_path(str(config))).get("batch_samples", 1) != 1:
@@ -71,18 +71,18 @@ def work_of_run(folder: Path) -> Work:
         )
     finished = _finished(folder)
     total = np.array([result.seconds["total"] for result, _ in finished])
-    steps = np.array([optimisation.steps for _, optimisation in finished])
+    steps = np.array([optimization.steps for _, optimization in finished])
     loop = np.array([sum(result.seconds.get(part, 0.0) for part in LOOP) for result, _ in finished])
     step = np.where(steps > 0, loop / np.maximum(steps, 1), 0.0)
-    return Work(total - steps * step, step, steps)
+    return Workload(total - steps * step, step, steps)
 
 
-def _finished(folder: Path) -> list[tuple[Result, Optimisation]]:
+def _finished(folder: Path) -> list[tuple[Result, Optimization]]:
     places = sorted(path.parent for path in (folder / "samples").glob(f"[!.]*/{FILE}"))
-    results = [(result, result.optimisation) for result in map(Result.load, places)]
-    found = [(result, optimisation) for result, optimisation in results if optimisation is not None]
+    results = [(result, result.optimization) for result in map(Result.load, places)]
+    found = [(result, optimization) for result, optimization in results if optimization is not None]
     if not found:
-        raise UserError(f"{folder} holds no finished sample that was optimised; give the folder of a run of ttopt fit")
+        raise UserError(f"{folder} holds no finished sample that was optimized; give the folder of a run of ttopt fit")
     return found
 
 

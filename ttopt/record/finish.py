@@ -15,7 +15,7 @@ from ttopt.data.video import write_frames, write_video
 from ttopt.record import metrics
 from ttopt.record.identity import inputs
 from ttopt.record.meter import Meter
-from ttopt.record.result import Optimisation, Result, Scored, versions
+from ttopt.record.result import Optimization, Result, Scored, versions
 from ttopt.record.run_folder import CONFIG, writing
 
 
@@ -33,7 +33,7 @@ def finish(
     accepted: bool | None = None,
     stop: str = "",
     error: str = "",
-    optimisation: Optimisation | None = None,
+    optimization: Optimization | None = None,
     details: dict[str, Any] | None = None,
     more_inputs: dict[str, str] | None = None,
 ) -> Result:
@@ -72,7 +72,7 @@ def finish(
         device=_device_name(meter.timer.device),
         versions=versions(),
         finished=datetime.now().astimezone().isoformat(timespec="seconds"),
-        optimisation=optimisation,
+        optimization=optimization,
         error=error,
         details=details or {},
         inputs=inputs(sample, settings) | (more_inputs or {}),

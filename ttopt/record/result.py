@@ -49,13 +49,13 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Optimisation:
+class Optimization:
     """What only a method with an adapter knows. "before" is the frozen model with the same noise."""
 
     queries: dict[str, Any]  # {"goal": str, "process": [str, ...], "generic": whether the teacher's were unusable}
-    steps: int  # optimisation steps that were taken
+    steps: int  # optimization steps that were taken
     kept: str  # whose video is video.mp4: "adapter", "base", or the one-step "prediction"
-    prediction_before: Graded  # of the prediction that was optimised
+    prediction_before: Graded  # of the prediction that was optimized
     prediction_after: Graded
     video_before: Graded  # of base.mp4: what the reward says of the few-step video
     video_after: Graded  # of video.mp4
@@ -89,7 +89,7 @@ class Result:
     device: str
     versions: dict[str, str]
     finished: str  # ISO time
-    optimisation: Optimisation | None = None
+    optimization: Optimization | None = None
     error: str = ""  # a model that could not be reached or understood
     details: dict[str, Any] = field(default_factory=dict)  # the method's own, in JSON's types
     inputs: dict[str, str] = field(default_factory=dict)  # digests of what went in, see ttopt/record/identity.py
@@ -105,13 +105,13 @@ class Result:
         path = folder / FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            optimisation, score = content["optimisation"], content["score"]
-            if optimisation is not None:
+            optimization, score = content["optimization"], content["score"]
+            if optimization is not None:
                 for name in ("prediction_before", "prediction_after", "video_before", "video_after"):
-                    optimisation[name] = _graded(**optimisation[name])
-                before = optimisation["score_before"]
-                optimisation["score_before"] = before and Scored(**before)
-                content["optimisation"] = Optimisation(**optimisation)
+                    optimization[name] = _graded(**optimization[name])
+                before = optimization["score_before"]
+                optimization["score_before"] = before and Scored(**before)
+                content["optimization"] = Optimization(**optimization)
             content["score"] = score and Scored(**score)
             content["cost"] = Cost(**content["cost"])
             return cls(**content)

@@ -2,9 +2,9 @@
 
 runs/x/config.yaml            the settings of the run
 runs/x/samples/<id>/          complete, or absent: written beside and renamed
-runs/x/samples/.<id>/         unfinished: while it is worked on, or with what it can go on from: an optimisation's state
-                              (ttopt/optimize/state.py), a step loop's journal (loop/journal.py)
-runs/x/memory.txt             with a memory: the entries that the run may start from (ttopt/optimize/bank.py)
+runs/x/samples/.<id>/         unfinished: while it is worked on, or with what it can go on from: an optimization's state
+                              (ttopt/optimization/state.py), a step loop's journal (loop/journal.py)
+runs/x/bank.txt             with a memory: the entries that the run may start from (ttopt/optimization/bank.py)
 runs/x/wandb/                 offline W&B runs
 runs/x/.lock                  held by the process that works here
 runs/x/.claims/<id>           held by the worker that works on a sample (ttopt/run/ray_pool.py)
@@ -36,10 +36,10 @@ LOCK = ".lock"
 CLAIMS = ".claims"
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
 # how many there are, where they are computed, in how much memory, and what is told of them.
-FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "memory.add",
-        "reasoner.device", "reasoner.recompute", "reasoner.offload", "reasoner.shard", "decoder.checkpoint",
-        "teacher.device", "teacher.recompute", "chat.base_url", "chat.key_env", "chat.timeout", "chat.max_retries",
-        "chat.requests_per_minute", "chat.price")  # fmt: skip
+FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "bank.add",
+        "reasoner.device", "reasoner.activation_checkpointing", "reasoner.offload", "reasoner.shard",
+        "decoder.activation_checkpointing", "teacher.device", "teacher.activation_checkpointing", "chat.base_url",
+        "chat.key_env", "chat.timeout", "chat.max_retries", "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
 class RunFolder:

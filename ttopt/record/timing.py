@@ -1,4 +1,4 @@
-"""Seconds and peak memory of each part of the work, without waiting for the GPU in the optimisation loop."""
+"""Seconds and peak memory of each part of the work, without waiting for the GPU in the optimization loop."""
 
 from __future__ import annotations
 

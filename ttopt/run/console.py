@@ -1,4 +1,4 @@
-"""What a person sees: progress while samples are optimised, and the table at the end."""
+"""What a person sees: progress while samples are optimized, and the table at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ttopt.data.sample import Sample
 from ttopt.errors import printable
-from ttopt.optimize.training import TestTimeTraining
+from ttopt.optimization.training import TestTimeTraining
 from ttopt.record.result import Result, Scored
 
 TABLE_WIDTH = 140  # when the output is a file, not a terminal
@@ -45,7 +45,7 @@ class Console:
 
     def summary(self, results: Sequence[Result]) -> None:
         """The table of all samples."""
-        table = Table(title="Test-time optimisation", title_justify="left")
+        table = Table(title="Test-time optimization", title_justify="left")
         for name in ("sample", "family", "split"):
             table.add_column(name, overflow="fold")
         for name in ("steps", "loss before → after"):
@@ -55,7 +55,7 @@ class Console:
         for name in ("video s", "seconds"):
             table.add_column(name, justify="right")
         for r in results:
-            o = r.optimisation
+            o = r.optimization
             table.add_row(
                 r.sample,
                 escape(printable(r.family)) or "-",
@@ -70,7 +70,7 @@ class Console:
         self.output.print(table)
         after = [r.score.success for r in results if r.score]
         before = [
-            r.optimisation.score_before.success for r in results if r.optimisation and r.optimisation.score_before
+            r.optimization.score_before.success for r in results if r.optimization and r.optimization.score_before
         ]
         if after:
             was = f"{sum(before)} of {len(before)} → " if before else ""
@@ -109,7 +109,7 @@ class LiveSteps:
     def finished(self, result: Result, skipped: bool = False) -> None:
         self._advance()
         how = "finished earlier" if skipped else f"{result.seconds['total']:.1f} s"
-        what, o = result.stop, result.optimisation
+        what, o = result.stop, result.optimization
         if o is not None:
             before, after = _number(o.prediction_before.loss), _number(o.prediction_after.loss)
             what = f"loss {before} → {after} in {o.steps} steps ({result.stop})"
@@ -117,7 +117,7 @@ class LiveSteps:
 
     def failed(self, sample: Sample, why: str) -> None:
         self._advance()
-        self.note(f"{self._count}/{self._total} {sample.id}: not optimised: {why}")
+        self.note(f"{self._count}/{self._total} {sample.id}: not optimized: {why}")
 
     def callback(self) -> L.Callback:
         return _ShowLoss(self._progress, self._one)
@@ -149,7 +149,7 @@ def _number(value: float) -> str:
 def _scores(result: Result) -> str:
     if result.score is None:
         return "-"
-    o = result.optimisation
+    o = result.optimization
     return f"{_score(o.score_before)} → {_score(result.score)}" if o else _score(result.score)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ttopt.config.settings import FitSettings
 from ttopt.errors import UserError
-from ttopt.models.distributed import processes
+from ttopt.models.distributed import world_size
 from ttopt.models.load import TOO_SMALL, Models
 from ttopt.models.reasoner import StandardDecoder
 from ttopt.planning.gpus import GPUS
@@ -26,18 +26,21 @@ def spare(models: Models) -> bool:
     frame, which it now computes again too.)
     """
     kept = can_spare(models)
-    models.reasoner.recompute = range(len(models.reasoner.transformer.blocks))
-    models.teacher.set_recompute(True)
+    models.reasoner.activation_checkpointing = range(len(models.reasoner.transformer.blocks))
+    models.teacher.set_activation_checkpointing(True)
     if isinstance(models.decoder, StandardDecoder):
-        models.decoder.checkpoint = True
+        models.decoder.activation_checkpointing = True
     return kept
 
 
 def can_spare(models: Models) -> bool:
     """Whether ``spare`` would change anything."""
     reasoner, decoder = models.reasoner, models.decoder
-    kept = len(reasoner.recompute) < len(reasoner.transformer.blocks) or not models.teacher.recompute
-    return kept or (isinstance(decoder, StandardDecoder) and not decoder.checkpoint)
+    kept = (
+        len(reasoner.activation_checkpointing) < len(reasoner.transformer.blocks)
+        or not models.teacher.activation_checkpointing
+    )
+    return kept or (isinstance(decoder, StandardDecoder) and not decoder.activation_checkpointing)
 
 
 def release(reserve: bool = False) -> None:
@@ -53,10 +56,13 @@ def advice(settings: FitSettings) -> str:
     """What to do when that was not enough."""
     from ttopt.planning.estimate import plan
 
-    reasoner, teacher = replace(settings.reasoner, recompute="all"), replace(settings.teacher, recompute=True)
+    reasoner, teacher = (
+        replace(settings.reasoner, activation_checkpointing="all"),
+        replace(settings.teacher, activation_checkpointing=True),
+    )
     spared = replace(settings, reasoner=reasoner, teacher=teacher)
     name = ""
     with suppress(UserError):  # models whose sizes are unknown
-        found = plan(spared, GPUS["H100"], processes=processes())  # any GPU: what is needed is the same on all
+        found = plan(spared, GPUS["H100"], processes=world_size())  # any GPU: what is needed is the same on all
         name, _ = next(helping(spared, found), ("", found))
     return f"{TOO_SMALL}, first {name}" if name else TOO_SMALL

@@ -38,8 +38,8 @@ CURE = (
 )
 
 
-class Workers:
-    """``with Workers(settings) as workers: ...``: they start when there is a sample for them, and end on leaving.
+class RayPool:
+    """``with RayPool(settings) as workers: ...``: they start when there is a sample for them, and end on leaving.
 
     A Ray that was started for them ends too; a cluster that was there before stays as it was.
     """
@@ -49,7 +49,7 @@ class Workers:
         self._idle: list[Any] = []  # actors that have nothing to do
         self._joined = False
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> RayPool:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -23,11 +23,11 @@ from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import Method, asks, make_method, make_object, needs_models, own_inputs
 from ttopt.models.chat.chat import check_chat, make_chat
-from ttopt.models.distributed import led
+from ttopt.models.distributed import from_rank_zero
 from ttopt.models.load import no_models, sources
-from ttopt.optimize.algorithm import Models, load_models
-from ttopt.optimize.bank import Bank
-from ttopt.optimize.batch_fit import batched
+from ttopt.optimization.algorithm import Models, load_models
+from ttopt.optimization.bank import Bank
+from ttopt.optimization.batch_fit import batched
 from ttopt.record.identity import files_digest, sample_digest
 from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import RunFolder, new_path
@@ -35,7 +35,7 @@ from ttopt.run.console import Console, LiveSteps
 from ttopt.run.sample_runner import Failure, Job, Solver
 
 if TYPE_CHECKING:
-    from ttopt.run.ray_pool import Workers
+    from ttopt.run.ray_pool import RayPool
 
 Load = Callable[[FitSettings], Models]
 MakeCallbacks = Callable[[FitSettings], list[L.Callback]]
@@ -55,13 +55,13 @@ def fit_all(
     console: Console,
     callbacks: MakeCallbacks = lambda settings: [],
     load: Load | None = None,
-    workers: Workers | None = None,
+    workers: RayPool | None = None,
 ) -> Run:
-    """Optimises every sample that the run's folder does not hold yet, with new ``callbacks`` for each.
+    """Optimizes every sample that the run's folder does not hold yet, with new ``callbacks`` for each.
 
     ``load`` is asked for the models only if a sample is left to do (None: they are loaded anew). The ``workers`` of
     ``--engine ray`` load their own; they end with this run unless they are given.
-    A sample that cannot be optimised is noted in ``problems`` and the others go on. Raises UserError for what stops the
+    A sample that cannot be optimized is noted in ``problems`` and the others go on. Raises UserError for what stops the
     whole run: settings, data, weights, a folder that cannot be written.
     """
     if settings.engine == "ray" and workers is None:
@@ -75,14 +75,14 @@ def fit_all(
     batched(method, [], settings)  # refuses what cannot be batched before anything is written
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
     job = Job(settings, folder, queries, scorer, partial(_callbacks, callbacks, settings))
-    with folder.locked(), console.samples(samples, settings.optimisation.steps) as progress:
-        done = led(lambda: _finished(samples, folder, settings, method))
+    with folder.locked(), console.samples(samples, settings.optimization.steps) as progress:
+        done = from_rank_zero(lambda: _finished(samples, folder, settings, method))
         for result in done.values():
             progress.finished(result, skipped=True)
         left = [sample for sample in samples if sample.id not in done]
         outcomes: dict[str, Result | Failure] = {**done}
         if left:
-            job = dataclasses.replace(job, bank=led(lambda: Bank.open(settings, folder.path, progress.note)))
+            job = dataclasses.replace(job, bank=from_rank_zero(lambda: Bank.open(settings, folder.path, progress.note)))
         if workers is not None and needs_models(method):
             solved = workers.solve(job, left, progress)
         else:
@@ -99,13 +99,13 @@ def fit_all(
     )
 
 
-def open_workers(settings: FitSettings) -> AbstractContextManager[Workers | None]:
+def open_workers(settings: FitSettings) -> AbstractContextManager[RayPool | None]:
     """The workers of ``--engine ray``, which end on leaving; None for the engine in this process. Raises UserError."""
     if settings.engine == "in_process":
         return nullcontext()
-    from ttopt.run.ray_pool import Workers
+    from ttopt.run.ray_pool import RayPool
 
-    return Workers(settings)
+    return RayPool(settings)
 
 
 def _one_by_one(
@@ -155,7 +155,7 @@ def _tell(sample: Sample, outcome: Result | Failure, progress: LiveSteps) -> Non
         progress.failed(sample, outcome.why)
         return
     progress.finished(outcome)
-    if outcome.optimisation and outcome.optimisation.queries.get("generic"):
+    if outcome.optimization and outcome.optimization.queries.get("generic"):
         progress.note(f"{sample.id}: the teacher wrote no usable questions, generic ones were asked instead")
 
 
@@ -165,10 +165,10 @@ def _problem(outcome: Result | Failure) -> str:
         return outcome.why
     if outcome.error:
         return outcome.error
-    if outcome.stop == NON_FINITE and outcome.optimisation:
+    if outcome.stop == NON_FINITE and outcome.optimization:
         return (
             "the loss became NaN or infinite; the best adapter before, that of step "
-            f"{outcome.optimisation.steps}, is kept; lower --optimisation.lr, or give --reasoner.dtype and "
+            f"{outcome.optimization.steps}, is kept; lower --optimization.lr, or give --reasoner.dtype and "
             "--teacher.dtype float32"
         )
     return ""

@@ -14,10 +14,10 @@ from ttopt.data.sample import Sample, Scorer
 from ttopt.errors import UserError
 from ttopt.methods.base import Context, Method
 from ttopt.models.chat.chat import Chat
-from ttopt.models.distributed import met_by_all, several
+from ttopt.models.distributed import is_distributed, reached_by_all_ranks
 from ttopt.models.load import Models
 from ttopt.models.teacher import Queries
-from ttopt.optimize.bank import Bank
+from ttopt.optimization.bank import Bank
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result
 from ttopt.record.run_folder import RunFolder
@@ -68,7 +68,7 @@ class Solver:
                 raise
             full = isinstance(error, torch.OutOfMemoryError)
             why = advice(self.job.settings) if full else str(error)
-            if (full and several()) or not met_by_all():
+            if (full and is_distributed()) or not reached_by_all_ranks():
                 raise UserError(f"sample {sample.id}: {why}") from error
             return Failure(why)
 
@@ -77,7 +77,7 @@ class Solver:
         try:
             return self._solve(sample)
         except torch.OutOfMemoryError:
-            if several() or not spare(self.models):  # other processes wait in the middle of the first try
+            if is_distributed() or not spare(self.models):  # other processes wait in the middle of the first try
                 raise
         self.note(SPARED)  # not in the except clause: there, the first try's tensors still live
         release(reserve=True)

@@ -120,5 +120,5 @@ def log_result(logger: WandbLogger | None, result: Result, folder: Path) -> None
     run.log({name: wandb.Video(str(path), format="mp4") for name, path in videos.items() if path.exists()})
     numbers = dataclasses.asdict(result)
     run.summary.update({key: numbers[key] for key in ("method", "accepted", "stop", "score", "cost")})
-    if numbers["optimisation"] is not None:
-        run.summary.update(numbers["optimisation"])
+    if numbers["optimization"] is not None:
+        run.summary.update(numbers["optimization"])

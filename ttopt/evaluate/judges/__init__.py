@@ -23,7 +23,7 @@ JUDGE_TOKENS = 8192  # at least: a judge thinks about every question first, and 
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgment:
     """One system's scores. ``scores`` holds one number in [0, 1] for every sample that has a video and no error."""
 
     name: str
@@ -34,7 +34,7 @@ class Verdict:
 
 
 # The folder of a system's videos, the samples that have one, all samples, a folder to work in
-Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Verdict]
+Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Judgment]
 
 
 def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], note: Callable[[str], None]) -> list[str]:
@@ -56,7 +56,7 @@ def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], no
         old = read_json(path)
         of = {"samples": [sample.id for sample in samples], "videos": stamps, "prompt": prompt}
         if old.get("of") == of and not old["errors"]:
-            verdict = Verdict(**{spec.name: old[spec.name] for spec in dataclasses.fields(Verdict)})
+            verdict = Judgment(**{spec.name: old[spec.name] for spec in dataclasses.fields(Judgment)})
         else:
             note(f"{method.name}: judging {len(stamps)} videos")
             judged = [sample for sample in samples if sample.id in stamps]

@@ -23,7 +23,7 @@ from ttopt.data.genvire import output_path
 from ttopt.data.sample import Sample
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
-from ttopt.evaluate.judges import Evaluator, Verdict, mean_of, server
+from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server
 from ttopt.evaluate.judges.ruler import frames
 from ttopt.models.chat.chat import Chat, Message, ask, fingerprint
 from ttopt.record.run_folder import read_json, write_text
@@ -43,7 +43,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
     """The judge behind chat.*; the benchmark's own is gemini-2.5-pro. Raises UserError without a server."""
     chat, model = server(settings, "Gen-ViRe", "gemini-2.5-pro"), settings.chat.model
 
-    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
+    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Judgment:
         return judge_all(chat, videos, judged, samples, work, model)
 
     return evaluate
@@ -51,7 +51,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
 
 def judge_all(
     chat: Chat, videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path, model: str
-) -> Verdict:
+) -> Judgment:
     """Judges what ``work`` does not hold yet: one file a sample and run."""
     runs: dict[str, list[float]] = {}
     errors: dict[str, str] = {}
@@ -73,7 +73,7 @@ def judge_all(
             errors[sample.id] = str(error)
             runs.pop(sample.id, None)
     scores = {sample: mean_of(values) for sample, values in runs.items()}
-    return Verdict("Gen-ViRe score", scores, summary(samples, scores), errors, {"judge": model, "runs": str(RUNS)})
+    return Judgment("Gen-ViRe score", scores, summary(samples, scores), errors, {"judge": model, "runs": str(RUNS)})
 
 
 def rubric_of(sample: Sample) -> dict[str, Any]:

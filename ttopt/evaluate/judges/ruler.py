@@ -24,7 +24,7 @@ from ttopt.data.ruler import METRICS, output_path
 from ttopt.data.sample import Sample
 from ttopt.data.video import UNREADABLE, fit_image, read_video_rate
 from ttopt.errors import UserError, brief
-from ttopt.evaluate.judges import Evaluator, Verdict, judge_prompt, mean_of, server
+from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server
 from ttopt.models.chat.chat import Chat, ChatError, Jpeg, Message, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
@@ -52,7 +52,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
     chat, system = server(settings, "RULER-Bench", "o3"), judge_prompt(settings) or SYSTEM
     root = Path(str(settings.root))
 
-    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
+    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Judgment:
         return judge_all(chat, system, root, videos, judged, samples, work, settings.chat.model)
 
     return evaluate
@@ -61,7 +61,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
 def judge_all(
     chat: Chat, system: str, root: Path, videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path,
     model: str,
-) -> Verdict:  # fmt: skip
+) -> Judgment:  # fmt: skip
     """Judges what ``work`` does not hold yet: one file a sample, named like the official evaluator's."""
     answers: dict[str, list[str]] = {}
     errors: dict[str, str] = {}
@@ -81,7 +81,7 @@ def judge_all(
             errors[sample.id] = str(error)
     metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
     scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}
-    return Verdict("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model})
+    return Judgment("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model})
 
 
 def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:

@@ -19,7 +19,7 @@ from ttopt.config.comparison import CompareSettings
 from ttopt.data.sample import Sample
 from ttopt.data.vbvr import output_path
 from ttopt.errors import UserError
-from ttopt.evaluate.judges import Evaluator, Verdict, mean_of
+from ttopt.evaluate.judges import Evaluator, Judgment, mean_of
 from ttopt.record.run_folder import write_text
 
 INSTALL = "pip install -e '.[vbvr]' 'vbvr-bench @ git+https://github.com/Video-Reason/VBVR-EvalKit'"
@@ -36,7 +36,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
     root = str(settings.root)
     provenance = {"opencv": str(cv2.__version__), "vbvr-bench": _version()}
 
-    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Verdict:
+    def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Judgment:
         work.mkdir(parents=True, exist_ok=True)
         output = io.StringIO()  # the kit prints a lot
         task: dict[str, Any] = {"samples": []}
@@ -59,7 +59,7 @@ def _verdict(
     task: Sequence[dict[str, Any]],
     weighted: Sequence[dict[str, Any]],
     provenance: dict[str, str],
-) -> Verdict:
+) -> Judgment:
     both: dict[str, dict[str, float]] = {"task": {}, "weighted": {}}
     errors: dict[str, str] = {}
     ids = {str(videos / output_path(sample)): sample.id for sample in judged}
@@ -82,7 +82,7 @@ def _verdict(
             if wanted:
                 summary[f"{name}, {label}"] = round(mean_of([scores.get(s, 0.0) for s in wanted]), 4)
     scores = {sample: score for sample, score in both["task"].items() if sample not in errors}
-    return Verdict("VBVR-Bench task score", scores, summary, errors, provenance)
+    return Judgment("VBVR-Bench task score", scores, summary, errors, provenance)
 
 
 def _version() -> str:

@@ -1,4 +1,4 @@
-"""The plots of a page as Vega-Lite specifications; the browser fills in sizes and colours of its theme."""
+"""The plots of a page as Vega-Lite specifications; the browser fills in sizes and colors of its theme."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def score_against_cost(table: Sequence[Row], score: str) -> dict[str, Spec]:
             continue
         x = {"field": "cost", "type": "quantitative", "title": f"{NUMBERS[cost]} a sample", "scale": {"type": "symlog"}}
         y = {"field": "score", "type": "quantitative", "title": score, "scale": {"zero": False}}
-        colour = {"field": "method", "type": "nominal", "legend": None}
+        color = {"field": "method", "type": "nominal", "legend": None}
         tooltip = [{"field": f, "type": t, "format": ".3~f" if t == "quantitative" else ""}
                    for f, t in (("method", "nominal"), ("score", "quantitative"), ("low", "quantitative"),
                                 ("high", "quantitative"), ("cost", "quantitative"))]  # fmt: skip
@@ -34,7 +34,7 @@ def score_against_cost(table: Sequence[Row], score: str) -> dict[str, Spec]:
             "data": {"values": values},
             "width": "container",
             "height": 300,
-            "encoding": {"x": x, "color": colour, "tooltip": tooltip},
+            "encoding": {"x": x, "color": color, "tooltip": tooltip},
             "layer": [
                 {"mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.45},
                  "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}}},

@@ -35,7 +35,7 @@ def _comparison(folder: Path) -> Path:
     about += _made(entry.result for samples in found.entries.values() for entry in samples.values())
     slugs = {method.name: method.slug for method in s.methods}
     title = f"Comparison {folder.resolve().name}"
-    taus = {method.name: settings_of(method, s, folder).optimisation.tau for method in s.methods}
+    taus = {method.name: settings_of(method, s, folder).optimization.tau for method in s.methods}
     page = comparison_page(folder, title, about, found.entries, slugs, found.table, s.reference, taus)
     return write_page(page, folder / FILE)
 
@@ -46,9 +46,9 @@ def _fit(folder: Path) -> Path:
     results.sort(key=lambda result: (result.finished, result.sample))
     if not results:
         raise UserError(f"{folder} holds no finished sample; run ttopt fit --run-dir {folder}")
-    about = [("data set", s.dataset), ("seed", str(s.seed)), ("steps", f"at most {s.optimisation.steps}")]
-    about += [("tau", f"{s.optimisation.tau:g}"), ("learning rate", f"{s.optimisation.lr:g}"), *_made(results)]
-    page = fit_page(folder, f"Run {folder.resolve().name}", about, results, s.optimisation.tau)
+    about = [("data set", s.dataset), ("seed", str(s.seed)), ("steps", f"at most {s.optimization.steps}")]
+    about += [("tau", f"{s.optimization.tau:g}"), ("learning rate", f"{s.optimization.lr:g}"), *_made(results)]
+    page = fit_page(folder, f"Run {folder.resolve().name}", about, results, s.optimization.tau)
     return write_page(page, folder / FILE)
 
 

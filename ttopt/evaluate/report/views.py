@@ -103,12 +103,12 @@ def comparison_page(
 
 
 def fit_page(folder: Path, title: str, about: Sequence[tuple[str, str]], results: Sequence[Result], tau: float) -> Page:
-    """The page of a run: every sample's video, and beside an optimised one the frozen model's."""
+    """The page of a run: every sample's video, and beside an optimized one the frozen model's."""
     files = [folder / "samples" / r.sample / f"{name}.mp4" for r in results for name in ("base", "video")]
     embed = _fits(files)
-    views, methods = [], dict.fromkeys(BEFORE for r in results if r.optimisation)
+    views, methods = [], dict.fromkeys(BEFORE for r in results if r.optimization)
     for result in results:
-        place, o = folder / "samples" / result.sample, result.optimisation
+        place, o = folder / "samples" / result.sample, result.optimization
         made = _clip(result.method, Entry(result), place, folder, embed)
         methods[result.method] = None
         clips = [made]
@@ -150,7 +150,7 @@ def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> 
         return Clip(method, "failed", note="could not be done")
     video = place / "video.mp4"
     cost = result.cost
-    o = result.optimisation
+    o = result.optimization
     trace = _trace(read_json(place / "trace.json"))
     outcome = "failed" if entry.failed else _outcome(result.score)
     return Clip(

@@ -26,7 +26,7 @@ from ttopt.data.replies import parse_reply, spoken, storable
 from ttopt.data.video import to_uint8
 from ttopt.errors import UserError
 from ttopt.models.chat.grammar import Grammar
-from ttopt.models.distributed import led
+from ttopt.models.distributed import from_rank_zero
 
 if TYPE_CHECKING:
     from ttopt.models.teacher import Teacher
@@ -246,7 +246,7 @@ class OpenAIChat:
 
     def reply(self, messages: Sequence[Message], schema: type[BaseModel] | None = None) -> Reply:
         """Held to the schema where the server knows how; where it refuses, asked again without, then and later."""
-        return led(lambda: self._reply(messages, schema))
+        return from_rank_zero(lambda: self._reply(messages, schema))
 
     def _reply(self, messages: Sequence[Message], schema: type[BaseModel] | None) -> Reply:
         import openai

@@ -1,4 +1,4 @@
-"""The adapter: a low-rank update (LoRA) of the frozen transformer, the only thing that is optimised.
+"""The adapter: a low-rank update (LoRA) of the frozen transformer, the only thing that is optimized.
 
 VLM-as-Teacher (arXiv 2606.02564), Algorithm 1: phi, with zero effect at the start, one per instance.
 """

@@ -1,4 +1,4 @@
-"""Many adapters in one forward: B instances optimised side by side as one batch."""
+"""Many adapters in one forward: B instances optimized side by side as one batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BatchedAdapter:
     """B independent LoRAs on one frozen transformer; item b of a batch is adapted by LoRA b.
 
     Equal to running ``Adapter`` on one item at a time with the same rank, alpha, targets and blocks.
-    Optimisers that act element by element (AdamW) keep the instances independent; clip with
+    Optimizers that act element by element (AdamW) keep the instances independent; clip with
     ``clip_gradients``. The updates are added by forward hooks, so the transformer's own modules stay as they
     are. While the adapter is enabled, every forward must have batch size B; or as many as ``active`` names, the
     instances that a forward is for. The matrices lie on ``device`` (None: beside their layers), where the work is done:

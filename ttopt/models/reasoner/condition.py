@@ -28,7 +28,7 @@ class Condition:
     """Condition of B videos of one size.
 
     ``text`` (B, L, D) in the transformer's dtype, zeros after each prompt's end; ``first_frame``
-    (B, C, 1, h, w) float32 normalised latents, or None for text-to-video; ``shape`` (C, T, h, w) of one
+    (B, C, 1, h, w) float32 normalized latents, or None for text-to-video; ``shape`` (C, T, h, w) of one
     video's latents. ``channels`` (B, 4 + C, T, h, w) float32, in image-to-video models that see the first frame as
     further input channels instead (Wan2.2-I2V-A14B).
     """
@@ -64,7 +64,7 @@ class Condition:
 
 
 def clean_prompt(prompt: str) -> str:
-    """Repair, HTML-unescape and single-space a prompt, as the diffusers Wan pipelines do before tokenising."""
+    """Repair, HTML-unescape and single-space a prompt, as the diffusers Wan pipelines do before tokenizing."""
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
@@ -111,12 +111,12 @@ def encode_first_frame(images: Tensor, vae: AutoencoderKLWan) -> Tensor:
 def encode_channels(images: Tensor, vae: AutoencoderKLWan, frames: int) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] -> the input channels (B, 4 + C, T, h, w) float32 of Wan's 36-channel models.
 
-    A mask, 1 in the first latent frame, and the latents of a video that is grey after its first frame.
+    A mask, 1 in the first latent frame, and the latents of a video that is gray after its first frame.
     """
     mean, inverse_std = latent_statistics(vae, images.device)
     pixels = (2.0 * images - 1.0).unsqueeze(2)  # (B, 3, 1, H, W)
-    grey = pixels.new_zeros(()).expand(*pixels.shape[:2], frames - 1, *pixels.shape[3:])
-    latents: Tensor = vae.encode(torch.cat([pixels, grey], dim=2).to(vae.dtype)).latent_dist.mode().float()
+    gray = pixels.new_zeros(()).expand(*pixels.shape[:2], frames - 1, *pixels.shape[3:])
+    latents: Tensor = vae.encode(torch.cat([pixels, gray], dim=2).to(vae.dtype)).latent_dist.mode().float()
     latents = (latents - mean) * inverse_std
     mask = torch.zeros_like(latents[:, :1]).repeat(1, vae.config["scale_factor_temporal"], 1, 1, 1)
     mask[:, :, 0] = 1.0

@@ -1,4 +1,4 @@
-"""Differentiable decoding of latents to frames, inside the optimisation loop.
+"""Differentiable decoding of latents to frames, inside the optimization loop.
 
 The standard Wan VAE clamps its output, which kills the gradient of every saturated pixel, and keeps all
 activations of all frames. Here the clamp passes gradients straight through, latent frames after the last one
@@ -52,16 +52,16 @@ def check_frames(frames: Sequence[int], latent_frames: int) -> list[int]:
 class StandardDecoder:
     """The reasoner's own VAE decoder, frame by frame, with gradients.
 
-    ``checkpoint=True`` stores only the convolution caches between latent frames and recomputes the rest in
-    the backward pass: the same gradient in much less memory, for one more forward.
+    ``activation_checkpointing`` stores only the convolution caches between latent frames and recomputes the rest in the
+    backward pass: the same gradient in much less memory, for one more forward.
     """
 
-    def __init__(self, vae: AutoencoderKLWan, checkpoint: bool = False) -> None:
+    def __init__(self, vae: AutoencoderKLWan, activation_checkpointing: bool = False) -> None:
         self.vae = vae
-        self.checkpoint = checkpoint
+        self.activation_checkpointing = activation_checkpointing
 
     def __call__(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
-        """Decode some frames of normalised latents.
+        """Decode some frames of normalized latents.
 
         ``latents`` (B, C, T, h, w); ``frames`` K video frame numbers in 0 .. 4 * (T - 1), any order.
         Returns (B, K, 3, H, W) float32 in [0, 1].
@@ -76,7 +76,7 @@ class StandardDecoder:
         cache: list[Any] = [None] * vae._cached_conv_counts["decoder"]
         pieces = []
         for index, hidden_frame in enumerate(hidden.split(1, dim=2)):
-            if self.checkpoint and torch.is_grad_enabled():
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 piece, cache = recompute_in_backward(
                     self._decode_latent_frame, hidden_frame, cache, index == 0, use_reentrant=False
                 )

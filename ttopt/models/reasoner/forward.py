@@ -1,4 +1,4 @@
-"""The Wan transformer's forward, cut where the optimisation loop profits: embed, blocks i..j, head.
+"""The Wan transformer's forward, cut where the optimization loop profits: embed, blocks i..j, head.
 
 Equal to ``WanTransformer3DModel.forward`` of diffusers, with two differences in the work done:
 
@@ -67,20 +67,20 @@ def advance(
     transformer: Any,
     x: Activation,
     stop: int,
-    recompute: Collection[int] = (),
+    activation_checkpointing: Collection[int] = (),
     run: Callable[..., Tensor] | None = None,
 ) -> Activation:
     """Runs the blocks from ``x.block`` up to, not including, ``stop``.
 
-    The activations inside the blocks whose numbers are in ``recompute`` are not kept for the backward pass but computed
-    again there (gradient checkpointing): the same gradient in less memory, for one more forward of these blocks.
+    The activations inside the blocks whose numbers are in ``activation_checkpointing`` are not kept for the backward
+    pass but computed again there: the same gradient in less memory, for one more forward of these blocks.
     ``run`` is ``run_block`` or its compiled form.
     """
     run = run or run_block
     hidden = x.hidden
     for number in range(x.block, stop):
         arguments = (transformer.blocks[number], hidden, x.text, x.modulation, x.rope, x.first)
-        if number in recompute and torch.is_grad_enabled():
+        if number in activation_checkpointing and torch.is_grad_enabled():
             hidden = checkpoint(run, *arguments, use_reentrant=False)
         else:
             hidden = run(*arguments)

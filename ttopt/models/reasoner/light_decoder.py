@@ -1,4 +1,4 @@
-"""A small decoder from Wan latents to frames, cheap enough for the optimisation loop.
+"""A small decoder from Wan latents to frames, cheap enough for the optimization loop.
 
 The architecture is that of TAEHV (github.com/madebyollin/taehv, MIT), whose published Wan weights this class
 reads; the parameter names are the same. It stands in for the standard VAE in VLM-as-Teacher
@@ -85,7 +85,7 @@ class LightDecoderConfig:
 
 
 class LightDecoder(nn.Module):
-    """TAEHV decoder: normalised latents to frames.
+    """TAEHV decoder: normalized latents to frames.
 
     The latents are the transformer's own: no latent mean and std are applied, as for the public taew weights.
     """
@@ -117,7 +117,7 @@ class LightDecoder(nn.Module):
     def forward(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
         """Decode some frames.
 
-        ``latents`` (B, C, T, h, w) normalised; ``frames`` K video frame numbers in 0 .. 4 * (T - 1), in any
+        ``latents`` (B, C, T, h, w) normalized; ``frames`` K video frame numbers in 0 .. 4 * (T - 1), in any
         order. With time up-scalings switched off there are fewer decoded frames; the nearest one stands in.
         Returns (B, K, 3, H, W) float32 in [0, 1]; the final clamp passes gradients straight through.
         """

@@ -40,7 +40,7 @@ from ttopt.models.reasoner.speed import change_places, visiting
 class Reasoner:
     """A frozen video generation model; deliberately not an nn.Module, so that no trainer moves or saves it.
 
-    Latents are (B, C, T, h, w) float32, normalised; a video has 4 * (T - 1) + 1 frames. Everything runs with
+    Latents are (B, C, T, h, w) float32, normalized; a video has 4 * (T - 1) + 1 frames. Everything runs with
     the adapter as currently attached and enabled on ``transformer``.
     """
 
@@ -55,7 +55,7 @@ class Reasoner:
     ignore_image: bool = False  # the model was distilled without a first frame (FastWan)
     clean_frame: bool = True  # an image may be given as the clean first latent frame
     offload: bool = False  # the text encoder and the expert that is not needed wait in the CPU's memory
-    recompute: Collection[int] = ()  # blocks whose activations are computed again in the backward pass, not kept
+    activation_checkpointing: Collection[int] = ()  # blocks whose activations the backward pass computes again
     run_block: Callable[..., Tensor] | None = None  # a compiled block
     advance: Callable[..., Activation] = forward.advance  # that of a sharded transformer, if it is one
     observers: list[Callable[[Tensor], object]] = field(default_factory=list)  # shown every velocity, to count
@@ -170,7 +170,7 @@ class Reasoner:
         """
         x = prefix or self.prefix(latents, sigma, condition)
         expert = self._expert(sigma)
-        x = self.advance(expert, x, len(expert.blocks), self.recompute, self.run_block)
+        x = self.advance(expert, x, len(expert.blocks), self.activation_checkpointing, self.run_block)
         velocity = forward.head(expert, x).float()
         for observer in self.observers:
             observer(velocity)

@@ -46,10 +46,10 @@ def shard(transformer: Any, mesh: DeviceMesh) -> None:
 
 
 def advance(
-    transformer: Any, x: Activation, stop: int, recompute: Collection[int] = (), run: None = None
+    transformer: Any, x: Activation, stop: int, activation_checkpointing: Collection[int] = (), run: None = None
 ) -> Activation:
     """``forward.advance`` of a sharded transformer."""
-    result: Activation = transformer.advance(x, stop, recompute, _run_block)
+    result: Activation = transformer.advance(x, stop, activation_checkpointing, _run_block)
     return result
 
 

@@ -23,7 +23,7 @@ from ttopt.data.queries import Queries, QueriesError, parse_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError, naming
 from ttopt.models.compiling import allow_variants
-from ttopt.models.distributed import led
+from ttopt.models.distributed import from_rank_zero
 from ttopt.models.hub import on_hub
 from ttopt.models.teacher import prompts as words
 from ttopt.models.teacher.attention import PACKED
@@ -53,7 +53,7 @@ class Teacher:
         self.family: Family = FAMILIES[model.config.model_type]
         self.vision = vision or self.family.vision_class.of(model.config)
         self.prompts = prompts or Prompts()
-        self.recompute = self.compiled = False
+        self.activation_checkpointing = self.compiled = False
         variants = [answer] if isinstance(answer, str) else list(answer)
         self.answer_ids = self._encode(variants[0])
         self._variant_ids = self._variants(variants)
@@ -73,12 +73,13 @@ class Teacher:
         dtype: str = "float32",
         device: str | torch.device = "cpu",
         answer: str | Sequence[str] = "Yes",
-        checkpoint: bool = False,
+        activation_checkpointing: bool = False,
     ) -> Teacher:
         """A frozen teacher from a local folder or a hub id, in transformers' layout (safetensors only).
 
-        ``answer`` is what counts as satisfied; several of one token each add up ("Yes", "yes"). ``checkpoint``
-        recomputes layers in the backward pass: less memory, the same gradient. Raises UserError for what is missing,
+        ``answer`` is what counts as satisfied; several of one token each add up ("Yes", "yes").
+        ``activation_checkpointing`` recomputes layers in the backward pass: less memory, the same gradient.
+        Raises UserError for what is missing,
         and for other model types.
         """
         folder = find_folder(model)
@@ -100,16 +101,16 @@ class Teacher:
             raise UserError(f"{model}: {first} is missing from the weights; fetch them again")
         network.to(device).eval().requires_grad_(False)
         teacher = cls(network, tokenizer, family.vision_class.load(folder, config), Prompts.load(folder), answer)
-        teacher.set_recompute(checkpoint)
+        teacher.set_activation_checkpointing(activation_checkpointing)
         return teacher
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def set_recompute(self, on: bool) -> None:
+    def set_activation_checkpointing(self, on: bool) -> None:
         """Whether layers are computed again in the backward pass of what follows, instead of being kept."""
-        self.recompute = on
+        self.activation_checkpointing = on
         if on:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
@@ -188,7 +189,7 @@ class Teacher:
     ) -> tuple[str, int, int]:
         """As ``reply``, with the numbers of tokens that were read and written; ``constraint``, a logits processor of
         transformers, limits what can be written."""
-        return led(lambda: self._reply(chat, images, max_new_tokens, constraint))
+        return from_rank_zero(lambda: self._reply(chat, images, max_new_tokens, constraint))
 
     @torch.no_grad()
     def _reply(
@@ -303,12 +304,12 @@ class Teacher:
     def _recomputing(self) -> Iterator[None]:
         # transformers recomputes layers in training mode only, and generates wrongly while it does.
         training = self.model.training
-        if self.recompute:
+        if self.activation_checkpointing:
             self.model.train()
         try:
             yield
         finally:
-            if self.recompute:
+            if self.activation_checkpointing:
                 self.model.train(training)
 
     def _losses(self, output: PackedOutput) -> Tensor:
@@ -332,7 +333,7 @@ class Teacher:
         self, grid: Grid, questions: Sequence[Sequence[str]], fps: float, frame_indices: tuple[int, ...]
     ) -> Packed:
         key = (grid, fps, frame_indices, tuple(map(tuple, questions)), self.device)
-        if self._packed is None or self._packed[0] != key:  # the optimisation loop asks the same every step
+        if self._packed is None or self._packed[0] != key:  # the optimization loop asks the same every step
             with torch.inference_mode(False):  # what is kept must serve later calls that need gradients
                 ids = [[self._ids_of_question(question) for question in row] for row in questions]
                 packed = pack(self._prefix(grid, fps, frame_indices), ids, self.answer_ids)

@@ -49,7 +49,7 @@ class Vision:
     def load(cls, folder: Path, config: Any) -> Vision:
         """Patch sizes from the model's config, budgets and statistics from its processor files if any.
 
-        Raises UserError for unreadable files, and where images and videos are normalised differently.
+        Raises UserError for unreadable files, and where images and videos are normalized differently.
         """
         settings: dict[str, Any] = {}
         files = {"video_pixels": "video_preprocessor_config.json", "image_pixels": "preprocessor_config.json"}
@@ -213,7 +213,7 @@ class SquareVision(Vision):
         return self.side, self.side
 
     def _rows(self, frames: Tensor) -> tuple[Tensor, Grid]:
-        """(B,K,3,side,side) normalised images, not cut into patches."""
+        """(B,K,3,side,side) normalized images, not cut into patches."""
         mean = frames.new_tensor(self.mean)[:, None, None]
         std = frames.new_tensor(self.std)[:, None, None]
         return (frames - mean) / std, (frames.shape[1], self.side // self.patch, self.side // self.patch)

@@ -24,14 +24,14 @@
   // Plots
 
   function draw(element, spec) {
-    const style = getComputedStyle(root), colour = (name) => style.getPropertyValue(name).trim();
-    const ink = colour("--ink"), soft = colour("--soft"), line = colour("--line");
+    const style = getComputedStyle(root), color = (name) => style.getPropertyValue(name).trim();
+    const ink = color("--ink"), soft = color("--soft"), line = color("--line");
     const config = {
       background: "transparent", font: "system-ui, sans-serif",
       view: { stroke: "transparent" },
       axis: { labelColor: soft, titleColor: soft, gridColor: line, domainColor: line, tickColor: line, titleFontWeight: 500 },
       legend: { labelColor: ink, titleColor: soft, labelLimit: 120 },
-      text: { color: ink }, line: { color: colour("--accent") }, point: { color: colour("--accent") },
+      text: { color: ink }, line: { color: color("--accent") }, point: { color: color("--accent") },
       range: { category: dark()
         ? ["#8fb0ff", "#f2a65a", "#7fd89a", "#ff9d93", "#c9a2ff", "#67d3dc", "#f0c765", "#b9c0c8", "#ff8fc7"]
         : ["#2f5fd0", "#c8660a", "#1c7c3c", "#b3362b", "#7a3fc0", "#0c7b87", "#8a6100", "#5b6068", "#b0307a"] },

@@ -1,4 +1,4 @@
-"""Where the optimisation starts: the noise whose one-step prediction the reward likes best."""
+"""Where the optimization starts: the noise whose one-step prediction the reward likes best."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ttopt.models.distributed import led
+from ttopt.models.distributed import from_rank_zero
 from ttopt.models.reasoner import Condition, Reasoner
 
 Losses = Callable[[Tensor, list[int]], Tensor]  # clean latents (b, C, T, h, w) of these samples -> total losses (b,)
@@ -32,7 +32,7 @@ def best_noise(
         some = condition.select(rows)
         z1 = reasoner.noise(some, [column[row] for row in rows])
         total = losses(reasoner.predict_clean(z1, 1.0, some), rows)
-        for row, noise, loss in zip(rows, z1, led(total.tolist), strict=True):
+        for row, noise, loss in zip(rows, z1, from_rank_zero(total.tolist), strict=True):
             tried[row] += 1
             if loss < lowest[row]:  # False for NaN
                 best[row], chosen[row], lowest[row] = noise, column[row], loss

@@ -1,10 +1,10 @@
 """LoRA memory: a bank of adapters that satisfied the teacher, from which later samples may start.
 
-After TTOM (arXiv 2510.07940), in neither of the two papers, and off by default: see docs/memory.md.
+After TTOM (arXiv 2510.07940), in neither of the two papers, and off by default: see docs/bank.md.
 
 runs/memory/<sample id>-<digest>.safetensors   an entry, written once and never changed: the adapter as in a result's
                                                adapter/, and in its header the model it belongs to and its key
-runs/x/memory.txt                              what a run may start from: the entries that it found when it began
+runs/x/bank.txt                              what a run may start from: the entries that it found when it began
 
 A run never starts from what it has added itself, so that its results depend neither on the order of its samples nor on
 how often it was interrupted.
@@ -35,12 +35,12 @@ from ttopt.record.run_folder import replacing, write_text, writing
 
 FORMAT = 2  # of an entry; another one is not read
 SUFFIX = ".safetensors"
-FOUND = "memory.txt"  # in the run's folder
-CURE = "give a --memory.folder that can be written"
+FOUND = "bank.txt"  # in the run's folder
+CURE = "give a --bank.folder that can be written"
 
 
 @dataclass(frozen=True)
-class Neighbour:
+class Neighbor:
     """The entry that is most like a sample."""
 
     name: str
@@ -65,7 +65,7 @@ class Bank:
         What is broken or belongs to another model is left out, which ``note`` is told. Raises UserError for a folder
         that cannot be used, and for entries that the run had and that are gone.
         """
-        wanted = settings.memory
+        wanted = settings.bank
         if wanted.folder is None:
             return None
         folder, model = Path(wanted.folder).absolute(), model_digest(settings)  # workers may be elsewhere
@@ -91,7 +91,7 @@ class Bank:
                 write_text(listed, "\n".join(keys))
         return cls(folder, model, keys, wanted.least_similarity, wanted.add)
 
-    def nearest(self, key: Tensor) -> Neighbour | None:
+    def nearest(self, key: Tensor) -> Neighbor | None:
         """The entry most similar to ``key`` (D,), unless even that is less similar than asked for.
 
         Raises UserError if it cannot be read any more.
@@ -100,7 +100,7 @@ class Bank:
         similarity, name = max(near, default=(-math.inf, ""))
         if similarity < self.least_similarity:
             return None
-        return Neighbour(name, similarity, read_adapter(self.folder / name)[0])
+        return Neighbor(name, similarity, read_adapter(self.folder / name)[0])
 
     def add(self, sample: Sample, key: Tensor, adapter: Adapter) -> None:
         """Keeps ``adapter`` for later runs. Raises UserError if it cannot be written."""

@@ -5,23 +5,7 @@ VLM-as-Teacher (arXiv 2606.02564), Algorithm 1. Shapes: B videos, M process ques
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Reward:
-    """A video's loss in detail; lower is better."""
-
-    total: Tensor  # (B,)
-    per_query: Tensor  # (B,Q) -log P("Yes"), goal first
-    goal_weight: float
-
-    @classmethod
-    def of(cls, per_query: Tensor, goal_weight: float = 0.5) -> Reward:
-        """The reward of (B,Q) question losses."""
-        return cls(multi_vqa_loss(per_query, goal_weight), per_query, goal_weight)
 
 
 def multi_vqa_loss(per_query: Tensor, goal_weight: float = 0.5) -> Tensor:

@@ -25,12 +25,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from ttopt.config.settings import OptimisationSettings
-from ttopt.models.distributed import led
+from ttopt.config.settings import OptimizationSettings
+from ttopt.models.distributed import from_rank_zero
 from ttopt.models.reasoner import Activation, Adapter, Condition, Reasoner
 from ttopt.models.reasoner.decoder import Decoder
-from ttopt.optimize.bank import Neighbour
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.bank import Neighbor
+from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import ALL_STEPS, NON_FINITE, Graded
 from ttopt.record.timing import PartTimer
 
@@ -48,7 +48,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Grade:
-    """The losses of the adapter after ``step`` optimisation steps."""
+    """The losses of the adapter after ``step`` optimization steps."""
 
     step: int
     total: float
@@ -64,9 +64,9 @@ class Grade:
 
 @dataclass(frozen=True)
 class Start:
-    """How a training began that could start from a stored adapter (ttopt/optimize/bank.py)."""
+    """How a training began that could start from a stored adapter (ttopt/optimization/bank.py)."""
 
-    near: Neighbour
+    near: Neighbor
     before: Grade  # of the frozen model
     used: bool  # whether the stored adapter was better, and the training started from it
 
@@ -95,7 +95,7 @@ class TestTimeTraining(L.LightningModule):
         condition: Condition,
         z1: Tensor,
         frames: Sequence[int],
-        settings: OptimisationSettings,
+        settings: OptimizationSettings,
         timer: PartTimer | None = None,
     ) -> None:
         super().__init__()
@@ -116,18 +116,18 @@ class TestTimeTraining(L.LightningModule):
         self._best: list[Tensor] = []  # the weights with the lowest loss so far
         self._prefix: Activation | None = None
         self._taken = 0  # steps before ``resume``
-        self._optimiser: dict[int, dict[str, Tensor]] = {}  # its state then
+        self._optimizer: dict[int, dict[str, Tensor]] = {}  # its state then
 
     @property
     def steps(self) -> int:
-        """Optimisation steps so far."""
+        """Optimization steps so far."""
         return self._taken + self.global_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimiser = torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
-        if self._optimiser:
-            optimiser.load_state_dict({**optimiser.state_dict(), "state": self._optimiser})
-        return optimiser
+        optimizer = torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
+        if self._optimizer:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self._optimizer})
+        return optimizer
 
     def configure_model(self) -> None:
         """Asked for by the strategy of several processes. The reasoner is sharded when it is loaded: the frozen model's
@@ -138,7 +138,7 @@ class TestTimeTraining(L.LightningModule):
         return itertools.count()
 
     @torch.no_grad()
-    def start_from(self, near: Neighbour) -> None:
+    def start_from(self, near: Neighbor) -> None:
         """Starts from a stored adapter instead of a fresh one, which has no effect yet, if its loss is lower."""
         fresh = self.adapter.state_dict()
         losses, total = self.losses()
@@ -170,7 +170,7 @@ class TestTimeTraining(L.LightningModule):
         return losses, multi_vqa_loss(losses, self.settings.goal_weight)
 
     def predict(self) -> Tensor:
-        """The clean latents that are graded: predicted in one step from the optimised denoising step.
+        """The clean latents that are graded: predicted in one step from the optimized denoising step.
 
         "first" (the paper's): z0 = z1 - u at pure noise. "last": at the last noise level, reached without gradients.
         "all": at the end of the whole schedule, with gradients through every step.
@@ -191,7 +191,7 @@ class TestTimeTraining(L.LightningModule):
 
     def _note(self, losses: Tensor, total: Tensor) -> None:
         """Reads all losses from the device at once, the only wait for it in a step."""
-        value, *per_query = led(lambda: torch.cat([total, losses[0]]).detach().tolist())
+        value, *per_query = from_rank_zero(lambda: torch.cat([total, losses[0]]).detach().tolist())
         self.grades.append(Grade(self.steps, value, tuple(per_query)))
         self._log(self.grades[-1])
 
@@ -255,13 +255,13 @@ class TestTimeTraining(L.LightningModule):
 
     def state(self) -> dict[str, Tensor]:
         """What the next step depends on, besides ``grades``, between two steps: the adapter, the best one so far and
-        the optimiser's averages. Nothing draws random numbers."""
-        optimiser = self.optimizers()
-        assert not isinstance(optimiser, list)
+        the optimizer's averages. Nothing draws random numbers."""
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         state = {f"adapter.{number}": parameter.detach() for number, parameter in enumerate(self.lora)}
         state |= {f"best.{number}": value for number, value in enumerate(self._best)}
-        for number, values in optimiser.state_dict()["state"].items():
-            state |= {f"optimiser.{number}.{name}": value for name, value in values.items()}
+        for number, values in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
         return state
 
     @torch.no_grad()
@@ -272,9 +272,9 @@ class TestTimeTraining(L.LightningModule):
             parameter.copy_(state[f"adapter.{number}"])
         self._best = [state[f"best.{number}"].to(self.z1.device) for number in range(len(self.lora))]
         for name, value in state.items():
-            if name.startswith("optimiser."):
+            if name.startswith("optimizer."):
                 _, place, average = name.split(".")
-                self._optimiser.setdefault(int(place), {})[average] = value
+                self._optimizer.setdefault(int(place), {})[average] = value
 
     def on_train_start(self) -> None:
         for grade in self.grades:  # a resumed curve is whole

@@ -1,4 +1,4 @@
-"""Several samples optimised side by side in one batch, each with its own LoRA, optimiser state and stop.
+"""Several samples optimized side by side in one batch, each with its own LoRA, optimizer state and stop.
 
 The same arithmetic and the same rules as training.py (VLM-as-Teacher, Algorithm 1), instance by instance: a batch
 gives what its samples give one by one, up to the rounding of batched matrix products.
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ttopt.config.settings import OptimisationSettings
+from ttopt.config.settings import OptimizationSettings
 from ttopt.errors import UserError
 from ttopt.models.reasoner import Condition, Reasoner
 from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.reasoner.decoder import Decoder
-from ttopt.optimize.reward import multi_vqa_loss
-from ttopt.optimize.training import Grade, kept_grade
+from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.training import Grade, kept_grade
 from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE
 
 # frames (B, K, 3, H, W), latents -> losses of the queries (B, Q), goal first; or total losses (B,)
@@ -63,7 +63,7 @@ class BatchResult:
         return [instance.stop == [ACCEPTED] for instance in self.instances]
 
 
-def optimise_batch(
+def optimize_batch(
     reasoner: Reasoner,
     adapter: BatchedAdapter,
     decoder: Decoder,
@@ -71,11 +71,11 @@ def optimise_batch(
     condition: Condition,
     z1: Tensor,
     frames: Sequence[int],
-    settings: OptimisationSettings,
+    settings: OptimizationSettings,
     watch: Watch = lambda step, numbers, frames: None,
     reward_of: Callable[[list[int]], BatchReward] | None = None,
 ) -> BatchResult:
-    """Optimises ``adapter``'s instances in place until each one's loss is at most tau, or for N steps.
+    """Optimizes ``adapter``'s instances in place until each one's loss is at most tau, or for N steps.
 
     An instance that has stopped keeps its weights to the bit while the others go on; one whose loss is not finite gets
     its best weights back. ``watch`` is shown the graded frames of every step. With ``reward_of``, the reward of
@@ -84,10 +84,10 @@ def optimise_batch(
     """
     if settings.denoise_step != "first":
         raise UserError(
-            f"optimisation.denoise_step is {settings.denoise_step}, but batches optimise the first denoising step only"
+            f"optimization.denoise_step is {settings.denoise_step}, but batches optimize the first denoising step only"
         )
     parameters = adapter.parameters()
-    optimiser = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
     instances = [Instance() for _ in range(len(z1))]
     kept, best_kept = torch.empty_like(z1), torch.empty_like(z1)
     before, best = _copies(parameters), _copies(parameters)  # the weights before the last step, and the best ones
@@ -127,7 +127,7 @@ def optimise_batch(
                 instance.stop.append(ACCEPTED if value <= settings.tau else ALL_STEPS)
         done = all(instance.stop for instance in instances)
         if not done:
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             for parameter, gradient in zip(parameters, torch.autograd.grad(total.sum(), parameters), strict=True):
                 parameter.grad = gradient
         adapter.active = None  # not earlier: recomputed blocks run again in the backward pass
@@ -137,7 +137,7 @@ def optimise_batch(
             break
         adapter.clip_gradients(settings.clip_norm)
         before = _copies(parameters)
-        optimiser.step()
+        optimizer.step()
         for number, instance in enumerate(instances):
             if instance.stop:
                 _take(parameters, before, number)

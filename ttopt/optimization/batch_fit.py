@@ -1,4 +1,4 @@
-"""``--batch-samples n``: n samples are optimised side by side, then each is finished as if it had been alone.
+"""``--batch-samples n``: n samples are optimized side by side, then each is finished as if it had been alone.
 
 The batch (batched.py) does the steps of Algorithm 1; what it noted is then played back, sample by sample, through
 the same Trainer, callbacks and result folder as algorithm.py uses.
@@ -21,12 +21,12 @@ from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import Models, noise_seed, seed_of
-from ttopt.optimize.bank import Bank, Neighbour, keys_of
-from ttopt.optimize.batched import BatchReward, Instance, optimise_batch
-from ttopt.optimize.noise import best_noise
-from ttopt.optimize.reward import multi_vqa_loss
-from ttopt.optimize.training import Grade, Start, TestTimeTraining
+from ttopt.optimization.algorithm import Models, noise_seed, seed_of
+from ttopt.optimization.bank import Bank, Neighbor, keys_of
+from ttopt.optimization.batched import BatchReward, Instance, optimize_batch
+from ttopt.optimization.noise import best_noise
+from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.training import Grade, Start, TestTimeTraining
 from ttopt.record.result import Result
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def train_batch(
     settings: FitSettings,
     bank: Bank | None = None,
 ) -> list[Trained]:
-    """Optimises samples of one format with equally many queries side by side."""
+    """Optimizes samples of one format with equally many queries side by side."""
     begin = time.perf_counter()
-    reasoner, o, a, fps = models.reasoner, settings.optimisation, settings.adapter, samples[0].fps
+    reasoner, o, a, fps = models.reasoner, settings.optimization, settings.adapter, samples[0].fps
     numbers = sample_frames(settings.teacher.frames, samples[0].frames)
     asked = [each.all for each in queries]
     every = settings.logging.previews_every
@@ -123,7 +123,7 @@ def train_batch(
                 return [Grade(0, *each) for each in zip(totals, map(tuple, per_query.tolist()), strict=True)]
 
             starts = start_batch(adapter, seeds, near, grades)
-            batch = optimise_batch(
+            batch = optimize_batch(
                 reasoner, adapter, models.decoder, losses, condition, z1, numbers, o, watch, losses_of
             )
             with torch.no_grad():
@@ -144,10 +144,10 @@ def train_batch(
 def start_batch(
     adapter: BatchedAdapter,
     seeds: Sequence[int],
-    near: Sequence[Neighbour | None],
+    near: Sequence[Neighbor | None],
     grades: Callable[[], list[Grade]],
 ) -> list[Start | None]:
-    """TestTimeTraining.start_from for each instance, which ``seeds`` have made, that has a neighbour; ``grades`` are
+    """TestTimeTraining.start_from for each instance, which ``seeds`` have made, that has a neighbor; ``grades`` are
     those of the instances as they are."""
     if not any(near):
         return [None] * len(near)
@@ -217,11 +217,11 @@ def batched(method: Method, samples: Sequence[Sample], settings: FitSettings) ->
         return method
     if not isinstance(method, TeacherLora):
         raise UserError(
-            f"batch_samples is {settings.batch_samples}, but only ttopt.methods.TeacherLora optimises several samples "
+            f"batch_samples is {settings.batch_samples}, but only ttopt.methods.TeacherLora optimizes several samples "
             "at once; give 1"
         )
-    if settings.optimisation.denoise_step != "first":
-        raise UserError("batch_samples needs optimisation.denoise_step first; give one of the two back")
+    if settings.optimization.denoise_step != "first":
+        raise UserError("batch_samples needs optimization.denoise_step first; give one of the two back")
     return BatchedTeacherLora(method, list(samples), settings.batch_samples)
 
 

@@ -1,6 +1,6 @@
 """One sample -> one Trainer -> one result folder.
 
-video.mp4  base.mp4        the optimised video, and the frozen model's from the same noise; before_after.png  frames.png
+video.mp4  base.mp4        the optimized video, and the frozen model's from the same noise; before_after.png  frames.png
 curves.csv  curves.png     loss and P("Yes") of every query at every step
 previews/  adapter/        what the teacher saw; the LoRA
 result.json  config.yaml   numbers, seeds, versions; the settings
@@ -26,27 +26,27 @@ from callbacks import standard
 from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample, Scorer
 from ttopt.data.video import sample_frames, write_video
-from ttopt.models.distributed import led, trainer_options
+from ttopt.models.distributed import from_rank_zero, trainer_options
 from ttopt.models.load import Models as Models
 from ttopt.models.load import load_models as load_models
 from ttopt.models.reasoner import Condition, Reasoner
 from ttopt.models.teacher import Queries, Teacher
-from ttopt.optimize.bank import Bank, Neighbour, keys_of
-from ttopt.optimize.noise import best_noise
-from ttopt.optimize.reward import multi_vqa_loss
-from ttopt.optimize.state import KeepState, State, digest, read
-from ttopt.optimize.training import Grade, Reward, TestTimeTraining
+from ttopt.optimization.bank import Bank, Neighbor, keys_of
+from ttopt.optimization.noise import best_noise
+from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.state import KeepState, State, digest, read
+from ttopt.optimization.training import Grade, Reward, TestTimeTraining
 from ttopt.record import metrics
 from ttopt.record.finish import finish, scored
 from ttopt.record.meter import Meter
 from ttopt.record.pictures import before_after
-from ttopt.record.result import ACCEPTED, Optimisation, Result
+from ttopt.record.result import ACCEPTED, Optimization, Result
 from ttopt.record.run_folder import STATE, writing
 from ttopt.record.timing import PartTimer
 
 if TYPE_CHECKING:
     from ttopt.data.sample import Status
-    from ttopt.optimize.batch_fit import Trained
+    from ttopt.optimization.batch_fit import Trained
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ def fit_sample(
     trained: Trained | None = None,
     bank: Bank | None = None,
 ) -> Result:
-    """Optimises one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
+    """Optimizes one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
 
     ``folder`` must exist. ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the
     loop (the teacher still grades the finished videos, by which keep better and best choose); ``callbacks`` (None:
     ``callbacks.standard``, of which one ends the loop at tau) and ``logger`` go to the Trainer; ``scorer`` sees only
     finished videos; ``status`` and ``note`` are told what happens, what should stay on the screen; ``meter``, already
-    open, counts the cost; ``trained`` is an optimisation that has happened already, in a batch; from ``bank``'s nearest
+    open, counts the cost; ``trained`` is an optimization that has happened already, in a batch; from ``bank``'s nearest
     entry the adapter may start, and an adapter that satisfies the teacher enters it.
 
     Goes on from the state that an interrupted call has left in ``folder`` (state.py), if all is still the same.
@@ -100,7 +100,7 @@ def fit_sample(
     if callbacks is None:
         callbacks = standard(settings)
     reasoner, adapter, timer = models.reasoner, models.adapter, meter.timer
-    o = settings.optimisation
+    o = settings.optimization
     numbers = sample_frames(settings.teacher.frames, sample.frames)
 
     with timer("condition"):
@@ -109,7 +109,7 @@ def fit_sample(
 
     resumable = reward is None and trained is None
     key = digest(sample, settings, queries, near.name if near else "") if resumable else ""
-    state = led(lambda: read(folder, key, note)) if resumable else None
+    state = from_rank_zero(lambda: read(folder, key, note)) if resumable else None
     if state is not None:
         note(f"{sample.id} goes on after step {len(state.grades)}")
         queries = state.queries
@@ -141,10 +141,10 @@ def fit_sample(
 
     if resumable and settings.logging.state_every:
         callbacks = [*callbacks, KeepState(folder, settings.logging.state_every, key, queries, start, meter)]
-    module = optimise(models, reward or graded_by, condition, z1, numbers, settings, seeds["adapter"], folder, meter,
+    module = optimize(models, reward or graded_by, condition, z1, numbers, settings, seeds["adapter"], folder, meter,
                       callbacks, logger, trained, state, near)  # fmt: skip
 
-    status("the optimised video")
+    status("the optimized video")
     videos = {"base": base, "adapter": generate(reasoner, z1, condition, timer)}
     if o.keep == "best":
         with timer("final decode"), torch.no_grad():
@@ -177,7 +177,7 @@ def fit_sample(
         seeds=seeds,
         accepted=accepted,
         stop=module.stop,
-        optimisation=Optimisation(
+        optimization=Optimization(
             queries={"goal": queries.goal, "process": list(queries.process), "generic": queries.generic},
             steps=module.kept.step,
             kept=kept,
@@ -190,7 +190,7 @@ def fit_sample(
             lora_norm=adapter.norm(),
             drift=metrics.drift(video, base),
         ),
-        details={"memory": module.start.details()} if module.start else None,
+        details={"bank": module.start.details()} if module.start else None,
     )
     if bank and bank.adds and accepted and kept != "base" and module.kept.step:
         bank.add(sample, keys_of(condition)[0], adapter)
@@ -199,13 +199,13 @@ def fit_sample(
 
 
 def kept_video(keep: str, accepted: bool, losses: Mapping[str, float]) -> str:
-    """Which video ``optimisation.keep`` keeps; ``losses`` are the teacher's, the frozen model's ("base") first."""
+    """Which video ``optimization.keep`` keeps; ``losses`` are the teacher's, the frozen model's ("base") first."""
     if keep in ("last", "accepted"):
         return "adapter" if keep == "last" or accepted else "base"
     return min(losses, key=losses.__getitem__)  # the first of equals, and where one is NaN
 
 
-def optimise(
+def optimize(
     models: Models,
     reward: Reward,
     condition: Condition,
@@ -219,7 +219,7 @@ def optimise(
     logger: Logger | None = None,
     trained: Trained | None = None,
     state: State | None = None,
-    near: Neighbour | None = None,
+    near: Neighbor | None = None,
 ) -> TestTimeTraining:
     """Trains the adapter for one video, from zero with ``seed``, or from where it stands (None); it stays attached.
 
@@ -230,11 +230,11 @@ def optimise(
         models.adapter.reset(seed)
     arguments = (models.reasoner, models.adapter, models.decoder, reward, condition, z1, numbers)
     if trained is None:
-        module = TestTimeTraining(*arguments, settings.optimisation, meter.timer)
+        module = TestTimeTraining(*arguments, settings.optimization, meter.timer)
     else:
-        from ttopt.optimize.batch_fit import Replay
+        from ttopt.optimization.batch_fit import Replay
 
-        module = Replay(*arguments, settings.optimisation, meter.timer).play(trained)
+        module = Replay(*arguments, settings.optimization, meter.timer).play(trained)
     if near is not None:
         module.start_from(near)
     if state is not None:

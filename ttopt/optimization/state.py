@@ -1,4 +1,4 @@
-"""A sample's optimisation goes on where a killed run left it.
+"""A sample's optimization goes on where a killed run left it.
 
 ``state.safetensors`` in the sample's unfinished folder is all that Algorithm 1 needs between two steps. Its tensors are
 those of ``TestTimeTraining.state``; its header holds, as JSON, the grades so far, the questions, the noise that was
@@ -27,7 +27,7 @@ from ttopt.config.settings import FitSettings, flat, to_dict
 from ttopt.data.sample import Sample
 from ttopt.models.teacher import Queries
 from ttopt.models.tensorfile import save_tensors
-from ttopt.optimize.training import Grade, TestTimeTraining
+from ttopt.optimization.training import Grade, TestTimeTraining
 from ttopt.record.identity import inputs
 from ttopt.record.meter import Meter
 from ttopt.record.result import versions
@@ -39,7 +39,7 @@ SHARE = 0.02  # most of the time that writing may take
 
 @dataclass(frozen=True)
 class State:
-    """An optimisation between two steps."""
+    """An optimization between two steps."""
 
     queries: Queries
     noise_seed: int

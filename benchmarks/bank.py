@@ -1,8 +1,8 @@
 """Does a memory help? Adapters that may start from a bank's nearest entry against fresh ones, on the same samples.
 
-    python -m benchmarks.memory --split ood --seed 3003 --samples 64 --bank 256
+    python -m benchmarks.bank --split ood --seed 3003 --samples 64 --bank 256
 
-The bank is filled first, by the samples of another seed. Then every sample is optimised three times: cold, without a
+The bank is filled first, by the samples of another seed. Then every sample is optimized three times: cold, without a
 bank; warm, with it; and held out, with a bank that lacks all of the sample's family, as for a task of a new kind.
 Success is the scorer's; differences to cold are paired, with bootstrap intervals over samples.
 """
@@ -32,10 +32,10 @@ from ttopt.evaluate.statistics import Estimate, estimate, paired
 from ttopt.models.load import Models, load_models
 from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.teacher import Queries
-from ttopt.optimize.algorithm import kept_video
-from ttopt.optimize.bank import Bank, keys_of
-from ttopt.optimize.batch_fit import train_batch
-from ttopt.optimize.reward import multi_vqa_loss
+from ttopt.optimization.algorithm import kept_video
+from ttopt.optimization.bank import Bank, keys_of
+from ttopt.optimization.batch_fit import train_batch
+from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import ACCEPTED, versions
 from ttopt.record.run_folder import write_text
 
@@ -64,7 +64,7 @@ class Evaluation:
                 yield group[start : start + self.batch]
 
     def fill(self, samples: Sequence[Sample], bank: Bank) -> None:
-        """Optimises ``samples`` and adds what ttopt.optimize.algorithm.fit_sample would."""
+        """Optimizes ``samples`` and adds what ttopt.optimization.algorithm.fit_sample would."""
         for group in self.groups(samples):
             rows, states = self.solve(group, None)
             keys = keys_of(self.models.reasoner.condition(group))
@@ -89,13 +89,13 @@ class Evaluation:
                 for number, each in enumerate(trained):
                     adapter.load_state_dict(number, each.state)
                 videos["adapter"] = models.reasoner.decode(models.reasoner.generate(z1, condition))
-                if s.optimisation.keep == "best":
+                if s.optimization.keep == "best":
                     prediction = models.reasoner.predict_clean(z1, 1.0, condition)
                     videos["prediction"] = models.reasoner.decode(prediction)
                 losses = {
                     name: multi_vqa_loss(
                         models.teacher.yes_losses(video[:, numbers], [q.all for q in asked], fps, numbers),
-                        s.optimisation.goal_weight,
+                        s.optimization.goal_weight,
                     ).tolist()
                     for name, video in videos.items()
                 }
@@ -104,7 +104,7 @@ class Evaluation:
         rows = []
         for number, (sample, each) in enumerate(zip(samples, trained, strict=True)):
             accepted = each.instance.stop == [ACCEPTED]
-            kept = kept_video(s.optimisation.keep, accepted, {name: loss[number] for name, loss in losses.items()})
+            kept = kept_video(s.optimization.keep, accepted, {name: loss[number] for name, loss in losses.items()})
             rows.append(
                 {
                     "steps": each.instance.kept.step,
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="dev_ood", choices=["id", "ood", "dev_id", "dev_ood"])
     parser.add_argument("--seed", type=int, default=1001)
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--bank", type=int, default=256, help="how many samples are optimised to fill the bank")
+    parser.add_argument("--bank", type=int, default=256, help="how many samples are optimized to fill the bank")
     parser.add_argument("--bank-seed", type=int, help="their seed, by default the next one")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--weights", type=Path, help="folder with other reasoner, teacher and light_decoder")
@@ -194,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if other == args.seed:
             raise UserError("the bank's samples would be those that are measured; give another --bank-seed")
         with tempfile.TemporaryDirectory() as place:
-            memory = dataclasses.replace(settings.memory, folder=str(Path(place) / "bank"), add=True)
-            evaluation = Evaluation(dataclasses.replace(settings, memory=memory), args.batch)
+            bank = dataclasses.replace(settings.bank, folder=str(Path(place) / "bank"), add=True)
+            evaluation = Evaluation(dataclasses.replace(settings, bank=bank), args.batch)
             samples = miniworld.samples(args.split, settings.families, args.seed, args.samples)
             others = miniworld.samples(args.split, settings.families, other, args.bank)
             size, rows = run(evaluation, samples, others, Path(place))

@@ -31,7 +31,7 @@ from ttopt.data import find
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.load import Models
-from ttopt.planning.simulate import RayPool, simulate
+from ttopt.planning.simulate import SimulatedWorkers, simulate
 from ttopt.planning.step_counts import work_of_run
 from ttopt.record.result import versions
 from ttopt.record.run_folder import CLAIMS, RunFolder
@@ -393,7 +393,7 @@ def test_the_simulated_queue_is_that_of_two_real_workers(settings: Make, lines: 
     ends = [datetime.fromisoformat(result.finished).timestamp() - begin for result in found.results]
     begins = sorted(end - result.seconds["total"] for end, result in zip(ends, found.results, strict=True))
     start, real, work = sum(begins[:2]) / 2, max(ends), work_of_run(run)
-    predicted = simulate(work, RayPool(2, start)).makespan
+    predicted = simulate(work, SimulatedWorkers(2, start)).makespan
     print(f"two workers: {real:.1f} s, predicted {predicted:.1f} s, {start:.1f} s of them until they were ready")
     assert predicted == pytest.approx(real, rel=0.2)
     assert real < 0.8 * (start + work.seconds.sum()), "they worked side by side"

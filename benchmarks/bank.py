@@ -13,30 +13,26 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from callbacks import LossThreshold
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings
 from ttopt.data import miniworld
 from ttopt.data.sample import Sample
-from ttopt.data.video import sample_frames
 from ttopt.errors import UserError, one_line
 from ttopt.evaluate.statistics import Estimate, estimate, paired
 from ttopt.models.load import Models, load_models
-from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import kept_video
-from ttopt.optimization.bank import Bank, keys_of
-from ttopt.optimization.batch_fit import train_batch
-from ttopt.optimization.reward import multi_vqa_loss
-from ttopt.record.result import ACCEPTED, versions
+from ttopt.optimization.algorithm import fit_batch, prepare
+from ttopt.optimization.bank import Bank
+from ttopt.optimization.context import Context
+from ttopt.record.meter import Meter
+from ttopt.record.result import Result, versions
 from ttopt.record.run_folder import write_text
 
 Row = dict[str, Any]
@@ -64,60 +60,39 @@ class Evaluation:
                 yield group[start : start + self.batch]
 
     def fill(self, samples: Sequence[Sample], bank: Bank) -> None:
-        """Optimizes ``samples`` and adds what ttopt.optimization.algorithm.fit_sample would."""
+        """Optimizes ``samples``, which adds to the bank what satisfies the teacher."""
         for group in self.groups(samples):
-            rows, states = self.solve(group, None)
-            keys = keys_of(self.models.reasoner.condition(group))
-            for sample, key, row, state in zip(group, keys, rows, states, strict=True):
-                if row["accepted"] and row["kept"] and row["steps"]:
-                    self.models.adapter.load_state_dict(state)
-                    bank.add(sample, key, self.models.adapter)
+            self.solve(group, bank)
 
-    def solve(self, samples: Sequence[Sample], bank: Bank | None) -> tuple[list[Row], list[dict[str, torch.Tensor]]]:
-        """What happened to each of a batch of samples, and their adapters."""
-        models, s, a = self.models, self.settings, self.settings.adapter
-        asked = [self.asked[sample.id] for sample in samples]
-        trained = train_batch(samples, asked, models, s, bank)
-        numbers, fps = sample_frames(s.teacher.frames, samples[0].frames), samples[0].fps
-        condition = models.reasoner.condition(samples)
-        z1 = models.reasoner.noise(condition, [each.noise_seed for each in trained])
-        videos: dict[str, Tensor] = {}
-        with models.adapter.disabled(), torch.no_grad():
-            adapter = BatchedAdapter(models.reasoner.transformer, len(samples), a.rank, a.alpha, a.targets, a.blocks)
-            try:
-                videos["base"] = models.reasoner.decode(models.reasoner.generate(z1, condition))  # no effect at first
-                for number, each in enumerate(trained):
-                    adapter.load_state_dict(number, each.state)
-                videos["adapter"] = models.reasoner.decode(models.reasoner.generate(z1, condition))
-                if s.optimization.keep == "best":
-                    prediction = models.reasoner.predict_clean(z1, 1.0, condition)
-                    videos["prediction"] = models.reasoner.decode(prediction)
-                losses = {
-                    name: multi_vqa_loss(
-                        models.teacher.yes_losses(video[:, numbers], [q.all for q in asked], fps, numbers),
-                        s.optimization.goal_weight,
-                    ).tolist()
-                    for name, video in videos.items()
-                }
-            finally:
-                adapter.remove()
-        rows = []
-        for number, (sample, each) in enumerate(zip(samples, trained, strict=True)):
-            accepted = each.instance.stop == [ACCEPTED]
-            kept = kept_video(s.optimization.keep, accepted, {name: loss[number] for name, loss in losses.items()})
-            rows.append(
-                {
-                    "steps": each.instance.kept.step,
-                    "forwards": each.forwards,
-                    "accepted": accepted,
-                    "kept": kept != "base",
-                    "success": miniworld.score(sample, videos[kept][number]).success,
-                    "found": each.start is not None,
-                    "used": each.start is not None and each.start.used,
-                    "similarity": each.start and round(each.start.near.similarity, 4),
-                }
-            )
-        return rows, [each.state for each in trained]
+    def solve(self, samples: Sequence[Sample], bank: Bank | None) -> list[Row]:
+        """What happened to each of a batch of samples."""
+        with TemporaryDirectory() as place:
+            batch = []
+            for sample in samples:
+                folder, meter = Path(place) / sample.id, Meter(self.models.reasoner)
+                folder.mkdir()
+                context = Context(
+                    self.models, self.settings, meter, scorer=miniworld.score, queries=self.asked[sample.id],
+                    callbacks=lambda: [LossThreshold(self.settings.optimization.tau)], bank=bank,
+                )  # fmt: skip
+                with meter:
+                    batch.append(prepare(sample, folder, context))
+            return [_row(result) for result in fit_batch(batch)]
+
+
+def _row(result: Result) -> Row:
+    o, start, score = result.optimization, result.details.get("bank"), result.score
+    assert o is not None and score is not None
+    return {
+        "steps": o.steps,
+        "forwards": result.cost.reasoner_forwards,
+        "accepted": result.accepted,
+        "kept": o.kept != "base",
+        "success": score.success,
+        "found": start is not None,
+        "used": start is not None and start["used"],
+        "similarity": start and start["similarity"],
+    }
 
 
 def without(bank: Bank, family: str) -> Bank:
@@ -136,11 +111,12 @@ def run(
     evaluation.fill(others, empty)
     bank = Bank.open(settings, _made(place / "use"), print)
     assert bank is not None
+    bank = dataclasses.replace(bank, adds=False)
     print(f"{len(bank.keys)} of {len(others)} entered the bank, {time.perf_counter() - begin:.0f} s", flush=True)
     rows: list[Row] = []
     for group in evaluation.groups(samples):
         banks = (None, bank, without(bank, group[0].family))
-        found = {way: evaluation.solve(group, each)[0] for way, each in zip(WAYS, banks, strict=True)}
+        found = {way: evaluation.solve(group, each) for way, each in zip(WAYS, banks, strict=True)}
         for number, sample in enumerate(group):
             ways = {way: each[number] for way, each in found.items()}
             rows.append({"sample": sample.id, "family": sample.family, **ways})
@@ -193,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse_fit(["--config", "mini", "--seed", str(args.seed), *folders, *overrides])
         if other == args.seed:
             raise UserError("the bank's samples would be those that are measured; give another --bank-seed")
-        with tempfile.TemporaryDirectory() as place:
+        with TemporaryDirectory() as place:
             bank = dataclasses.replace(settings.bank, folder=str(Path(place) / "bank"), add=True)
             evaluation = Evaluation(dataclasses.replace(settings, bank=bank), args.batch)
             samples = miniworld.samples(args.split, settings.families, args.seed, args.samples)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from callbacks import LossThreshold
 from training.miniworld.vae import encode
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import EMBEDDED_BASE, KEEP, WEIGHTS, FitSettings, OptimizationSettings
@@ -28,15 +29,16 @@ from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.evaluate.statistics import estimate, failures_cut, paired
 from ttopt.miniworld.world import distances
-from ttopt.models.reasoner import Reasoner, Schedule, StandardDecoder
-from ttopt.models.reasoner.batched import BatchedAdapter
+from ttopt.models.load import Models
+from ttopt.models.reasoner import Adapter, Condition, Reasoner, Schedule, StandardDecoder
 from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.teacher.teacher import Teacher
-from ttopt.optimization.algorithm import kept_video, noise_seed, seed_of
-from ttopt.optimization.batched import BatchReward, optimize_batch
-from ttopt.optimization.noise import best_noise
+from ttopt.optimization.algorithm import TeacherReward, begin, choose, grade, render, start_noise, train
 from ttopt.optimization.reward import multi_vqa_loss
-from ttopt.record.result import json_safe, versions
+from ttopt.optimization.seeds import noise_seed, seed_of
+from ttopt.optimization.training import Reward, Row, TestTimeTraining
+from ttopt.record.meter import Meter
+from ttopt.record.result import ACCEPTED, json_safe, versions
 
 
 class Evaluation:
@@ -54,6 +56,10 @@ class Evaluation:
         )
         self.decoder = self.reasoner.light_decoder or StandardDecoder(self.reasoner.vae)
         self.teacher = Teacher.load(teacher)
+        a = settings.adapter
+        adapter = Adapter(self.reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks)
+        self.models = Models(self.reasoner, adapter, self.decoder, self.teacher)
+        self.meter = Meter(self.reasoner)
 
     def queries(self, sample: Sample) -> Queries | None:
         """The teacher's own questions (the world's own if so asked); None where it writes none that can be read."""
@@ -66,21 +72,13 @@ class Evaluation:
 
     def run(self, samples: Sequence[Sample], queries: Sequence[Queries], ceiling: set[str]) -> list[dict[str, float]]:
         """All methods on samples with the same number of queries; the oracle loss only for those in ``ceiling``."""
-        s, count = self.settings, len(samples)
-        asked, a = [q.all for q in queries], s.adapter
+        s, o, count = self.settings, self.settings.optimization, len(samples)
         numbers = sample_frames(s.teacher.frames, samples[0].frames)
         condition = self.reasoner.condition(samples)
+        judge = TeacherReward(self.teacher, queries, samples[0].fps, numbers)
 
-        def reward_of(rows: list[int]) -> BatchReward:
-            part = [asked[row] for row in rows]
-            return lambda frames, _: multi_vqa_loss(
-                self.teacher.yes_losses(frames, part, samples[0].fps, numbers), s.optimization.goal_weight
-            )
-
-        reward = reward_of(list(range(count)))
-
-        def grade(frames: Tensor) -> Tensor:
-            return reward(frames, frames)
+        def total(frames: Tensor) -> Tensor:
+            return multi_vqa_loss(judge(frames), o.goal_weight)
 
         def success(videos: Tensor) -> list[bool]:
             return [miniworld.score(x, v).success for x, v in zip(samples, videos, strict=True)]
@@ -91,99 +89,91 @@ class Evaluation:
             for row, value in zip(rows, values, strict=True):
                 row[name] = float(value)
 
-        wins, losses, noises = [], [], []
-        for k in range(self.seeds):
-            z1 = self.reasoner.noise(condition, [noise_seed(s.seed, x, k) for x in samples])
-            video = self.reasoner.decode(self.reasoner.generate(z1, condition))
-            wins.append(success(video))
+        with self.models.adapter.disabled():
+            wins, losses, noises = [], [], []
+            for k in range(self.seeds):
+                z1 = self.reasoner.noise(condition, [noise_seed(s.seed, x, k) for x in samples])
+                video = self.reasoner.decode(self.reasoner.generate(z1, condition))
+                wins.append(success(video))
+                with torch.no_grad():
+                    losses.append(total(video[:, numbers]))
+                noises.append(z1)
+            won, loss = torch.tensor(wins), torch.stack(losses)  # (k, B)
+            for k in (1, 2, 4, 5, 8, 10, 16, 20):
+                if k <= self.seeds:
+                    best = loss[:k].argmin(0)
+                    note(f"pass@{k}", won[best, torch.arange(count)].tolist())
+                    note(f"oracle of {k}", won[:k].any(0).tolist())
+            first = torch.stack([x.image for x in samples if x.image is not None])
+            note("static", success(first.unsqueeze(1).expand(-1, samples[0].frames, -1, -1, -1)))
+            mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
+            right = torch.stack([miniworld.true_video(x) for x in samples])
             with torch.no_grad():
-                losses.append(grade(video[:, numbers]))
-            noises.append(z1)
-        won, loss = torch.tensor(wins), torch.stack(losses)  # (k, B)
-        for k in (1, 2, 4, 5, 8, 10, 16, 20):
-            if k <= self.seeds:
-                best = loss[:k].argmin(0)
-                note(f"pass@{k}", won[best, torch.arange(count)].tolist())
-                note(f"oracle of {k}", won[:k].any(0).tolist())
-        first = torch.stack([x.image for x in samples if x.image is not None])
-        note("static", success(first.unsqueeze(1).expand(-1, samples[0].frames, -1, -1, -1)))
-        mean, inverse_std = latent_statistics(self.reasoner.vae, "cpu")
-        right = torch.stack([miniworld.true_video(x) for x in samples])
-        with torch.no_grad():
-            truth = (encode(self.reasoner.vae, right) - mean) * inverse_std
-        back = self.reasoner.decode(truth)  # the right video after the VAE
-        note("round trip", success(back))
-        misread = distances(back).argmin(-1) != distances(right).argmin(-1)
-        note("misread cells", misread.float().mean((1, 2)).tolist())
-        note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
-        one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
-        note("single, one-step", success(self.reasoner.decode(one_step)))
-        seeds = [[noise_seed(s.seed, x, k) for k in range(s.optimization.starts)] for x in samples]
-        z1, _, tried = best_noise(
-            self.reasoner, condition, seeds, lambda clean, rows: reward_of(rows)(self.decoder(clean, numbers), clean),
-            s.optimization.tau,
-        )  # fmt: skip
+                truth = (encode(self.reasoner.vae, right) - mean) * inverse_std
+            back = self.reasoner.decode(truth)  # the right video after the VAE
+            note("round trip", success(back))
+            misread = distances(back).argmin(-1) != distances(right).argmin(-1)
+            note("misread cells", misread.float().mean((1, 2)).tolist())
+            note("right queries", [q == miniworld.true_queries(x) for q, x in zip(queries, samples, strict=True)])
+            one_step = self.reasoner.predict_clean(noises[0], 1.0, condition).detach()
+            note("single, one-step", success(self.reasoner.decode(one_step)))
+        seeds = [[noise_seed(s.seed, x, k) for k in range(o.starts)] for x in samples]
+        z1, _, tried = start_noise(self.models, condition, seeds, numbers, judge, o, self.meter)
         note("noises", tried)
-        base = self.reasoner.decode(self.reasoner.generate(z1, condition))
-        note("start", success(base))
 
-        adapter = BatchedAdapter(self.reasoner.transformer, count, a.rank, a.alpha, a.targets, a.blocks)
-        try:
-            adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
-            result = optimize_batch(
-                self.reasoner, adapter, self.decoder, reward, condition, z1, numbers,
-                s.optimization, reward_of=reward_of,
-            )  # fmt: skip
-            note("steps", result.steps)
-            note("loss", result.losses)
-            note("accepted", result.accepted)
-            videos = {
-                "base": base,
-                "adapter": self.reasoner.decode(self.reasoner.generate(z1, condition)),
-                "prediction": self.reasoner.decode(result.predictions),
-            }
-            wins_of = {name: success(video) for name, video in videos.items()}
-            with torch.no_grad():
-                losses_of = {name: grade(video[:, numbers]).tolist() for name, video in videos.items()}
-            note("ours, one-step", wins_of["prediction"])
-            kept: dict[str, list[bool]] = {}
-            for keep in get_args(KEEP):
-                seen = videos if keep == "best" else ("base", "adapter")
-                chosen = (
-                    kept_video(keep, result.accepted[i], {name: losses_of[name][i] for name in seen})
-                    for i in range(count)
-                )
-                kept[keep] = [wins_of[name][i] for i, name in enumerate(chosen)]
-            for name, values in kept.items():
-                note(f"keep {name}", values)
-            note("ours", kept[s.optimization.keep])
-            if any(x.id in ceiling for x in samples):
-                adapter.reset([seed_of(s.seed, x.id, "adapter") for x in samples])
-                best_case = OptimizationSettings(
-                    steps=20, lr=s.optimization.lr, tau=0.0, clip_norm=s.optimization.clip_norm
-                )
-                optimize_batch(
-                    self.reasoner, adapter, lambda z, _: z, lambda _, z: (z - truth).square().mean((1, 2, 3, 4)),
-                    condition, z1, numbers, best_case,
-                )  # fmt: skip
-                solved = success(self.reasoner.decode(self.reasoner.generate(z1, condition)))
-                for row, sample, value in zip(rows, samples, solved, strict=True):
-                    if sample.id in ceiling:
-                        row["ceiling"] = float(value)
-        finally:
-            adapter.remove()
-        for row, sample in zip(rows, samples, strict=True):
-            row["single"] = row["pass@1"]
-            row["family"] = sample.family  # type: ignore[assignment]
+        adapters = [seed_of(s.seed, x.id, "adapter") for x in samples]
+        training = self.train(judge, condition, z1, numbers, o, adapters)
+        note("steps", [row.kept.step for row in training.rows])
+        note("loss", [row.kept.total for row in training.rows])
+        note("accepted", [row.stop == ACCEPTED for row in training.rows])
+        videos = render(self.models, condition, z1, training, "best", self.meter)
+        grades = grade(judge, videos, numbers, o.goal_weight)
+        wins_of = {name: success(video) for name, video in videos.items()}
+        note("start", wins_of["base"])
+        note("ours, one-step", wins_of["prediction"])
+        for keep in get_args(KEEP):
+            seen = videos if keep == "best" else ("base", "adapter")
+            kept = []
+            for number, row in enumerate(training.rows):
+                found = {name: grades[number][name].loss for name in seen}
+                kept.append(wins_of[choose(keep, row.stop == ACCEPTED, found)][number])
+            note(f"keep {keep}", kept)
+            if keep == o.keep:
+                note("ours", kept)
+        if any(x.id in ceiling for x in samples):
+            best_case = OptimizationSettings(steps=20, lr=o.lr, tau=0.0, clip_norm=o.clip_norm)
+            training = self.train(Oracle(truth), condition, z1, numbers, best_case, adapters)
+            solved = success(render(self.models, condition, z1, training, "last", self.meter, base=False)["adapter"])
+            for result, sample, value in zip(rows, samples, solved, strict=True):
+                if sample.id in ceiling:
+                    result["ceiling"] = float(value)
+        for result, sample in zip(rows, samples, strict=True):
+            result["single"] = result["pass@1"]
+            result["family"] = sample.family  # type: ignore[assignment]
         return rows
+
+    def train(
+        self,
+        reward: Reward,
+        condition: Condition,
+        z1: Tensor,
+        numbers: Sequence[int],
+        o: OptimizationSettings,
+        seeds: Sequence[int],
+    ) -> TestTimeTraining:
+        """Algorithm 1 for a batch, writing nothing."""
+        rows = [Row() for _ in seeds]
+        training = begin(self.models, reward, condition, z1, numbers, o, seeds, self.meter, rows)
+        train(training, [LossThreshold(o.tau)], Path())
+        return training
 
     def clock(self, sample: Sample, queries: Queries) -> dict[str, float]:
         """Seconds of a graded video and of an optimization step, one sample at a time (medians of five)."""
         numbers = sample_frames(self.settings.teacher.frames, sample.frames)
         condition = self.reasoner.condition(sample)
         z1 = self.reasoner.noise(condition, [0])
-        a = self.settings.adapter
-        adapter = BatchedAdapter(self.reasoner.transformer, 1, a.rank, a.alpha, a.targets, a.blocks)
+        adapter = self.models.adapter
+        adapter.reset([0])
         optimizer = torch.optim.AdamW(adapter.parameters(), 1e-3)
         videos, steps = [], []
         for _ in range(5):
@@ -200,8 +190,20 @@ class Evaluation:
             adapter.clip_gradients(1.0)
             optimizer.step()
             steps.append(time.perf_counter() - begin)
-        adapter.remove()
         return {"graded video": float(np.median(videos)), "step": float(np.median(steps))}
+
+
+class Oracle:
+    """The reward that knows the answer: the squared distance to the right latents."""
+
+    def __init__(self, truth: Tensor) -> None:
+        self.truth = truth
+
+    def __call__(self, frames: Tensor, latents: Tensor) -> Tensor:
+        return (latents - self.truth).square().mean((1, 2, 3, 4))[:, None]
+
+    def select(self, rows: Sequence[int]) -> Oracle:
+        return Oracle(self.truth[list(rows)])
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, object]:

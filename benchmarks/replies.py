@@ -40,7 +40,7 @@ from ttopt.miniworld.world import read, render
 from ttopt.models.reasoner import Reasoner, Schedule
 from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.teacher.teacher import Teacher
-from ttopt.optimization.algorithm import noise_seed
+from ttopt.optimization.seeds import noise_seed
 
 Ask = Callable[[Tensor, str], str]  # images (n, 3, 48, 48), request -> reply
 

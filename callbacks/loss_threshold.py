@@ -21,6 +21,6 @@ class LossThreshold(L.Callback):
         self.tau = tau
 
     def on_graded(self, trainer: L.Trainer, module: TestTimeTraining) -> None:
-        if module.grades[-1].total <= self.tau:
-            module.stop = ACCEPTED
-            trainer.should_stop = True
+        for row in module.open_rows:
+            if row.grades[-1].total <= self.tau:
+                row.stop = ACCEPTED

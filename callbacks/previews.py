@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from ttopt.data.video import strip, write_image
 from ttopt.errors import UserError
-from ttopt.optimization.training import TestTimeTraining
+from ttopt.optimization.training import Row, TestTimeTraining
 
 
 class Previews(L.Callback):
@@ -22,23 +21,26 @@ class Previews(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TestTimeTraining)
-        for path in (Path(trainer.default_root_dir) / "previews").glob("step_*.png"):
-            if int(path.stem.removeprefix("step_")) >= pl_module.steps:  # of a killed run that had got further
-                path.unlink()
+        for row in pl_module.rows:
+            for path in (pl_module.folder(row) / "previews").glob("step_*.png"):
+                if int(path.stem.removeprefix("step_")) >= len(row.grades):  # of a killed run that had got further
+                    path.unlink()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TestTimeTraining)
-        if pl_module.grades[-1].step % self.every == 0:
-            self._write(trainer, pl_module)
+        for row in pl_module.rows:
+            if row.grades[-1].step % self.every == 0:
+                self._write(pl_module, row)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TestTimeTraining)
-        self._write(trainer, pl_module)
+        for row in pl_module.rows:
+            self._write(pl_module, row)
 
-    def _write(self, trainer: L.Trainer, module: TestTimeTraining) -> None:
-        assert module.frames is not None
-        folder = Path(trainer.default_root_dir) / "previews"
-        folder.mkdir(exist_ok=True)
-        write_image(folder / f"step_{module.grades[-1].step:04d}.png", strip(module.frames))
+    def _write(self, module: TestTimeTraining, row: Row) -> None:
+        path = module.folder(row) / "previews" / f"step_{row.grades[-1].step:04d}.png"
+        if row.frames is not None and not path.exists():  # a row that has stopped is looked at again and again
+            path.parent.mkdir(exist_ok=True)
+            write_image(path, strip(row.frames))

@@ -20,31 +20,34 @@ class RewardCurves(L.Callback):
 
     def __init__(self, tau: float | None = None) -> None:
         self.tau = tau
-        self._written = 0
+        self._written: dict[Path, int] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._written = 0
+        self._written = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._append(trainer, pl_module)
+        assert isinstance(pl_module, TestTimeTraining)
+        for each in pl_module.rows:
+            self._append(pl_module.folder(each) / "curves.csv", each.grades)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._append(trainer, pl_module)
         assert isinstance(pl_module, TestTimeTraining)
-        if pl_module.grades:
-            draw(pl_module.grades, self.tau, Path(trainer.default_root_dir) / "curves.png")
+        for each in pl_module.rows:
+            path = pl_module.folder(each) / "curves.csv"
+            self._append(path, each.grades)
+            if each.grades:
+                draw(each.grades, self.tau, path.with_suffix(".png"))
 
-    def _append(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        assert isinstance(module, TestTimeTraining)
-        rows = [row(grade) for grade in module.grades[self._written :]]
-        path, mode = Path(trainer.default_root_dir) / "curves.csv", "a" if self._written else "w"
-        with path.open(mode, newline="", encoding="utf-8") as file:
-            if rows and not self._written:
+    def _append(self, path: Path, grades: list[Grade]) -> None:
+        written = self._written.get(path, 0)
+        rows = [row(grade) for grade in grades[written:]]
+        with path.open("a" if written else "w", newline="", encoding="utf-8") as file:
+            if rows and not written:
                 csv.writer(file).writerow(rows[0])
             csv.writer(file).writerows(line.values() for line in rows)
-        self._written = len(module.grades)
+        self._written[path] = len(grades)
 
 
 def row(grade: Grade) -> dict[str, float]:

@@ -11,9 +11,9 @@ from torch import Tensor
 from loop.clips import join
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
 from ttopt.methods.pass_at_k import by_loss, by_scorer
-from ttopt.optimization.algorithm import noise_name, seed_of
+from ttopt.optimization.context import Context
+from ttopt.optimization.seeds import noise_name, seed_of
 from ttopt.record.result import Result
 
 

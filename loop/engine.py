@@ -45,11 +45,11 @@ from loop.trace import Trace
 from loop.verifier import Verdict, verify
 from loop.wording import TARGET, Wording, sentence, with_suggestion
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError, one_line
-from ttopt.methods.base import Context
+from ttopt.errors import RunError, UserError, one_line
 from ttopt.models.chat.chat import ChatError, Message, Reply
 from ttopt.models.distributed import is_distributed
 from ttopt.models.load import TOO_SMALL
+from ttopt.optimization.context import Context
 from ttopt.optimization.state import digest
 from ttopt.record.result import Result
 from ttopt.run.memory import can_spare
@@ -83,12 +83,14 @@ class Loop:
     def __init__(self, settings: LoopSettings, sample: Sample, folder: Path, context: Context) -> None:
         key = digest(sample, context.settings, context.queries)
         self.journal = Journal(folder, key, context.meter, context.note)
-        context = dataclasses.replace(context, chat=RememberedChat(context.chat, self.journal))
+        assert context.chat is not None, "a method that asks gets a chat model"
+        chat = RememberedChat(context.chat, self.journal)
+        context = dataclasses.replace(context, chat=chat)
         self.settings, self.sample, self.folder, self.context = settings, sample, folder, context
         self.wording = Wording.load(context.settings.chat.prompts)
         self.trace = Trace(
             folder,
-            {"sample": sample.id, "task": sample.prompt, "loop": settings.model_dump(), "chat": context.chat.name},
+            {"sample": sample.id, "task": sample.prompt, "loop": settings.model_dump(), "chat": chat.name},
         )
         self.steps = settings.max_steps if settings.planning else 1
         self.splits = settings.max_splits if settings.planning else 0
@@ -104,9 +106,9 @@ class Loop:
     def run(self) -> Result:
         try:
             ending = self.loop()
+        except RunError:
+            raise
         except (UserError, torch.OutOfMemoryError) as error:
-            if isinstance(error.__cause__, OSError):  # the disk, not a model
-                raise
             full = isinstance(error, torch.OutOfMemoryError)
             if full and (is_distributed() or can_spare(self.context.models)):
                 # The sample runner tries once more, which the journal makes cheap; several processes end together

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from loop.settings import KeepAdapter
@@ -22,12 +21,12 @@ from loop.verifier import Verdict
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
 from ttopt.models.chat.chat import ChatError
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import TeacherReward, generate, kept_video, optimize, seed_of
-from ttopt.optimization.noise import best_noise
-from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.algorithm import TeacherReward, begin, choose, grade, render, start_noise, train
+from ttopt.optimization.context import Context
+from ttopt.optimization.seeds import seed_of
+from ttopt.optimization.training import Row
 from ttopt.record.result import ACCEPTED
 from ttopt.record.run_folder import writing
 
@@ -61,20 +60,11 @@ class InnerLora:
         own = self.context.queries if step.action == self.task else None  # the user's are about the whole task
         queries = own or self.queries(part, step.action, step.target, step.diagnoses)
         numbers = sample_frames(min(settings.teacher.frames, part.frames), part.frames)
-        reasoner, adapter, o = models.reasoner, models.adapter, settings.optimization
-        reward = TeacherReward(models.teacher, queries, part.fps, numbers)
-
-        def loss_of(frames: Tensor) -> Tensor:
-            meter.vlm_calls += 1
-            return multi_vqa_loss(reward(frames), o.goal_weight)
-
+        o, judge = settings.optimization, TeacherReward(models.teacher, [queries], part.fps, numbers)
         with meter.timer("condition"):
-            condition = reasoner.condition(part)
-        seeds = [seed, *(seed_of(seed, part.id, f"start {k}") for k in range(1, o.starts))]
-        with meter.timer("start"), adapter.disabled():
-            z1, (start,), _ = best_noise(
-                reasoner, condition, [seeds], lambda z, _: loss_of(models.decoder(z, numbers)), o.tau
-            )
+            condition = models.reasoner.condition(part)
+        seeds = [seed, *(seed_of(settings.seed, part.id, f"start {k}") for k in range(1, o.starts))]
+        z1, (start,), (tried,) = start_noise(models, condition, [seeds], numbers, judge, o, meter)
         purpose = "adapter" if number == 0 else f"adapter {number}"
         fresh = not self._trained or self.keep == "none" or (self.keep == "attempts" and first)
         adapter_seed = seed_of(settings.seed, part.id, purpose) if fresh else None
@@ -82,34 +72,28 @@ class InnerLora:
         with writing(folder):
             folder.mkdir()
         self.context.status("the clip is optimized")
-        module = optimize(
-            models, reward, condition, z1, numbers, settings, adapter_seed, folder, meter, self.context.callbacks()
-        )
+        row, adapter_seeds = Row(folder), None if adapter_seed is None else [adapter_seed]
+        training = begin(models, judge, condition, z1, numbers, o, adapter_seeds, meter, [row])
+        train(training, self.context.callbacks(), folder)
         self._trained = True
-        # As in ttopt.optimization.algorithm.fit_sample; the frozen model's video is only made where it may be kept.
-        videos, accepted = {"adapter": generate(reasoner, z1, condition, meter.timer)}, module.stop == ACCEPTED
-        if o.keep in ("better", "best") or (o.keep == "accepted" and not accepted):
-            with adapter.disabled():
-                videos = {"base": generate(reasoner, z1, condition, meter.timer), **videos}
-        if o.keep == "best":
-            with torch.no_grad():
-                videos["prediction"] = reasoner.decode(module.predict())
-        losses = {}
-        if o.keep in ("better", "best"):
-            with torch.no_grad():
-                losses = {name: float(loss_of(video[:, numbers])) for name, video in videos.items()}
-        kept = kept_video(o.keep, accepted, losses)
+        accepted = row.stop == ACCEPTED
+        needs_base = o.keep in ("better", "best") or (o.keep == "accepted" and not accepted)
+        videos = render(models, condition, z1, training, o.keep, meter, base=needs_base)
+        graded = videos if o.keep in ("better", "best") else {}
+        losses = {name: one.loss for name, one in grade(judge, graded, numbers, o.goal_weight)[0].items()}
+        kept = choose(o.keep, accepted, losses)
+        meter.vlm_calls += tried + len(row.grades) + len(graded)
         seconds = len(videos) * part.frames / part.fps
         meter.generated_seconds += seconds
-        return videos[kept][0].cpu(), {
+        return videos[kept][0], {
             "seed": start,
             "generated_seconds": round(seconds, 4),
             "adapter_seed": adapter_seed,
             "queries": {"goal": queries.goal, "process": list(queries.process)},
-            "optimization_steps": module.kept.step,
-            "optimization_stop": module.stop,
-            "loss_before": module.grades[0].total,
-            "loss_after": module.kept.total,
+            "optimization_steps": row.kept.step,
+            "optimization_stop": row.stop,
+            "loss_before": row.grades[0].total,
+            "loss_after": row.kept.total,
             "kept": kept,
         }
 

@@ -18,11 +18,11 @@ from loop.engine import StepLoop
 from training.miniworld import dialogues
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
 from ttopt.miniworld.multistep import action, legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.world import read
 from ttopt.models.chat.chat import Message, Reply
+from ttopt.optimization.context import Context
 from ttopt.record.result import Result
 
 

@@ -18,8 +18,8 @@ from loop.wording import Wording, with_suggestion
 from ttopt import methods
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
 from ttopt.methods.videotpo import Critique
+from ttopt.optimization.context import Context
 
 LAST_STEP = LoopSettings().max_steps
 

@@ -43,7 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def models(folders: dict[str, Path]) -> Any:
     """The tiny models, loaded; every test resets the adapter."""
-    from ttopt.optimization.algorithm import load_models
+    from ttopt.models.load import load_models
 
     return load_models(
         FitSettings(

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_resume import Kill, Killed, content
 from tiny import tiny_sample
+from tiny_fit import fit_sample
 
 import callbacks
 from callbacks import reward_curves
@@ -28,7 +29,6 @@ from ttopt.errors import UserError
 from ttopt.models.load import Models
 from ttopt.optimization import bank as banks
 from ttopt.optimization import state as resume
-from ttopt.optimization.algorithm import fit_sample
 from ttopt.optimization.bank import Bank, keys_of
 from ttopt.record.identity import model_digest
 from ttopt.record.result import Result
@@ -104,7 +104,7 @@ def entries(folder: Path) -> list[str]:
 def filled(models: Models, s: FitSettings, samples: list[Sample], folder: Path) -> Bank:
     """A bank that holds random adapters for ``samples``."""
     for number, sample in enumerate(samples):
-        models.adapter.reset(number)
+        models.adapter.reset([number])
         empty = Bank.open(s, made(folder / f"run{number}"), print)
         assert empty is not None
         empty.add(sample, keys_of(models.reasoner.condition(sample))[0], models.adapter)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import rich.console
 import torch
@@ -20,11 +21,14 @@ from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings, MethodSettings
 from ttopt.errors import UserError
 from ttopt.models.load import Models, load_models
-from ttopt.models.reasoner import BatchedAdapter, StandardDecoder
-from ttopt.models.reasoner.adapter import read_adapter
+from ttopt.models.reasoner import StandardDecoder
+from ttopt.models.reasoner.adapter_files import read_adapter
 from ttopt.models.reasoner.speed import compiled_block
 from ttopt.models.teacher import Queries
-from ttopt.optimization.batch_fit import train_batch
+from ttopt.optimization.algorithm import fit_batch, prepare
+from ttopt.optimization.context import Context
+from ttopt.optimization.training import Row, TestTimeTraining
+from ttopt.record.meter import Meter
 from ttopt.record.result import Result
 from ttopt.run.console import Console
 from ttopt.run.run import fit_all
@@ -33,7 +37,7 @@ Make = Callable[..., FitSettings]
 
 
 def run(settings: FitSettings, models: Models) -> dict[str, Path]:
-    models.adapter.reset(0)
+    models.adapter.reset([0])
     done = fit_all(settings, Console(rich.console.Console(quiet=True)), standard, lambda _: models)
     assert not done.problems
     return {result.sample: done.folder / "samples" / result.sample for result in done.results}
@@ -81,8 +85,17 @@ def test_a_batch_writes_the_folders_that_its_samples_write_alone(
     assert len(stops) > 1, "samples should stop differently for this test to mean anything"
 
 
+class Watch(L.Callback):
+    def __init__(self, seen: list[Row]) -> None:
+        self.seen = seen
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TestTimeTraining)
+        self.seen.extend(pl_module.rows)
+
+
 def test_compiled_blocks_know_that_adapters_have_come(
-    settings: Make, models: Models, monkeypatch: pytest.MonkeyPatch
+    settings: Make, models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The best noise is looked for without them."""
     eager = torch.compile
@@ -94,8 +107,17 @@ def test_compiled_blocks_know_that_adapters_have_come(
     grades = []
     for run in (None, compiled_block()):
         reasoner.run_block = run
-        trained = train_batch(samples, queries, dataclasses.replace(models, reasoner=reasoner), s)
-        grades.append([grade.total for one in trained for grade in one.instance.grades])
+        seen: list[Row] = []
+        watch = Watch(seen)
+        with Context.open(dataclasses.replace(models, reasoner=reasoner), s, callbacks=lambda: [watch]) as context:
+            batch = []
+            for number, (sample, asked) in enumerate(zip(samples, queries)):
+                place = tmp_path / f"{run is None}-{number}"
+                place.mkdir()
+                own = dataclasses.replace(context, queries=asked, meter=Meter(reasoner))
+                batch.append(prepare(sample, place, own))
+            fit_batch(batch)
+        grades.append([grade.total for row in seen for grade in row.grades])
     assert len(set(grades[0])) == len(grades[0])
     torch.testing.assert_close(grades[1], grades[0], atol=1e-6, rtol=0)
 
@@ -104,18 +126,16 @@ def test_float8_layers_take_batched_adapters(settings: Make) -> None:
     models = load_models(settings(reasoner={"float8": True}))
     condition = models.reasoner.condition([tiny_sample("a"), tiny_sample("b")])
     z1 = models.reasoner.noise(condition, [0, 1])
-    with torch.no_grad(), models.adapter.disabled():
-        base = models.reasoner.velocity(z1, 1.0, condition)
-        batched = BatchedAdapter(models.reasoner.transformer, 2, rank=4)
-        batched.parameters()[1][0].normal_()  # the first layer's "up" of the first instance
+    with torch.no_grad():
+        with models.adapter.disabled():
+            base = models.reasoner.velocity(z1, 1.0, condition)
+        models.adapter.reset([0, 1])
+        models.adapter.parameters()[1][0].normal_()  # the first layer's "up" of the first row
         changed = models.reasoner.velocity(z1, 1.0, condition)
-        batched.remove()
     assert not torch.equal(changed[0], base[0]) and torch.equal(changed[1], base[1])
 
 
-def test_too_little_memory_for_the_adapters_leaves_nothing_behind(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_for_the_adapters_leaves_the_old_one(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     condition = models.reasoner.condition(tiny_sample())
     z1 = models.reasoner.noise(condition, [0])
     with torch.no_grad():
@@ -128,20 +148,15 @@ def test_too_little_memory_for_the_adapters_leaves_nothing_behind(
         return zeros(*size, **options)
 
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr("ttopt.models.reasoner.batched.torch.zeros", full)
-        BatchedAdapter(models.reasoner.transformer, 2)
+        patch.setattr("ttopt.models.reasoner.adapter.torch.zeros", full)
+        models.adapter.reset([1, 2])
     with torch.no_grad():
         assert torch.equal(models.reasoner.velocity(z1, 1.0, condition), before)
 
 
 def test_what_cannot_be_batched_is_refused(settings: Make, models: Models, tmp_path: Path) -> None:
-    for number, (wrong, message) in enumerate(
-        (
-            ({"method": MethodSettings("ttopt.methods.base.Context")}, "cannot be made"),
-            ({"optimization": {"denoise_step": "all"}}, "needs optimization.denoise_step first"),
-        )
-    ):
-        with pytest.raises(UserError, match=message):
-            run(settings(**wrong, batch_samples=2, run_dir=str(tmp_path / str(number))), models)
+    wrong = settings(method=MethodSettings("ttopt.methods.Single"), batch_samples=2, run_dir=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"only ttopt.methods.TeacherLora optimizes several samples at once"):
+        run(wrong, models)
     with pytest.raises(UserError, match="batch_samples is 0"):
         parse_fit(["--batch-samples", "0"])

@@ -16,13 +16,13 @@ import callbacks
 from callbacks import LossThreshold, Previews, RewardCurves, SaveAdapter
 from ttopt.config.settings import FitSettings, LoggingSettings
 from ttopt.errors import UserError
-from ttopt.optimization.algorithm import Models
+from ttopt.models.load import Models
 from ttopt.record.result import ACCEPTED
 
 
 def test_loss_threshold(models: Models, tmp_path: Path) -> None:
     module = fit(prepare(models), tmp_path, LossThreshold(100.0))
-    assert (module.stop, len(module.grades)) == (ACCEPTED, 1)
+    assert (module.rows[0].stop, len(module.rows[0].grades)) == (ACCEPTED, 1)
     assert list(tmp_path.iterdir()) == [], "nothing is written without a callback that writes"
     with pytest.raises(UserError, match="a loss is never below 0; give 0.22"):
         LossThreshold(-0.1)
@@ -38,7 +38,7 @@ def test_reward_curves(models: Models, tmp_path: Path) -> None:
         *("p_yes_goal", "p_yes_process_1", "p_yes_process_2"),
     ]
     assert [int(row["step"]) for row in rows] == [0, 1, 2]
-    for row, grade in zip(rows, module.grades, strict=True):
+    for row, grade in zip(rows, module.rows[0].grades, strict=True):
         assert float(row["loss"]) == grade.total
         assert float(row["p_yes_goal"]) == pytest.approx(math.exp(-float(row["loss_goal"])))
     assert Image.open(tmp_path / "curves.png").size[0] > 500
@@ -69,10 +69,10 @@ def test_previews(models: Models, tmp_path: Path) -> None:
 def test_save_adapter(models: Models, tmp_path: Path) -> None:
     module = fit(prepare(models, steps=2), tmp_path, SaveAdapter())
     kept = [parameter.detach().clone() for parameter in module.lora]
-    models.adapter.reset(9)
+    models.adapter.reset([9])
     metadata = models.adapter.load(tmp_path / "adapter")
     assert all(torch.equal(a, b) for a, b in zip(kept, models.adapter.parameters()))
-    assert metadata["steps"] == "2" and float(metadata["loss"]) == module.kept.total
+    assert metadata["steps"] == "2" and float(metadata["loss"]) == module.rows[0].kept.total
     with safe_open(tmp_path / "adapter" / "adapter_wan.safetensors", framework="pt") as file:
         assert all(name.startswith("diffusion_model.blocks.") for name in file.keys())
 

@@ -33,8 +33,8 @@ from ttopt.models.chat.chat import (
     fingerprint,
     make_chat,
 )
+from ttopt.models.load import Models
 from ttopt.models.teacher import Teacher
-from ttopt.optimization.algorithm import Models
 
 
 class Opinion(BaseModel):

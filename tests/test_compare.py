@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import GOAL, PROCESS
 from tiny import tiny_sample
+from tiny_fit import fit_sample
 
 import callbacks
 from ttopt.__main__ import main
@@ -23,7 +24,6 @@ from ttopt.data.find import given_queries
 from ttopt.errors import UserError
 from ttopt.evaluate.compare import compare
 from ttopt.evaluate.comparison import Comparison
-from ttopt.optimization.algorithm import fit_sample
 from ttopt.run import loader
 from ttopt.run.console import Console
 from ttopt.run.loader import Loader

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_sample
+from tiny_fit import fit_sample
 from torch import Tensor
 
 import callbacks
@@ -24,7 +25,8 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods import teacher_lora
-from ttopt.optimization.algorithm import Models, fit_sample, load_models, seed_of
+from ttopt.models.load import Models, load_models
+from ttopt.optimization.seeds import seed_of
 from ttopt.record.metrics import drift
 from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimization, Result
 from ttopt.record.run_folder import RunFolder, new_path

@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_reasoner_folder, tiny_sample
 from torch import Tensor
 
-from ttopt.models.reasoner import Adapter, BatchedAdapter, Condition, Reasoner, Schedule
+from ttopt.models.reasoner import Adapter, Condition, Reasoner, Schedule
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_a_kept_prefix_changes_nothing(folder: Path, blocks: str, first: int) ->
     z1 = reasoner.noise(condition, [0])
     histories = []
     for cached in (True, False):
-        adapter.reset(0)
+        adapter.reset([0])
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=1e-2)
         ran: list[int] = []
         hooks = [
@@ -121,7 +121,7 @@ def test_a_kept_prefix_changes_nothing(folder: Path, blocks: str, first: int) ->
 
 def test_a_kept_prefix_serves_batched_adapters(folder: Path) -> None:
     reasoner = Reasoner.load(folder, schedule=Schedule())
-    adapter = BatchedAdapter(reasoner.transformer, 2, rank=4, blocks="1-2")
+    adapter = Adapter(reasoner.transformer, 2, rank=4, blocks="1-2")
     for parameter in adapter.parameters():
         parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(3))
     condition = reasoner.condition([tiny_sample("a"), tiny_sample("b")])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
-from ttopt.optimization.algorithm import Models
+from ttopt.models.load import Models
 
 FIELDS = {
     *("success", "video_path", "error", "duration_seconds", "generation_id", "model", "status", "metadata"),

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ttopt.config.settings import FitSettings, MethodSettings
 from ttopt.models.chat.chat import Message, Reply
+from ttopt.models.load import Models
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import Models
 from ttopt.record.run_folder import RunFolder
 
 Make = Callable[..., FitSettings]

@@ -37,8 +37,9 @@ from ttopt.errors import UserError
 from ttopt.methods import Context, make_method
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.world import render
+from ttopt.models.load import Models
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import Models, seed_of
+from ttopt.optimization.seeds import seed_of
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result, Scored
 from ttopt.run import run as engine

@@ -24,8 +24,9 @@ from ttopt.models.chat.chat import ChatError, Message, Reply
 from ttopt.models.load import Models
 from ttopt.models.reasoner import Schedule
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import TeacherReward, seed_of
+from ttopt.optimization.algorithm import TeacherReward
 from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.seeds import seed_of
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result
 
@@ -101,7 +102,7 @@ def test_a_video_of_another_size_is_not_compared_with_the_image(
 
 
 def test_single(solve: Solve, models: Models) -> None:
-    models.adapter.reset(0)
+    models.adapter.reset([0])
     for parameter in models.adapter.parameters():
         torch.nn.init.normal_(parameter)  # left over from an earlier sample: must not matter
     result, video = solve(Single())

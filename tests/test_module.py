@@ -13,9 +13,9 @@ from torch import Tensor
 from callbacks import LossThreshold
 from ttopt.config.settings import AdapterSettings, DecoderSettings, FitSettings, ReasonerSettings, TeacherSettings
 from ttopt.data.video import sample_frames
+from ttopt.models.load import Models, load_models
 from ttopt.models.reasoner import LightDecoder
 from ttopt.optimization import training as heart
-from ttopt.optimization.algorithm import Models, load_models
 from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE
 
 
@@ -28,22 +28,24 @@ def test_sample_frames(count: int, total: int, wanted: list[int]) -> None:
 
 def test_all_steps_are_taken_and_the_last_weights_graded(models: Models, tmp_path: Path) -> None:
     module = fit(prepare(models, steps=3), tmp_path, LossThreshold(0.0))
-    assert (module.stop, module.global_step) == (ALL_STEPS, 3)
-    assert [grade.step for grade in module.grades] == [0, 1, 2, 3]
+    assert (module.rows[0].stop, module.global_step) == (ALL_STEPS, 3)
+    assert [grade.step for grade in module.rows[0].grades] == [0, 1, 2, 3]
     losses, total = module.evaluate()
-    assert module.kept == heart.Grade(3, total.item(), tuple(losses[0].tolist()))
+    assert module.rows[0].kept == heart.Grade(3, total.item(), tuple(losses[0].tolist()))
 
 
 def test_kept_weights_reproduce_the_accepted_loss(models: Models, tmp_path: Path) -> None:
     target = torch.zeros_like(prepare(models).z1)
     free = fit(prepare(models, reward=toward(target), steps=6), tmp_path)
-    totals = [grade.total for grade in free.grades]
+    totals = [grade.total for grade in free.rows[0].grades]
     assert totals[3] < totals[2] < totals[0]
     tau = (totals[2] + totals[3]) / 2
     module = fit(prepare(models, reward=toward(target), steps=6), tmp_path, LossThreshold(tau))
-    assert (module.stop, module.global_step, module.kept.step) == (ACCEPTED, 3, 3)
-    assert [grade.total for grade in module.grades] == totals[:4]
-    assert module.evaluate()[1].item() == module.kept.total == totals[3], "one step more would give another loss"
+    assert (module.rows[0].stop, module.global_step, module.rows[0].kept.step) == (ACCEPTED, 3, 3)
+    assert [grade.total for grade in module.rows[0].grades] == totals[:4]
+    assert module.evaluate()[1].item() == module.rows[0].kept.total == totals[3], (
+        "one step more would give another loss"
+    )
 
 
 def test_adapting_late_blocks_computes_the_early_ones_once(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -60,29 +62,29 @@ def test_adapting_late_blocks_computes_the_early_ones_once(folders: dict[str, Pa
     module = fit(prepare(models, steps=3), tmp_path)
     assert ran == [0, 1, 2, 2, 2, 2]
     module._prefix = None
-    assert module.evaluate()[1].item() == module.kept.total
+    assert module.evaluate()[1].item() == module.rows[0].kept.total
     assert ran[-3:] == [0, 1, 2]
 
 
 def test_accepted_at_once_leaves_the_adapter_at_zero(models: Models, tmp_path: Path) -> None:
     module = fit(prepare(models), tmp_path, LossThreshold(1e9))
-    assert (module.stop, module.global_step, models.adapter.norm()) == (ACCEPTED, 0, 0.0)
+    assert (module.rows[0].stop, module.global_step, models.adapter.norm()) == (ACCEPTED, 0, 0.0)
 
 
 def test_satisfied_by_the_last_step_is_accepted(models: Models, tmp_path: Path) -> None:
     target = torch.zeros_like(prepare(models).z1)
     free = fit(prepare(models, reward=toward(target), steps=3), tmp_path)
-    totals = [grade.total for grade in free.grades]
-    assert free.stop == ALL_STEPS and totals[3] < totals[2]
+    totals = [grade.total for grade in free.rows[0].grades]
+    assert free.rows[0].stop == ALL_STEPS and totals[3] < totals[2]
     module = fit(prepare(models, reward=toward(target), steps=3), tmp_path, LossThreshold((totals[2] + totals[3]) / 2))
-    assert (module.stop, module.kept.step, module.kept.total) == (ACCEPTED, 3, totals[3])
+    assert (module.rows[0].stop, module.rows[0].kept.step, module.rows[0].kept.total) == (ACCEPTED, 3, totals[3])
 
 
 def test_oracle_loss_falls(models: Models, tmp_path: Path) -> None:
     module = prepare(models, steps=12, lr=3e-2)
     module.frozen = heart.Frozen(models.reasoner, models.decoder, toward(torch.zeros_like(module.z1)))
     fit(module, tmp_path)
-    assert module.kept.total < 0.98 * module.grades[0].total
+    assert module.rows[0].kept.total < 0.98 * module.rows[0].grades[0].total
 
 
 @pytest.mark.parametrize("denoise_step", ["first", "last", "all"])
@@ -94,7 +96,7 @@ def test_denoise_step(models: Models, denoise_step: str, tmp_path: Path) -> None
     one_step = models.reasoner.predict_clean(module.z1, 1.0, module.condition)
     assert torch.allclose(predicted, one_step if denoise_step == "first" else generated, atol=1e-5)
     fit(module, tmp_path)
-    assert module.kept.total < module.grades[0].total
+    assert module.rows[0].kept.total < module.rows[0].grades[0].total
 
 
 def test_frozen_weights_are_untouched(models: Models, tmp_path: Path) -> None:
@@ -122,7 +124,7 @@ def test_frozen_weights_are_untouched(models: Models, tmp_path: Path) -> None:
 
 
 def test_same_seed_same_result(models: Models, tmp_path: Path) -> None:
-    first, second, other = (fit(prepare(models, seed=seed), tmp_path).grades for seed in (1, 1, 2))
+    first, second, other = (fit(prepare(models, seed=seed), tmp_path).rows[0].grades for seed in (1, 1, 2))
     assert first == second
     assert first != other
 
@@ -146,8 +148,8 @@ def test_non_finite_loss_keeps_the_best_weights(models: Models, bad: float, when
         return loss * bad if len(calls) == when + 1 else loss
 
     module = fit(prepare(models, reward=reward, steps=3), tmp_path, LossThreshold(0.0))
-    assert module.stop == NON_FINITE
-    assert module.kept.step == max(when - 1, 0)
+    assert module.rows[0].stop == NON_FINITE
+    assert module.rows[0].kept.step == max(when - 1, 0)
     if when:
         assert torch.equal(module.predict(), calls[when - 1])
     assert all(parameter.isfinite().all() for parameter in module.lora)
@@ -158,7 +160,7 @@ def test_non_finite_gradient_is_noticed(models: Models, tmp_path: Path) -> None:
         return (latents.square().mean() * 0).sqrt().reshape(1, 1)  # loss 0, gradient NaN
 
     module = fit(prepare(models, reward=reward), tmp_path)
-    assert (module.stop, module.kept.step, models.adapter.norm()) == (NON_FINITE, 0, 0.0)
+    assert (module.rows[0].stop, module.rows[0].kept.step, models.adapter.norm()) == (NON_FINITE, 0, 0.0)
 
 
 def test_parts_are_timed(models: Models, tmp_path: Path) -> None:
@@ -201,8 +203,8 @@ def test_gradient_of_the_whole_chain(folders: dict[str, Path], decoder: str, mon
         for parameter in module.lora:
             parameter.data = torch.randn_like(parameter) * 0.1
         module.losses()[1].sum().backward()
-        assert module.frames is not None
-        assert float(module.frames.min()) > 0 and float(module.frames.max()) < 1
+        assert module.rows[0].frames is not None
+        assert float(module.rows[0].frames.min()) > 0 and float(module.rows[0].frames.max()) < 1
         entries = [(p, int(p.grad.abs().argmax())) for p in list(module.lora)[::7]]  # type: ignore[union-attr]
         for parameter, index in entries:
             step, flat = 1e-5, parameter.data.view(-1)

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_sample
+from tiny_fit import fit_sample
 from torch import Tensor
 
 from ttopt.config.settings import FitSettings
 from ttopt.data.find import given_queries
-from ttopt.optimization.algorithm import Models, fit_sample, kept_video, noise_name, seed_of
+from ttopt.models.load import Models
+from ttopt.optimization.algorithm import choose
 from ttopt.optimization.noise import best_noise
+from ttopt.optimization.seeds import noise_name, seed_of
 
 Make = Callable[..., FitSettings]
 
@@ -90,5 +93,5 @@ def test_three_videos_are_made_and_counted_where_the_prediction_may_be_kept(
         ("best", False, (0.5, 0.4, math.nan), "adapter"),
     ],
 )
-def test_the_kept_video(keep: str, accepted: bool, losses: tuple[float, ...], kept: str) -> None:
-    assert kept_video(keep, accepted, dict(zip(("base", "adapter", "prediction"), losses, strict=False))) == kept
+def test_the_choose(keep: str, accepted: bool, losses: tuple[float, ...], kept: str) -> None:
+    assert choose(keep, accepted, dict(zip(("base", "adapter", "prediction"), losses, strict=False))) == kept

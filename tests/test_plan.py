@@ -19,7 +19,7 @@ from ttopt.__main__ import main
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.errors import UserError
-from ttopt.optimization.algorithm import load_models
+from ttopt.models.load import load_models
 from ttopt.planning import estimate as planning
 from ttopt.planning.gpus import GPUS
 from ttopt.planning.model_sizes import REASONERS, TEACHERS

@@ -154,14 +154,14 @@ def test_gradients_flow_through_one_step_and_through_the_whole_schedule(folder: 
     assert len(first) == len(adapter.parameters()) and all(gradient.any() for gradient in first[1::2])
 
     # Recomputing the transformer's blocks in the backward pass gives the same gradient.
-    adapter.reset(0)
+    adapter.reset([0])
     reasoner.activation_checkpointing = range(1, 3)
     reasoner.predict_clean(z1, 1.0, condition).square().mean().backward()
     reasoner.activation_checkpointing = ()
     for parameter, gradient in zip(adapter.parameters(), first, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, atol=1e-7, rtol=1e-5)
 
-    adapter.reset(0)
+    adapter.reset([0])
     latents = reasoner.denoise(z1, condition)
     assert torch.equal(latents, reasoner.generate(z1, condition))
     latents.square().mean().backward()

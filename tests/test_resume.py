@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from tiny import tiny_sample
+from tiny_fit import fit_sample
 from torch import Tensor
 
 import callbacks
@@ -26,11 +27,11 @@ from ttopt.config.settings import FitSettings
 from ttopt.data import find
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError
+from ttopt.errors import RunError, UserError
+from ttopt.models.load import Models
 from ttopt.models.reasoner import StandardDecoder
 from ttopt.models.teacher import prompts as words
 from ttopt.optimization import state as resume
-from ttopt.optimization.algorithm import Models, fit_sample
 from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import STATE, RunFolder
 from ttopt.run import run as engine
@@ -355,7 +356,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     RunFolder(tmp_path / "run", s)
     with pytest.raises(UserError, match="cannot write to .*File too large") as error, full_disk(size):
         fit_all(s, quiet, callbacks.standard, lambda _: models)
-    assert isinstance(error.value.__cause__, OSError)
+    assert isinstance(error.value, RunError)
     assert not list((tmp_path / "run/samples").rglob(".state*")), "no half of a state"
     assert [p.name for p in (tmp_path / "run/samples").iterdir()] in ([], [".a"])
     done = fit_all(s, quiet, callbacks.standard, lambda _: models)

@@ -34,8 +34,8 @@ from ttopt.config.settings import WEIGHTS, ChatSettings, FitSettings
 from ttopt.data import miniworld
 from ttopt.data.sample import Sample
 from ttopt.models.chat.chat import LocalChat, Message, OpenAIChat, make_chat
+from ttopt.models.load import Models, load_models
 from ttopt.models.teacher import Teacher, prompts
-from ttopt.optimization.algorithm import Models, load_models
 from ttopt.record.result import Scored
 
 pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")

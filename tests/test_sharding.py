@@ -24,7 +24,8 @@ from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.data.video import write_image
 from ttopt.errors import UserError
 from ttopt.models.distributed import joined
-from ttopt.optimization.algorithm import Models, generate, load_models
+from ttopt.models.load import Models, load_models
+from ttopt.optimization.algorithm import generate
 
 Make = Callable[..., FitSettings]
 TESTS = Path(__file__).parent
@@ -212,9 +213,9 @@ def test_a_scheduler_s_other_processes_do_not_concern_an_unshared_run(
     models: Any, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tiny import tiny_sample
+    from tiny_fit import fit_sample
 
     from ttopt.data.find import given_queries
-    from ttopt.optimization.algorithm import fit_sample
 
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")

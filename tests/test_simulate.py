@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ttopt.__main__ import main
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.errors import UserError
-from ttopt.optimization.algorithm import Models, load_models
+from ttopt.models.load import Models, load_models
 from ttopt.planning.simulate import SimulatedWorkers, Workload, bound, simulate
 from ttopt.planning.step_counts import even, of_run, shipped, work_of_run
 from ttopt.record.result import FILE, Result

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tiny import tiny_sample
+from tiny_fit import fit_sample
 from wandb.proto import wandb_internal_pb2 as wandb_records
 
 from ttopt.config.settings import FitSettings
@@ -18,7 +19,7 @@ from ttopt.data.video import read_video
 from ttopt.evaluate.statistics import Estimate
 from ttopt.evaluate.table import rows
 from ttopt.evaluate.tracking import log_comparison
-from ttopt.optimization.algorithm import Models, fit_sample
+from ttopt.models.load import Models
 from ttopt.run.tracking import log_result, wandb_run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,16 @@ import lightning as L
 from tiny import tiny_sample
 from torch import Tensor
 
-from ttopt.config.settings import OptimizationSettings
+from callbacks import standard
+from ttopt.config.settings import FitSettings, OptimizationSettings
+from ttopt.data.sample import Sample
+from ttopt.models.load import Models
 from ttopt.models.teacher import Queries
+from ttopt.optimization import algorithm
 from ttopt.optimization import training as heart
-from ttopt.optimization.algorithm import Models, TeacherReward
+from ttopt.optimization.algorithm import TeacherReward
+from ttopt.optimization.context import Context
+from ttopt.record.result import Result
 
 FRAMES = [0, 2, 4, 6, 8]
 QUERIES = Queries("is the red cross on the green pad ?", ("is the blue square whole ?", "is the red cross whole ?"))
@@ -29,9 +36,9 @@ def prepare(
     sample = tiny_sample()
     condition = models.reasoner.condition(sample)
     z1 = models.reasoner.noise(condition, [seed])
-    models.adapter.reset(seed)
+    models.adapter.reset([seed])
     settings = OptimizationSettings(**{"steps": 4, "lr": 1e-2, "tau": 0.0} | options)
-    reward = reward or TeacherReward(models.teacher, QUERIES, sample.fps, FRAMES)
+    reward = reward or TeacherReward(models.teacher, [QUERIES], sample.fps, FRAMES)
     return heart.TestTimeTraining(
         models.reasoner, models.adapter, models.decoder, reward, condition, z1, FRAMES, settings
     )
@@ -51,3 +58,19 @@ def fit(module: heart.TestTimeTraining, folder: Path, *callbacks: L.Callback) ->
     )
     trainer.fit(module)
     return module
+
+
+def fit_sample(
+    sample: Sample,
+    models: Models,
+    settings: FitSettings,
+    folder: Path,
+    *,
+    reward: heart.Reward | None = None,
+    callbacks: Sequence[L.Callback] | None = None,
+    **context: Any,
+) -> Result:
+    """ttopt's, in a context of its own."""
+    chosen = standard(settings) if callbacks is None else callbacks
+    with Context.open(models, settings, callbacks=lambda: list(chosen), **context) as opened:
+        return algorithm.fit_sample(sample, folder, opened, reward)

@@ -1,4 +1,4 @@
-"""The one error a user is meant to see."""
+"""The errors that a user is meant to see: one sentence each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class UserError(ValueError):
 
     The command line prints it as one line and exits with code 2.
     """
+
+
+class RunError(UserError):
+    """What the next sample would meet too, so that it ends the whole run: a full disk, a server that is gone."""
 
 
 def printable(text: str) -> str:

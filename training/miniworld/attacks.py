@@ -24,7 +24,7 @@ from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, SPLITS, make_task
 from ttopt.miniworld.tokenizer import reasoner_tokenizer
 from ttopt.miniworld.world import FPS, FRAMES, read
-from ttopt.models.reasoner.batched import BatchedAdapter
+from ttopt.models.reasoner import Adapter
 from ttopt.models.reasoner.decoder import StandardDecoder
 from ttopt.models.teacher.teacher import Teacher
 from ttopt.optimization.reward import multi_vqa_loss
@@ -51,7 +51,8 @@ class Attacker:
         self.tokenizer = reasoner_tokenizer(TEXT_LENGTH)
         self.decoder, self.first_frames = decoder, first_frames
         self.clean = {name: p.clone() for name, p in self.transformer.named_parameters()}
-        self.adapter = BatchedAdapter(self.transformer, SIZE)
+        self.adapter = Adapter(self.transformer)
+        self.adapter.reset([0] * SIZE)
 
     @torch.no_grad()
     def disturb(self, rng: np.random.Generator, scale: float) -> None:

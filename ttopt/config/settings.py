@@ -206,7 +206,7 @@ class LoggingSettings:
     """Write the frames that the teacher sees every n steps; 0: never."""
     state_every: int = 5
     """Keep the state of the optimization every n steps (less often where that would take more than 2 % of the time), so
-    that a killed run goes on in the middle of a sample; 0: never. Batches (batch_samples) start over."""
+    that a killed run goes on in the middle of a sample; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ class FitSettings:
     """How many samples."""
     batch_samples: int = 1
     """How many samples are optimized side by side on the device, each with its own adapter: the same results up to
-    rounding, sooner on small models. Only for ttopt.methods.TeacherLora, denoise_step first and engine in_process."""
+    rounding, sooner on small models. Only for ttopt.methods.TeacherLora and engine in_process."""
     engine: Literal["in_process", "ray"] = "in_process"
     """in_process: one sample after the other, here. ray: several at once, on all GPUs of this machine or of a cluster
     (pip install -e '.[ray]'); the results are the same."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ttopt.methods.base import Context, Method, make_method
+from ttopt.methods.base import Method, make_method
 from ttopt.methods.existing import Existing
 from ttopt.methods.pass_at_k import PassAtK
 from ttopt.methods.prompt_rewrite import PromptRewrite
@@ -11,6 +11,7 @@ from ttopt.methods.single import Single
 from ttopt.methods.static import Static
 from ttopt.methods.teacher_lora import TeacherLora
 from ttopt.methods.videotpo import VideoTPO
+from ttopt.optimization.context import Context
 
 __all__ = [
     "Context",

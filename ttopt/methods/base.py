@@ -9,31 +9,15 @@ nothing else is known about it. It writes into the sample's folder, by ``Context
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-
-import lightning as L
-from lightning.pytorch.loggers import Logger
-from pydantic import BaseModel
-from torch import Tensor
+from typing import Any, Protocol, runtime_checkable
 
 from ttopt.config.settings import FitSettings, MethodSettings
-from ttopt.data.sample import Sample, Scorer
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import Chat, Message, Reply, ask
-from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import Models
-from ttopt.optimization.bank import Bank
-from ttopt.record.finish import finish
-from ttopt.record.meter import Meter
+from ttopt.optimization.context import Context
 from ttopt.record.result import Result
-
-if TYPE_CHECKING:
-    from ttopt.data.sample import Status
-
-T = TypeVar("T", bound=BaseModel)
 
 
 class Method(Protocol):
@@ -53,55 +37,17 @@ class Method(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Context:
-    """What a method may use for one sample: the models, loaded once for a run, and the sample's own meter and logger.
+@runtime_checkable
+class BatchMethod(Protocol):
+    """A method that can also make the videos of several samples side by side, in two halves."""
 
-    ``settings.seed`` is the run's; derive others by ``seed_of(settings.seed, sample.id, purpose)``, where "noise" is
-    the first video's noise in every method.
-    """
+    def prepare(self, sample: Sample, folder: Path, context: Context) -> Any:
+        """Everything before a batch; what it returns has a ``kind``, which those who share a batch have in common."""
+        ...
 
-    models: Models
-    settings: FitSettings
-    meter: Meter
-    chat: Chat
-    scorer: Scorer | None = None
-    queries: Queries | None = None  # the user's own, instead of the teacher's
-    callbacks: Callable[[], list[L.Callback]] = list  # new Lightning callbacks for one optimization
-    logger: Logger | None = None
-    status: Status = field(default=lambda text: None)  # what is being done at the moment
-    note: Status = field(default=lambda text: None)  # one line that stays
-    bank: Bank | None = None  # of adapters to start from
-
-    def generate(self, sample: Sample, seed: int) -> Tensor:
-        """The frozen reasoner's few-step video (T,3,H,W) in [0,1], on the CPU. Its length counts as cost."""
-        reasoner, timer = self.models.reasoner, self.meter.timer
-        with timer("condition"):
-            condition = reasoner.condition(sample)
-            z1 = reasoner.noise(condition, [seed])
-        with self.models.adapter.disabled(), timer("generate"):
-            latents = reasoner.generate(z1, condition)
-        with timer("final decode"):
-            video = reasoner.decode(latents)[0].cpu()
-        self.meter.generated_seconds += sample.frames / sample.fps
-        return video
-
-    def ask(
-        self, messages: Sequence[Message], schema: type[T], record: Callable[[Reply], None] = lambda reply: None
-    ) -> T:
-        """A typed reply of the chat model; every call counts as cost. Raises ChatError, see chat.ask."""
-
-        def noted(reply: Reply) -> None:
-            self.meter.vlm_calls += 1
-            record(reply)
-
-        with self.meter.timer("vlm"):
-            return ask(self.chat, messages, schema, noted)
-
-    def finish(self, sample: Sample, video: Tensor | None, folder: Path, **what: Any) -> Result:
-        """Scores the video and writes video.mp4, config.yaml and result.json; see record.finish for ``what``: method
-        and seeds, and optionally accepted, stop, error, details, more_inputs."""
-        return finish(sample, video, folder, self.settings, self.meter, self.scorer, **what)
+    def solve_batch(self, batch: Sequence[Any]) -> list[Result]:
+        """As Method.solve, for what ``prepare`` has made of samples of one kind."""
+        ...
 
 
 def make_method(settings: MethodSettings) -> Method:

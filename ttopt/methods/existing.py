@@ -10,7 +10,7 @@ from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample
 from ttopt.data.video import read_video_rate
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
+from ttopt.optimization.context import Context
 from ttopt.record.identity import file_digest
 from ttopt.record.result import Result
 from ttopt.record.run_folder import writing

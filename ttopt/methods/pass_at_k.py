@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
-from ttopt.errors import UserError
-from ttopt.methods.base import Context
+from ttopt.errors import RunError, UserError
 from ttopt.models.chat.chat import Message
-from ttopt.optimization.algorithm import TeacherReward, noise_seed
+from ttopt.optimization.algorithm import TeacherReward
+from ttopt.optimization.context import Context
 from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result
 
 PICK = """\
@@ -58,9 +59,9 @@ class PassAtK:
         try:
             choose = {"loss": by_loss, "chat": self._by_chat, "scorer": by_scorer}[judge]
             best, details = choose(sample, videos, context)
-        except UserError as error:  # of the judge's; a full disk is the run's
-            if isinstance(error.__cause__, OSError):
-                raise
+        except RunError:
+            raise
+        except UserError as error:
             return context.finish(sample, videos[0], folder, method=method, seeds=named, error=str(error))
         return context.finish(
             sample, videos[best], folder, method=method, seeds=named, stop=f"video {best + 1} chosen",
@@ -84,7 +85,7 @@ def by_loss(sample: Sample, videos: Sequence[Tensor], context: Context) -> tuple
     with meter.timer("queries"):
         queries = context.queries or teacher.queries(sample)
     numbers = sample_frames(settings.teacher.frames, sample.frames)
-    reward = TeacherReward(teacher, queries, sample.fps, numbers)
+    reward = TeacherReward(teacher, [queries], sample.fps, numbers)
     with meter.timer("grade"), torch.no_grad():
         per_query = torch.cat([reward(video[None, numbers]) for video in videos])
     meter.vlm_calls += len(videos) + (context.queries is None)

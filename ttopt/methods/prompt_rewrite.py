@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import BaseModel, StringConstraints
 
 from ttopt.data.sample import Sample
-from ttopt.methods.base import Context
 from ttopt.models.chat.chat import ChatError, Message
-from ttopt.optimization.algorithm import noise_seed
+from ttopt.optimization.context import Context
+from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result
 
 REWRITE = """\

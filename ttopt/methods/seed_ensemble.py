@@ -8,9 +8,9 @@ import torch
 
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
 from ttopt.models.reasoner import sampler
-from ttopt.optimization.algorithm import noise_seed
+from ttopt.optimization.context import Context
+from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result
 
 

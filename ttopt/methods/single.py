@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ttopt.data.sample import Sample
-from ttopt.methods.base import Context
-from ttopt.optimization.algorithm import noise_seed
+from ttopt.optimization.context import Context
+from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result
 
 

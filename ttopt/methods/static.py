@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
+from ttopt.optimization.context import Context
 from ttopt.record.result import Result
 
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ttopt.data.sample import Sample
-from ttopt.methods.base import Context
-from ttopt.optimization.algorithm import fit_sample
+from ttopt.optimization.algorithm import Prepared, fit_batch, fit_sample, prepare
+from ttopt.optimization.context import Context
 from ttopt.record.result import Result
-
-if TYPE_CHECKING:
-    from ttopt.optimization.batch_fit import Trained
 
 
 class TeacherLora:
-    """Algorithm 1 with the run's settings; see ttopt.optimization.algorithm.fit_sample."""
+    """Algorithm 1 with the run's settings; see ttopt.optimization.algorithm."""
 
     asks = False
+    keeps_state = True  # an interrupted sample goes on in the middle
 
-    def solve(self, sample: Sample, folder: Path, context: Context, trained: Trained | None = None) -> Result:
-        """``trained``: what a batch has made of the sample already, to be played back."""
-        return fit_sample(
-            sample,
-            context.models,
-            context.settings,
-            folder,
-            queries=trained.queries if trained else context.queries,
-            scorer=context.scorer,
-            callbacks=context.callbacks(),
-            logger=context.logger,
-            status=context.status,
-            note=context.note,
-            meter=context.meter,
-            trained=trained,
-            bank=context.bank,
-        )
+    def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        return fit_sample(sample, folder, context)
+
+    def prepare(self, sample: Sample, folder: Path, context: Context) -> Prepared:
+        """The first half of ``solve``, after which samples of one kind can share a batch."""
+        return prepare(sample, folder, context)
+
+    def solve_batch(self, batch: Sequence[Prepared]) -> list[Result]:
+        """The second half for a whole batch."""
+        return fit_batch(batch)

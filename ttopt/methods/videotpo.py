@@ -11,10 +11,10 @@ from torch import Tensor
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
-from ttopt.methods.base import Context
 from ttopt.methods.prompt_rewrite import Rewrite
 from ttopt.models.chat.chat import ChatError, Message
-from ttopt.optimization.algorithm import noise_seed
+from ttopt.optimization.context import Context
+from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result
 
 CRITICISE = """\

@@ -98,7 +98,6 @@ def _load(settings: FitSettings) -> Models:
             f"optimization.denoise_step is {settings.optimization.denoise_step}, but of two experts only that of the "
             "first step is adapted; give first"
         )
-    adapter = Adapter(reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks)
     experts = [reasoner.transformer, *([reasoner.low_noise] if reasoner.low_noise is not None else [])]
     blocks = len(reasoner.transformer.blocks)
     reasoner.activation_checkpointing = block_range(
@@ -107,8 +106,9 @@ def _load(settings: FitSettings) -> Models:
     for expert in experts:
         if r.attention != "native":
             set_attention(expert, r.attention)
-        if r.float8:  # after the adapter, whose layers then hold the float8 ones
+        if r.float8:
             to_float8(expert, "blocks.")
+    adapter = Adapter(reasoner.transformer, a.rank, a.alpha, a.targets, a.blocks, reasoner.device)
     if r.compile:
         reasoner.run_block = compiled_block()
     decoder = reasoner.light_decoder or StandardDecoder(reasoner.vae, d.activation_checkpointing)

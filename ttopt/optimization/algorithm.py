@@ -1,285 +1,228 @@
-"""One sample -> one Trainer -> one result folder.
+"""The way of a sample, from top to bottom: VLM-as-Teacher (arXiv 2606.02564), Algorithm 1.
 
-video.mp4  base.mp4        the optimized video, and the frozen model's from the same noise; before_after.png  frames.png
-curves.csv  curves.png     loss and P("Yes") of every query at every step
-previews/  adapter/        what the teacher saw; the LoRA
-result.json  config.yaml   numbers, seeds, versions; the settings
+    video.mp4  base.mp4        the optimized video, and the frozen model's from the same noise; before_after.png
+    curves.csv  curves.png     loss and P("Yes") of every query at every step
+    previews/  adapter/        what the teacher saw; the LoRA
+    result.json  config.yaml   numbers, seeds, versions; the settings
+
+``fit_sample`` takes one sample all the way. Several go side by side as the rows of a batch, which ``prepare`` and
+``fit_batch`` do in two halves, so that a caller can choose who shares a batch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from callbacks import standard
-from ttopt.config.settings import FitSettings
-from ttopt.data.sample import Sample, Scorer
+from ttopt.config.settings import OptimizationSettings
+from ttopt.data.queries import Queries
+from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames, write_video
 from ttopt.models.distributed import from_rank_zero, trainer_options
-from ttopt.models.load import Models as Models
-from ttopt.models.load import load_models as load_models
-from ttopt.models.reasoner import Condition, Reasoner
-from ttopt.models.teacher import Queries, Teacher
-from ttopt.optimization.bank import Bank, Neighbor, keys_of
+from ttopt.models.load import Models
+from ttopt.models.reasoner import Condition
+from ttopt.models.teacher import Teacher
+from ttopt.optimization.bank import Neighbor, keys_of
+from ttopt.optimization.context import Context
 from ttopt.optimization.noise import best_noise
 from ttopt.optimization.reward import multi_vqa_loss
+from ttopt.optimization.seeds import noise_seed, seed_of
 from ttopt.optimization.state import KeepState, State, digest, read
-from ttopt.optimization.training import Grade, Reward, TestTimeTraining
+from ttopt.optimization.training import Grade, Reward, Row, TestTimeTraining, select
 from ttopt.record import metrics
-from ttopt.record.finish import finish, scored
-from ttopt.record.meter import Meter
+from ttopt.record.finish import scored
+from ttopt.record.meter import Meter, SharedMeter, together
 from ttopt.record.pictures import before_after
-from ttopt.record.result import ACCEPTED, Optimization, Result
+from ttopt.record.result import ACCEPTED, Graded, Optimization, Result
 from ttopt.record.run_folder import STATE, writing
-from ttopt.record.timing import PartTimer
-
-if TYPE_CHECKING:
-    from ttopt.data.sample import Status
-    from ttopt.optimization.batch_fit import Trained
 
 
 @dataclass(frozen=True)
 class TeacherReward:
-    """-log P("Yes") of each query, (1,Q), in the teacher's eyes."""
+    """-log P("Yes") of each sample's queries, (B,Q), in the teacher's eyes; all samples have equally many."""
 
     teacher: Teacher
-    queries: Queries
-    fps: int
+    queries: Sequence[Queries]  # of B samples
+    fps: float
     frame_numbers: Sequence[int]
 
     def __call__(self, frames: Tensor, latents: Tensor | None = None) -> Tensor:
-        return self.teacher.yes_losses(frames, [self.queries.all], self.fps, self.frame_numbers)
+        asked = [queries.all for queries in self.queries]
+        return self.teacher.yes_losses(frames, asked, self.fps, self.frame_numbers)
+
+    def select(self, rows: Sequence[int]) -> TeacherReward:
+        """The reward of some of the samples."""
+        return TeacherReward(self.teacher, [self.queries[row] for row in rows], self.fps, self.frame_numbers)
 
 
-def fit_sample(
-    sample: Sample,
-    models: Models,
-    settings: FitSettings,
-    folder: Path,
-    *,
-    queries: Queries | None = None,
-    scorer: Scorer | None = None,
-    callbacks: Sequence[L.Callback] | None = None,
-    logger: Logger | None = None,
-    reward: Reward | None = None,
-    status: Status = lambda text: None,
-    note: Status = lambda text: None,
-    meter: Meter | None = None,
-    trained: Trained | None = None,
-    bank: Bank | None = None,
-) -> Result:
-    """Optimizes one sample (VLM-as-Teacher, Algorithm 1) and writes everything about it into ``folder``.
+@dataclass(frozen=True)
+class Prepared:
+    """A sample that is ready to be optimized."""
 
-    ``folder`` must exist. ``queries`` replaces what the teacher would write; ``reward`` replaces the teacher inside the
-    loop (the teacher still grades the finished videos, by which keep better and best choose); ``callbacks`` (None:
-    ``callbacks.standard``, of which one ends the loop at tau) and ``logger`` go to the Trainer; ``scorer`` sees only
-    finished videos; ``status`` and ``note`` are told what happens, what should stay on the screen; ``meter``, already
-    open, counts the cost; ``trained`` is an optimization that has happened already, in a batch; from ``bank``'s nearest
-    entry the adapter may start, and an adapter that satisfies the teacher enters it.
+    sample: Sample
+    folder: Path
+    context: Context
+    condition: Condition
+    queries: Queries
+    near: Neighbor | None  # the bank's entry that it may start from
+    state: State | None  # of an optimization that was interrupted
+    key: str  # what a state is compared with; "": none is kept
 
-    Goes on from the state that an interrupted call has left in ``folder`` (state.py), if all is still the same.
-    With a ``reward``, which cannot be compared, none is kept.
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Samples of one kind can share a batch: the same format, number of queries and steps taken."""
+        s, state = self.sample, self.state
+        steps = -1 if state is None else 0 if state.stop else len(state.grades)
+        return s.frames, s.fps, s.height, s.width, s.image is None, len(self.queries.all), steps
+
+
+def fit_sample(sample: Sample, folder: Path, context: Context, reward: Reward | None = None) -> Result:
+    """Optimizes one sample and writes everything about it into ``folder``, which must exist.
+
+    ``reward`` replaces the teacher inside the loop; the teacher still grades the finished videos, by which keep better
+    and best choose. A callback of the context must end the loop at tau: callbacks.standard has one. Goes on from the
+    state that an interrupted call has left in ``folder`` (state.py), if all is still the same; with a ``reward``, which
+    cannot be compared, none is kept. Raises UserError for a sample that cannot be optimized.
     """
-    if meter is None:
-        with Meter(models.reasoner) as meter:
-            return fit_sample(
-                sample, models, settings, folder, queries=queries, scorer=scorer, callbacks=callbacks, logger=logger,
-                reward=reward, status=status, note=note, meter=meter, trained=trained, bank=bank,
-            )  # fmt: skip
-    if callbacks is None:
-        callbacks = standard(settings)
-    reasoner, adapter, timer = models.reasoner, models.adapter, meter.timer
-    o = settings.optimization
-    numbers = sample_frames(settings.teacher.frames, sample.frames)
+    return fit_batch([prepare(sample, folder, context, reward)], reward)[0]
 
-    with timer("condition"):
-        condition = reasoner.condition(sample)
-    near = bank.nearest(keys_of(condition)[0]) if bank and trained is None else None
 
-    resumable = reward is None and trained is None
-    key = digest(sample, settings, queries, near.name if near else "") if resumable else ""
-    state = from_rank_zero(lambda: read(folder, key, note)) if resumable else None
+def prepare(sample: Sample, folder: Path, context: Context, reward: Reward | None = None) -> Prepared:
+    """The condition, the questions, and where to start: everything that comes before the first noise."""
+    models, settings, meter = context.models, context.settings, context.meter
+    with meter.timer("condition"):
+        condition = models.reasoner.condition(sample)
+    near = context.bank.nearest(keys_of(condition)[0]) if context.bank else None
+    key = "" if reward else digest(sample, settings, context.queries, near.name if near else "")
+    state = from_rank_zero(lambda: read(folder, key, context.note)) if key else None
+    queries = context.queries
     if state is not None:
-        note(f"{sample.id} goes on after step {len(state.grades)}")
+        context.note(f"{sample.id} goes on after step {len(state.grades)}")
         queries = state.queries
-    if queries is None:
-        status("the teacher writes its questions")
+        meter.resume(state.cost)
+    elif queries is None:
+        context.status("the teacher writes its questions")
         meter.vlm_calls += 1
-        with timer("queries"):
+        with meter.timer("queries"):
             queries = models.teacher.queries(sample)
-    graded_by = TeacherReward(models.teacher, queries, sample.fps, numbers)
-
-    def loss_of(clean: Tensor, rows: list[int]) -> Tensor:
-        return multi_vqa_loss((reward or graded_by)(models.decoder(clean, numbers), clean), o.goal_weight)
-
-    candidates = [noise_seed(settings.seed, sample, k) for k in range(o.starts)]
-    chosen = trained or state
-    if chosen is not None:
-        candidates = [chosen.noise_seed]
-    elif o.starts > 1:
-        status(f"one-step predictions from up to {o.starts} noises")
-    with timer("start"), adapter.disabled():
-        z1, (start,), (tried,) = best_noise(reasoner, condition, [candidates], loss_of, o.tau)
-    meter.vlm_calls += trained.tried if trained else tried
-    seeds = {"noise": start, "adapter": seed_of(settings.seed, sample.id, "adapter")}
-    status("the frozen model's video")
-    # With keep "last" the frozen model's video is only for the record; else it is a part of the method.
-    record: Callable[[], AbstractContextManager[None]] = meter.paused if o.keep == "last" else nullcontext
-    with record(), adapter.disabled():
-        base = generate(reasoner, z1, condition, timer)
-
-    if resumable and settings.logging.state_every:
-        callbacks = [*callbacks, KeepState(folder, settings.logging.state_every, key, queries, start, meter)]
-    module = optimize(models, reward or graded_by, condition, z1, numbers, settings, seeds["adapter"], folder, meter,
-                      callbacks, logger, trained, state, near)  # fmt: skip
-
-    status("the optimized video")
-    videos = {"base": base, "adapter": generate(reasoner, z1, condition, timer)}
-    if o.keep == "best":
-        with timer("final decode"), torch.no_grad():
-            videos["prediction"] = reasoner.decode(module.predict())
-    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else len(videos))
-    with record(), timer("final grade"), torch.no_grad():
-        losses = torch.cat([graded_by(one[:, numbers]) for one in videos.values()])
-        totals = multi_vqa_loss(losses, o.goal_weight).tolist()
-        grades = {
-            name: Grade(0, total, tuple(row)).graded()
-            for name, total, row in zip(videos, totals, losses.tolist(), strict=True)
-        }
-    with meter.paused():
-        accepted = module.stop == ACCEPTED
-        kept = kept_video(o.keep, accepted, {name: grade.loss for name, grade in grades.items()})
-        base, video = base[0].cpu(), videos[kept][0].cpu()
-        with timer("score"):
-            score_before, score_after = scored(scorer, sample, base), scored(scorer, sample, video)
-        with timer("write"), writing(folder):
-            write_video(folder / "base.mp4", base, sample.fps)
-            before_after(folder / "before_after.png", sample.prompt, base, video, (score_before, score_after))
-    result = finish(
-        sample,
-        video,
-        folder,
-        settings,
-        meter,
-        scorer,
-        method="teacher_lora",
-        seeds=seeds,
-        accepted=accepted,
-        stop=module.stop,
-        optimization=Optimization(
-            queries={"goal": queries.goal, "process": list(queries.process), "generic": queries.generic},
-            steps=module.kept.step,
-            kept=kept,
-            prediction_before=module.before.graded(),
-            prediction_after=module.kept.graded(),
-            video_before=grades["base"],
-            video_after=grades[kept],
-            score_before=score_before,
-            hacked=None if score_after is None else accepted and not score_after.success,
-            lora_norm=adapter.norm(),
-            drift=metrics.drift(video, base),
-        ),
-        details={"bank": module.start.details()} if module.start else None,
-    )
-    if bank and bank.adds and accepted and kept != "base" and module.kept.step:
-        bank.add(sample, keys_of(condition)[0], adapter)
-    (folder / STATE).unlink(missing_ok=True)
-    return result
+    return Prepared(sample, folder, context, condition, queries, near, state, key)
 
 
-def kept_video(keep: str, accepted: bool, losses: Mapping[str, float]) -> str:
-    """Which video ``optimization.keep`` keeps; ``losses`` are the teacher's, the frozen model's ("base") first."""
-    if keep in ("last", "accepted"):
-        return "adapter" if keep == "last" or accepted else "base"
-    return min(losses, key=losses.__getitem__)  # the first of equals, and where one is NaN
+def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[Result]:
+    """Optimizes samples of one ``kind`` side by side, each with its own adapter, grades and stop.
+
+    A batch gives what its samples give one by one, up to the rounding of batched matrix products.
+    """
+    context, sample = batch[0].context, batch[0].sample
+    models, settings, o = context.models, context.settings, context.settings.optimization
+    if len(batch) > 1:
+        context.status(f"{len(batch)} samples side by side")
+    with together(models.reasoner, [each.context.meter for each in batch]) as meter:
+        condition = Condition.stack([each.condition for each in batch])
+        numbers = sample_frames(settings.teacher.frames, sample.frames)
+        judge = TeacherReward(models.teacher, [each.queries for each in batch], sample.fps, numbers)
+        guide = reward or judge
+        z1, starts, tried = choose_noise(batch, condition, numbers, guide, meter)
+        adapters = [seed_of(settings.seed, each.sample.id, "adapter") for each in batch]
+        rows = [Row(each.folder, each.context.logger) for each in batch]
+        training = begin(models, guide, condition, z1, numbers, o, adapters, meter, rows)
+        training.start_from([each.near for each in batch])
+        states = [each.state for each in batch]
+        if states[0] is not None:
+            training.resume([(state.tensors, state.grades, state.stop) for state in states if state])
+        callbacks = context.callbacks()
+        if all(each.key for each in batch) and settings.logging.state_every:
+            headers = [(each.key, each.queries, start) for each, start in zip(batch, starts, strict=True)]
+            callbacks.append(KeepState(settings.logging.state_every, headers, meter))
+        train(training, callbacks, batch[0].folder)
+        context.status("the videos")
+        videos = render(models, condition, z1, training, o.keep, meter)
+        with meter.paused() if o.keep == "last" else nullcontext(), meter.timer("final grade"):
+            grades = grade(judge, videos, numbers, o.goal_weight)
+    return [
+        _finish(each, row, training, number, {name: video[number] for name, video in videos.items()}, grades[number],
+                {"noise": starts[number], "adapter": adapters[number]}, tried[number])
+        for number, (each, row) in enumerate(zip(batch, rows, strict=True))
+    ]  # fmt: skip
 
 
-def optimize(
+def choose_noise(
+    batch: Sequence[Prepared],
+    condition: Condition,
+    numbers: Sequence[int],
+    guide: Reward,
+    meter: Meter | SharedMeter,
+) -> tuple[Tensor, list[int], list[int]]:
+    """The noise z1 of every sample, its seed, and how many were graded; those of a resumed sample are its state's."""
+    context = batch[0].context
+    settings, count = context.settings, context.settings.optimization.starts
+    seeds = [[noise_seed(settings.seed, each.sample, k) for k in range(count)] for each in batch]
+    if batch[0].state is not None:
+        seeds = [[each.state.noise_seed] for each in batch if each.state]
+    elif count > 1:
+        context.status(f"one-step predictions from up to {count} noises")
+    return start_noise(context.models, condition, seeds, numbers, guide, settings.optimization, meter)
+
+
+def start_noise(
     models: Models,
-    reward: Reward,
+    condition: Condition,
+    seeds: Sequence[Sequence[int]],
+    numbers: Sequence[int],
+    guide: Reward,
+    o: OptimizationSettings,
+    meter: Meter | SharedMeter,
+) -> tuple[Tensor, list[int], list[int]]:
+    """The starting noise of each sample, the best of its ``seeds`` in the eyes of the reward; see noise.best_noise."""
+
+    def losses(clean: Tensor, rows: list[int]) -> Tensor:
+        return multi_vqa_loss(select(guide, rows)(models.decoder(clean, numbers), clean), o.goal_weight)
+
+    with meter.timer("start"), models.adapter.disabled():
+        return best_noise(models.reasoner, condition, seeds, losses, o.tau, meter.computing)
+
+
+def begin(
+    models: Models,
+    guide: Reward,
     condition: Condition,
     z1: Tensor,
     numbers: Sequence[int],
-    settings: FitSettings,
-    seed: int | None,
-    folder: Path,
-    meter: Meter,
-    callbacks: Sequence[L.Callback] = (),
-    logger: Logger | None = None,
-    trained: Trained | None = None,
-    state: State | None = None,
-    near: Neighbor | None = None,
+    o: OptimizationSettings,
+    seeds: Sequence[int] | None,
+    meter: Meter | SharedMeter,
+    rows: Sequence[Row],
 ) -> TestTimeTraining:
-    """Trains the adapter for one video, from zero with ``seed``, or from where it stands (None); it stays attached.
-
-    ``reward`` grades the K frames with ``numbers``; callbacks write into ``folder``. ``trained`` is played back; from
-    ``state`` an interrupted training goes on; from ``near`` a new one starts if that is better than zero.
-    """
-    if seed is not None:
-        models.adapter.reset(seed)
-    arguments = (models.reasoner, models.adapter, models.decoder, reward, condition, z1, numbers)
-    if trained is None:
-        module = TestTimeTraining(*arguments, settings.optimization, meter.timer)
-    else:
-        from ttopt.optimization.batch_fit import Replay
-
-        module = Replay(*arguments, settings.optimization, meter.timer).play(trained)
-    if near is not None:
-        module.start_from(near)
-    if state is not None:
-        module.resume(state.tensors, state.grades)
-        meter.resume(state.cost)
-    _train(module, folder, callbacks, logger)
-    meter.vlm_calls += len(module.grades) + 2 * (module.start is not None)
-    return module
+    """A training of the models' adapter, from zero with ``seeds``, or from where it stands (None)."""
+    if seeds is not None:
+        models.adapter.reset(seeds)
+    training = TestTimeTraining(
+        models.reasoner, models.adapter, models.decoder, guide, condition, z1, numbers, o, meter.timer, rows
+    )
+    training.computing = meter.computing
+    return training
 
 
-def noise_name(number: int) -> str:
-    """The purpose of a sample's ``number``-th noise, for ``seed_of``; number 0 is every method's first."""
-    return "noise" if number == 0 else f"noise {number}"
-
-
-def noise_seed(run_seed: int, sample: Sample, number: int = 0) -> int:
-    """The seed of a sample's ``number``-th noise; number 0 is the same noise in every method."""
-    return seed_of(run_seed, sample.id, noise_name(number))
-
-
-def seed_of(run_seed: int, sample_id: str, purpose: str) -> int:
-    """A seed that depends on nothing else: the same on every machine and in every order of samples."""
-    digest = hashlib.sha256(f"{run_seed}/{sample_id}/{purpose}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
-
-
-def generate(reasoner: Reasoner, z1: Tensor, condition: Any, timer: PartTimer) -> Tensor:
-    """The few-step video (1,T,3,H,W), decoded by the standard VAE."""
-    with timer("generate"):
-        latents = reasoner.generate(z1, condition)
-    with timer("final decode"):
-        return reasoner.decode(latents)
-
-
-def _train(module: TestTimeTraining, folder: Path, callbacks: Sequence[L.Callback], logger: Logger | None) -> None:
-    """A new Trainer: one that is used again with max_steps trains nothing."""
+def train(training: TestTimeTraining, callbacks: Sequence[L.Callback], folder: Path) -> None:
+    """The loop of Algorithm 1, in a new Trainer: one that is used again with max_steps trains nothing."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = L.Trainer(
-            **trainer_options(module.z1.device),
-            max_steps=module.settings.steps - module.steps,
+            **trainer_options(training.z1.device),
+            max_steps=training.settings.steps - training.steps,
             max_epochs=-1,
             callbacks=list(callbacks),
-            logger=logger or False,
+            logger=[row.logger for row in training.rows if row.logger] or False,
             default_root_dir=folder,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -288,6 +231,123 @@ def _train(module: TestTimeTraining, folder: Path, callbacks: Sequence[L.Callbac
         )
         try:
             with writing(folder):
-                trainer.fit(module)
+                trainer.fit(training)
         except SystemExit as exit_:  # how Lightning answers Ctrl-C
             raise KeyboardInterrupt from exit_
+
+
+@torch.no_grad()
+def render(
+    models: Models,
+    condition: Condition,
+    z1: Tensor,
+    training: TestTimeTraining,
+    keep: str,
+    meter: Meter | SharedMeter,
+    base: bool = True,
+) -> dict[str, Tensor]:
+    """The videos (B,T,3,H,W) in [0,1] of which one is kept, on the CPU: "base" of the frozen model, "adapter", and with
+    keep best the "prediction" that was optimized.
+
+    With keep last the frozen model's is only for the record; else it is a part of the method. Without ``base`` it is
+    not made.
+    """
+    reasoner, timer = models.reasoner, meter.timer
+    meter.computing(range(len(z1)))
+
+    def video() -> Tensor:
+        with timer("generate"):
+            latents = reasoner.generate(z1, condition)
+        with timer("final decode"):
+            return decode(latents)
+
+    def decode(latents: Tensor) -> Tensor:  # one at a time: a few seconds in full resolution are a gigabyte
+        return torch.cat([reasoner.decode(row[None]).cpu() for row in latents])
+
+    videos = {}
+    if base:
+        with meter.paused() if keep == "last" else nullcontext(), models.adapter.disabled():
+            videos["base"] = video()
+    videos["adapter"] = video()
+    if keep == "best":
+        with timer("final decode"):
+            videos["prediction"] = decode(training.predict())
+    return videos
+
+
+@torch.no_grad()
+def grade(
+    judge: TeacherReward, videos: Mapping[str, Tensor], numbers: Sequence[int], goal_weight: float
+) -> list[dict[str, Graded]]:
+    """What the teacher says of each sample's videos."""
+    losses = {name: judge(video[:, numbers]) for name, video in videos.items()}
+    totals = {name: multi_vqa_loss(per_query, goal_weight).tolist() for name, per_query in losses.items()}
+    return [
+        {
+            name: Grade(0, totals[name][number], tuple(per_query[number].tolist())).graded()
+            for name, per_query in losses.items()
+        }
+        for number in range(len(judge.queries))
+    ]
+
+
+def choose(keep: str, accepted: bool, losses: Mapping[str, float]) -> str:
+    """Which video ``optimization.keep`` keeps; ``losses`` are the teacher's, the frozen model's ("base") first."""
+    if keep in ("last", "accepted"):
+        return "adapter" if keep == "last" or accepted else "base"
+    return min(losses, key=losses.__getitem__)  # the first of equals, and where one is NaN
+
+
+def _finish(
+    each: Prepared,
+    row: Row,
+    training: TestTimeTraining,
+    number: int,
+    videos: Mapping[str, Tensor],
+    grades: Mapping[str, Graded],
+    seeds: dict[str, int],
+    tried: int,
+) -> Result:
+    """Chooses the sample's video, scores it, and writes everything."""
+    sample, folder, context, queries = each.sample, each.folder, each.context, each.queries
+    meter, scorer, o = context.meter, context.scorer, context.settings.optimization
+    accepted = row.stop == ACCEPTED
+    kept = choose(o.keep, accepted, {name: grade.loss for name, grade in grades.items()})
+    base, video = videos["base"], videos[kept]
+    meter.vlm_calls += tried + len(row.grades) + 2 * (row.start is not None)
+    meter.vlm_calls += len(videos) if o.keep in ("better", "best") else 0  # else graded for the record
+    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else len(videos))
+    with meter, meter.paused():
+        with meter.timer("score"):
+            score_before, score_after = scored(scorer, sample, base), scored(scorer, sample, video)
+        with meter.timer("write"), writing(folder):
+            write_video(folder / "base.mp4", base, sample.fps)
+            before_after(folder / "before_after.png", sample.prompt, base, video, (score_before, score_after))
+    details: dict[str, Any] | None = {"bank": row.start.details()} if row.start else None
+    result = context.finish(
+        sample,
+        video,
+        folder,
+        method="teacher_lora",
+        seeds=seeds,
+        accepted=accepted,
+        stop=row.stop,
+        optimization=Optimization(
+            queries={"goal": queries.goal, "process": list(queries.process), "generic": queries.generic},
+            steps=row.kept.step,
+            kept=kept,
+            prediction_before=row.before.graded(),
+            prediction_after=row.kept.graded(),
+            video_before=grades["base"],
+            video_after=grades[kept],
+            score_before=score_before,
+            hacked=None if score_after is None else accepted and not score_after.success,
+            lora_norm=training.adapter.norm(number),
+            drift=metrics.drift(video, base),
+        ),
+        details=details,
+    )
+    if context.bank and context.bank.adds and accepted and kept != "base" and row.kept.step:
+        context.bank.add(sample, keys_of(each.condition)[0], training.adapter, number)
+    (folder / STATE).unlink(missing_ok=True)
+    return result

@@ -29,7 +29,7 @@ from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.reasoner import Adapter, Condition
-from ttopt.models.reasoner.adapter import read_adapter, save_diffusers
+from ttopt.models.reasoner.adapter_files import read_adapter, save_diffusers
 from ttopt.record.identity import model_digest
 from ttopt.record.run_folder import replacing, write_text, writing
 
@@ -102,9 +102,9 @@ class Bank:
             return None
         return Neighbor(name, similarity, read_adapter(self.folder / name)[0])
 
-    def add(self, sample: Sample, key: Tensor, adapter: Adapter) -> None:
-        """Keeps ``adapter`` for later runs. Raises UserError if it cannot be written."""
-        state = adapter.state_dict()
+    def add(self, sample: Sample, key: Tensor, adapter: Adapter, row: int = 0) -> None:
+        """Keeps a row of ``adapter`` for later runs. Raises UserError if it cannot be written."""
+        state = adapter.state_dict(row)
         entry = {"format": FORMAT, "model": self.model, "sample": sample.id, "prompt": sample.prompt}
         entry |= {"key": key.tolist()}
         digest = hashlib.sha256(json.dumps(entry).encode())

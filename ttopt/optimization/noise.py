@@ -16,13 +16,19 @@ Losses = Callable[[Tensor, list[int]], Tensor]  # clean latents (b, C, T, h, w) 
 
 @torch.no_grad()
 def best_noise(
-    reasoner: Reasoner, condition: Condition, seeds: Sequence[Sequence[int]], losses: Losses, tau: float
+    reasoner: Reasoner,
+    condition: Condition,
+    seeds: Sequence[Sequence[int]],
+    losses: Losses,
+    tau: float,
+    computing: Callable[[list[int]], None] = lambda rows: None,
 ) -> tuple[Tensor, list[int], list[int]]:
     """The best starting noise z1 (B, C, T, h, w) of each of B samples, its seed, and how many were graded.
 
     ``seeds[b]`` lists the candidates of sample b (equally many for each), of which the first that needs no step (a loss
     of at most tau) is taken, or else the best. A single candidate is taken as it is. With k of them this is Pass@k on
-    one-step predictions, which cost a k-th of few-step videos; not in the paper.
+    one-step predictions, which cost a k-th of few-step videos; not in the paper. ``computing`` is told which samples
+    the next forward is for.
     """
     columns = list(zip(*seeds, strict=True))
     best, chosen = reasoner.noise(condition, list(columns[0])), list(columns[0])
@@ -31,6 +37,7 @@ def best_noise(
     for column in columns if len(columns) > 1 else ():
         some = condition.select(rows)
         z1 = reasoner.noise(some, [column[row] for row in rows])
+        computing(rows)
         total = losses(reasoner.predict_clean(z1, 1.0, some), rows)
         for row, noise, loss in zip(rows, z1, from_rank_zero(total.tolist), strict=True):
             tried[row] += 1

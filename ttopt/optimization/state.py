@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from ttopt.models.teacher import Queries
 from ttopt.models.tensorfile import save_tensors
 from ttopt.optimization.training import Grade, TestTimeTraining
 from ttopt.record.identity import inputs
-from ttopt.record.meter import Meter
+from ttopt.record.meter import Meter, SharedMeter
 from ttopt.record.result import versions
 from ttopt.record.run_folder import FREE, STATE, replacing
 
-FORMAT = 1  # of the file; another one is not read
+FORMAT = 2  # of the file; another one is not read
 SHARE = 0.02  # most of the time that writing may take
 
 
@@ -45,6 +45,7 @@ class State:
     noise_seed: int
     cost: dict[str, Any]  # of Meter.state
     grades: list[Grade]
+    stop: str  # "" while it goes on; in a batch, one that has stopped waits for the others
     tensors: dict[str, Tensor]  # of TestTimeTraining.state
 
 
@@ -86,12 +87,18 @@ def read(folder: Path, digest: str, note: Callable[[str], None]) -> State | None
 
 
 class KeepState(L.Callback):
-    """Writes the state into ``folder`` every ``every`` steps, or less often where it would take more than 2 % of the
-    time."""
+    """Writes every row's state into its folder every ``every`` steps, or less often where it would take more than
+    2 % of the time.
 
-    def __init__(self, folder: Path, every: int, digest: str, queries: Queries, noise_seed: int, meter: Meter) -> None:
-        self.path, self.every, self.meter = folder / STATE, every, meter
-        self.header = {"digest": digest, "queries": dataclasses.asdict(queries), "noise_seed": noise_seed}
+    ``headers``: of each row the digest, the questions and the seed of its noise; ``meter`` measures the work on them.
+    """
+
+    def __init__(self, every: int, headers: Sequence[tuple[str, Queries, int]], meter: Meter | SharedMeter) -> None:
+        self.every, self.meter = every, meter
+        self.headers = [
+            {"digest": digest, "queries": dataclasses.asdict(queries), "noise_seed": noise_seed}
+            for digest, queries, noise_seed in headers
+        ]
         self._written = self._took = 0.0
 
     def on_train_batch_end(
@@ -104,12 +111,15 @@ class KeepState(L.Callback):
         if not due or begin - self._written < self._took / SHARE:
             return
         with pl_module.timer("keep state"):
-            self._write(pl_module)
+            for number, row in enumerate(pl_module.rows):
+                self._write(pl_module, number, pl_module.folder(row) / STATE)
         self._written = time.perf_counter()
         self._took = self._written - begin
 
-    def _write(self, module: TestTimeTraining) -> None:
-        grades = [[grade.step, grade.total, grade.per_query] for grade in module.grades]
-        header = json.dumps({**self.header, "grades": grades, "cost": self.meter.state()})
-        with replacing(self.path) as path:
-            save_tensors(path, module.state(), {"state": header})
+    def _write(self, module: TestTimeTraining, number: int, file: Path) -> None:
+        row = module.rows[number]
+        grades = [[grade.step, grade.total, grade.per_query] for grade in row.grades]
+        cost = self.meter.state(number)
+        header = json.dumps({**self.headers[number], "grades": grades, "stop": row.stop, "cost": cost})
+        with replacing(file) as path:
+            save_tensors(path, module.state(number), {"state": header})

@@ -1,4 +1,4 @@
-"""The heart: test-time training of one sample's adapter, as a LightningModule.
+"""The heart: test-time training of an adapter, as a LightningModule.
 
 VLM-as-Teacher (arXiv 2606.02564), Algorithm 1. One training step is one turn of its loop:
 
@@ -8,9 +8,11 @@ VLM-as-Teacher (arXiv 2606.02564), Algorithm 1. One training step is one turn of
     if L <= tau: stop, keep phi as it is                  test (callbacks.LossThreshold)
     phi = phi - eta * grad_phi L                          step
 
-The test stands before the step, so the weights that are kept are those whose video was accepted.
+The test stands before the step, so the weights that are kept are those whose video was accepted. Several samples are
+optimized side by side as the rows of a batch, each with its own adapter, grades and stop; one sample is a row.
 
-Shapes: one sample a module; latents (1,C,T,h,w) float32, frames (1,K,3,H,W) float32 in [0,1], losses (1,Q), goal first.
+Shapes: B rows with Q queries each; latents (B,C,T,h,w) float32, frames (B,K,3,H,W) float32 in [0,1], losses (B,Q), the
+goal's first.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from ttopt.config.settings import OptimizationSettings
@@ -34,7 +38,8 @@ from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import ALL_STEPS, NON_FINITE, Graded
 from ttopt.record.timing import PartTimer
 
-Reward = Callable[[Tensor, Tensor], Tensor]  # frames (1,K,3,H,W), latents (1,C,T,h,w) -> (1,Q) losses, goal first
+# Frames (B,K,3,H,W) and latents (B,C,T,h,w) -> (B,Q) losses, goal first. One that knows its samples has select(rows).
+Reward = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class Grade:
 
 @dataclass(frozen=True)
 class Start:
-    """How a training began that could start from a stored adapter (ttopt/optimization/bank.py)."""
+    """How a training began that could start from a stored adapter (bank.py)."""
 
     near: Neighbor
     before: Grade  # of the frozen model
@@ -75,13 +80,39 @@ class Start:
         return {"entry": self.near.name, "similarity": round(self.near.similarity, 4), "used": self.used}
 
 
+@dataclass
+class Row:
+    """What becomes of one sample. Callbacks write into ``folder``; ``stop`` says why it ended, "" while it goes on."""
+
+    folder: Path | None = None
+    logger: Logger | None = None
+    grades: list[Grade] = field(default_factory=list)  # one per graded adapter
+    frames: Tensor | None = None  # (K,3,H,W) that were graded last
+    stop: str = ""
+    start: Start | None = None
+    best: list[Tensor] = field(default_factory=list)  # the weights with the lowest loss so far
+
+    @property
+    def kept(self) -> Grade:
+        """The grade of the weights that are kept: the last; if its loss is not finite, the best before it."""
+        finite = [grade for grade in self.grades if math.isfinite(grade.total)]
+        if finite and finite[-1] is self.grades[-1]:
+            return self.grades[-1]
+        return min(finite, key=lambda grade: grade.total, default=self.grades[0])
+
+    @property
+    def before(self) -> Grade:
+        """The grade of the frozen model."""
+        return self.start.before if self.start else self.grades[0]
+
+
 class TestTimeTraining(L.LightningModule):
     """Trains ``adapter`` until ``reward`` is satisfied with the decoded prediction from the fixed noise ``z1``.
 
     Only the adapter's parameters are registered. Callbacks may define ``on_graded(trainer, module)``, called between
-    grading and stepping: one that sets ``trainer.should_stop`` keeps the weights as they are (and may say why in
-    ``stop``). They read ``grades`` (one per graded adapter, ``kept`` is that of the kept weights) and ``frames`` (what
-    was graded last). ``state`` and ``resume`` let a training go on in another process.
+    grading and stepping: it looks at ``module.open_rows`` and sets ``row.stop`` to a reason where a row's weights are
+    to be kept as they are. The training ends when all rows have stopped, when a callback sets ``trainer.should_stop``,
+    or after N steps. ``state`` and ``resume`` let a training go on in another process.
     """
 
     __test__ = False  # no test case, whatever its name looks like to pytest
@@ -97,6 +128,7 @@ class TestTimeTraining(L.LightningModule):
         frames: Sequence[int],
         settings: OptimizationSettings,
         timer: PartTimer | None = None,
+        rows: Sequence[Row] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -108,25 +140,34 @@ class TestTimeTraining(L.LightningModule):
         self.frame_numbers = list(frames)
         self.settings = settings
         self.timer = timer or PartTimer(z1.device)
+        self.rows = list(rows or [Row() for _ in z1])
+        self.computing: Callable[[list[int]], None] = lambda rows: None  # is told which rows the next forward is for
 
-        self.grades: list[Grade] = []
-        self.frames: Tensor | None = None
-        self.stop = ALL_STEPS
-        self.start: Start | None = None
-        self._best: list[Tensor] = []  # the weights with the lowest loss so far
         self._prefix: Activation | None = None
         self._taken = 0  # steps before ``resume``
-        self._optimizer: dict[int, dict[str, Tensor]] = {}  # its state then
+        self._averages: dict[int, dict[str, Tensor]] = {}  # the optimizer's state then
 
     @property
     def steps(self) -> int:
         """Optimization steps so far."""
         return self._taken + self.global_step
 
+    def folder(self, row: Row) -> Path:
+        """Where callbacks write about a sample."""
+        return row.folder or Path(self.trainer.default_root_dir)
+
+    @property
+    def open_rows(self) -> list[Row]:
+        """The samples that are still optimized."""
+        return [row for row in self.rows if not row.stop]
+
+    def _open(self) -> list[int]:
+        return [number for number, row in enumerate(self.rows) if not row.stop]
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = torch.optim.AdamW(self.lora, lr=self.settings.lr, weight_decay=self.settings.weight_decay)
-        if self._optimizer:
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": self._optimizer})
+        if self._averages:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": self._averages})
         return optimizer
 
     def configure_model(self) -> None:
@@ -138,79 +179,105 @@ class TestTimeTraining(L.LightningModule):
         return itertools.count()
 
     @torch.no_grad()
-    def start_from(self, near: Neighbor) -> None:
-        """Starts from a stored adapter instead of a fresh one, which has no effect yet, if its loss is lower."""
-        fresh = self.adapter.state_dict()
-        losses, total = self.losses()
-        self.adapter.load_state_dict(near.state)
-        used = bool(self.losses()[1] < total)  # False for NaN
-        if not used:
-            self.adapter.load_state_dict(fresh)
-        self.start = Start(near, Grade(0, float(total), tuple(losses[0].tolist())), used)
+    def start_from(self, near: Sequence[Neighbor | None]) -> None:
+        """Starts rows from stored adapters where their loss is lower than that of fresh ones, which have no effect."""
+        if not any(near):
+            return
+        fresh = self._grades(*self.losses(range(len(self.rows))), step=0)
+        states = [self.adapter.state_dict(number) for number in range(len(near))]
+        for number, each in enumerate(near):
+            if each:
+                self.adapter.load_state_dict(each.state, number)
+        stored = self._grades(*self.losses(range(len(self.rows))), step=0)
+        for number, each in enumerate(near):
+            if each:
+                used = stored[number].total < fresh[number].total  # False for NaN
+                self.rows[number].start = Start(each, fresh[number], used)
+                if not used:
+                    self.adapter.load_state_dict(states[number], number)
 
     # One turn of the loop
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        losses, total = self.losses()
-        self._note(losses, total)
-        self._test()
-        if self.trainer.should_stop:
+        rows = self._open()
+        if not rows:  # all had stopped before a resumed training
+            self.trainer.should_stop = True
             return
-        self._step(total)
+        with self.adapter.only(rows):  # until the backward pass is over: recomputed blocks run again in it
+            losses, total = self.losses(rows)
+            self._note(rows, losses, total)
+            self._test(rows)
+            if self.trainer.should_stop:
+                return
+            self._step(total[[place for place, number in enumerate(rows) if not self.rows[number].stop]])
 
-    def losses(self) -> tuple[Tensor, Tensor]:
-        """Predict, decode, grade: the losses of every query (1,Q) and the weighted one (1,), with gradients."""
+    def losses(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Predict, decode, grade: every query's loss (b,Q) and the weighted one (b,) of these rows, with gradients."""
+        self.computing(list(rows))
         with self.timer("predict"):
-            latents = self.predict()
+            latents = self.predict(rows)
         with self.timer("decode"):
             frames = self.frozen.decoder(latents, self.frame_numbers)
         with self.timer("grade"):
-            losses = self.frozen.reward(frames, latents)
-        self.frames = frames[0].detach()
+            losses = select(self.frozen.reward, rows)(frames, latents)
+        for number, shown in zip(rows, frames.detach(), strict=True):
+            self.rows[number].frames = shown
         return losses, multi_vqa_loss(losses, self.settings.goal_weight)
 
-    def predict(self) -> Tensor:
-        """The clean latents that are graded: predicted in one step from the optimized denoising step.
+    def predict(self, rows: Sequence[int] | None = None) -> Tensor:
+        """The clean latents that are graded (b,C,T,h,w): predicted in one step from the optimized denoising step.
 
         "first" (the paper's): z0 = z1 - u at pure noise. "last": at the last noise level, reached without gradients.
         "all": at the end of the whole schedule, with gradients through every step.
         """
         reasoner, sigmas = self.frozen.reasoner, self.frozen.reasoner.schedule.sigmas
+        everyone = list(range(len(self.rows)))
+        chosen = everyone if rows is None else list(rows)
+        z1, condition = self.z1, self.condition
+        if chosen != everyone:
+            z1, condition = z1[chosen], condition.select(chosen)
         if self.settings.denoise_step == "all":
-            return reasoner.denoise(self.z1, self.condition)
-        latents = self.z1
+            return reasoner.denoise(z1, condition)
         if self.settings.denoise_step == "last":
             with torch.no_grad():
-                latents = reasoner.denoise(self.z1, self.condition, steps=len(sigmas) - 1)
-            return reasoner.predict_clean(latents, sigmas[-1], self.condition)
+                latents = reasoner.denoise(z1, condition, steps=len(sigmas) - 1)
+            return reasoner.predict_clean(latents, sigmas[-1], condition)
         if self._prefix is None:
             # Noise, timestep and condition stay the same: what enters the first adapted block is computed once.
             with torch.no_grad():
-                self._prefix = reasoner.prefix(latents, sigmas[0], self.condition, self.adapter.first_block)
-        return reasoner.predict_clean(latents, sigmas[0], self.condition, self._prefix)
+                self._prefix = reasoner.prefix(self.z1, sigmas[0], self.condition, self.adapter.first_block)
+        prefix = self._prefix if chosen == everyone else self._prefix.select(chosen)
+        return reasoner.predict_clean(z1, sigmas[0], condition, prefix)
 
-    def _note(self, losses: Tensor, total: Tensor) -> None:
+    def _note(self, rows: Sequence[int], losses: Tensor, total: Tensor) -> None:
+        for number, grade in zip(rows, self._grades(losses, total, self.steps), strict=True):
+            self.rows[number].grades.append(grade)
+            _log(self.rows[number], grade)
+
+    def _grades(self, losses: Tensor, total: Tensor, step: int) -> list[Grade]:
         """Reads all losses from the device at once, the only wait for it in a step."""
-        value, *per_query = from_rank_zero(lambda: torch.cat([total, losses[0]]).detach().tolist())
-        self.grades.append(Grade(self.steps, value, tuple(per_query)))
-        self._log(self.grades[-1])
+        read = from_rank_zero(lambda: torch.cat([total[:, None], losses], dim=1).detach().tolist())
+        return [Grade(step, value, tuple(per_query)) for value, *per_query in read]
 
-    def _log(self, grade: Grade) -> None:
-        for logger in self.loggers:
-            logger.log_metrics(metrics(grade), grade.step)
-
-    def _test(self) -> None:
-        total = self.grades[-1].total
-        if not math.isfinite(total):
-            self.stop = NON_FINITE
+    def _test(self, rows: Sequence[int]) -> None:
+        """Decides which rows stop; their weights are kept as they are."""
+        for number in rows:
+            row = self.rows[number]
+            value = row.grades[-1].total
+            if not math.isfinite(value):
+                row.stop = NON_FINITE
+                row.best = row.best or self._weights(number)  # the fresh ones
+            elif value < min((grade.total for grade in row.grades[:-1]), default=math.inf):
+                row.best = self._weights(number)
+        if self.open_rows:
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if hasattr(callback, "on_graded"):
+                    callback.on_graded(self.trainer, self)
+        for number in rows:
+            if self.rows[number].stop not in ("", NON_FINITE):
+                self.rows[number].best = self._weights(number)  # what is kept
+        if not self.open_rows:
             self.trainer.should_stop = True
-            self.restore()
-            return
-        if total < min((grade.total for grade in self.grades[:-1]), default=math.inf):
-            self._best = [parameter.detach().clone() for parameter in self.lora]
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if hasattr(callback, "on_graded"):
-                callback.on_graded(self.trainer, self)
 
     def _step(self, total: Tensor) -> None:
         optimizer = self.optimizers()
@@ -219,66 +286,80 @@ class TestTimeTraining(L.LightningModule):
             optimizer.zero_grad()
             self.manual_backward(total.sum())
         with self.timer("step"):
-            nn.utils.clip_grad_norm_(self.lora, self.settings.clip_norm)
+            self.adapter.clip_gradients(self.settings.clip_norm)
             optimizer.step()
+            self._restore()
 
     # The end
 
     def on_train_end(self) -> None:
         """The weights after the last step were never graded by the loop: grade them, so that all that is kept is."""
-        if self.stop == ALL_STEPS and self.grades[-1].step < self.steps:
-            self._note(*self.evaluate())
-            self._test()  # an adapter whose last grade satisfies the teacher is accepted like any other
+        rows = self._open()
+        if rows and self.rows[rows[0]].grades[-1].step < self.steps:
+            with self.adapter.only(rows):
+                self._note(rows, *self.evaluate(rows))
+            self._test(rows)  # an adapter whose last grade satisfies the teacher is accepted like any other
+        for row in self.open_rows:
+            row.stop = ALL_STEPS
+        self._restore()
 
     @torch.no_grad()
-    def evaluate(self) -> tuple[Tensor, Tensor]:
+    def evaluate(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """As ``losses``, of the weights as they are, without gradients."""
-        return self.losses()
+        return self.losses(range(len(self.rows)) if rows is None else rows)
+
+    def _weights(self, number: int) -> list[Tensor]:
+        return [parameter[number].detach().clone() for parameter in self.lora]
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Back to the best weights, after a loss that was not finite."""
-        for parameter, value in zip(self.lora, self._best):
-            parameter.copy_(value)
-
-    @property
-    def kept(self) -> Grade:
-        """The grade of the weights that are kept."""
-        return kept_grade(self.grades)
-
-    @property
-    def before(self) -> Grade:
-        """The grade of the frozen model."""
-        return self.start.before if self.start else self.grades[0]
+    def _restore(self) -> None:
+        """A row that has stopped has the weights that are kept, whatever the optimizer's averages did to them since;
+        after a loss that was not finite, the best ones."""
+        for number, row in enumerate(self.rows):
+            if row.stop and row.stop != ALL_STEPS:
+                for parameter, value in zip(self.lora, row.best):
+                    parameter[number].copy_(value)
 
     # Going on elsewhere
 
-    def state(self) -> dict[str, Tensor]:
-        """What the next step depends on, besides ``grades``, between two steps: the adapter, the best one so far and
-        the optimizer's averages. Nothing draws random numbers."""
+    def state(self, number: int) -> dict[str, Tensor]:
+        """What a row's next step depends on, besides its ``grades``, between two steps: its adapter, the best one so
+        far and the optimizer's averages. Nothing draws random numbers."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        state = {f"adapter.{number}": parameter.detach() for number, parameter in enumerate(self.lora)}
-        state |= {f"best.{number}": value for number, value in enumerate(self._best)}
-        for number, values in optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        state = {f"adapter.{place}": parameter[number].detach() for place, parameter in enumerate(self.lora)}
+        state |= {f"best.{place}": value for place, value in enumerate(self.rows[number].best)}
+        for place, averages in optimizer.state_dict()["state"].items():
+            for name, value in averages.items():
+                state[f"optimizer.{place}.{name}"] = value[number] if value.dim() else value
         return state
 
     @torch.no_grad()
-    def resume(self, state: Mapping[str, Tensor], grades: Sequence[Grade]) -> None:
-        """Goes on from a ``state`` and its ``grades``; to be called before fitting, for the steps that are left."""
-        self.grades, self._taken = list(grades), len(grades)
-        for number, parameter in enumerate(self.lora):
-            parameter.copy_(state[f"adapter.{number}"])
-        self._best = [state[f"best.{number}"].to(self.z1.device) for number in range(len(self.lora))]
-        for name, value in state.items():
+    def resume(self, states: Sequence[tuple[Mapping[str, Tensor], Sequence[Grade], str]]) -> None:
+        """Goes on from every row's ``state``, grades and stop; to be called before fitting.
+
+        All rows that go on have taken equally many steps.
+        """
+        open_states = []
+        for number, (state, grades, stop) in enumerate(states):
+            row = self.rows[number]
+            row.grades, row.stop = list(grades), stop
+            for place, parameter in enumerate(self.lora):
+                parameter[number].copy_(state[f"adapter.{place}"])
+            row.best = [state[f"best.{place}"].to(self.z1.device) for place in range(len(self.lora))]
+            if not stop:
+                self._taken = len(grades)
+                open_states.append(state)
+        for name, value in open_states[0].items() if open_states else ():
             if name.startswith("optimizer."):
-                _, place, average = name.split(".")
-                self._optimizer.setdefault(int(place), {})[average] = value
+                _, layer, average = name.split(".")
+                rows = [state.get(name, value) for state, _, _ in states]  # of a stopped row, any will do
+                self._averages.setdefault(int(layer), {})[average] = torch.stack(rows) if value.dim() else value
 
     def on_train_start(self) -> None:
-        for grade in self.grades:  # a resumed curve is whole
-            self._log(grade)
+        for row in self.rows:
+            for grade in row.grades:  # a resumed curve is whole
+                _log(row, grade)
 
     def _apply(self, fn: Any, recurse: bool = True) -> TestTimeTraining:
         """Stays where it is: a trainer moves its module to its device and back to the CPU, but the adapter's weights
@@ -286,12 +367,11 @@ class TestTimeTraining(L.LightningModule):
         return self
 
 
-def kept_grade(grades: Sequence[Grade]) -> Grade:
-    """That of the weights which are kept: the last; if its loss is not finite, the best before it (or the first)."""
-    finite = [grade for grade in grades if math.isfinite(grade.total)]
-    if finite and finite[-1] is grades[-1]:
-        return grades[-1]
-    return min(finite, key=lambda grade: grade.total, default=grades[0])
+def select(reward: Reward, rows: Sequence[int]) -> Reward:
+    """The reward for some of its samples; one that does not know samples is the same for all."""
+    own = getattr(reward, "select", None)
+    found: Reward = reward if own is None else own(rows)
+    return found
 
 
 def metrics(grade: Grade) -> dict[str, float]:
@@ -299,6 +379,11 @@ def metrics(grade: Grade) -> dict[str, float]:
     p_goal, *p_process = grade.p_yes
     named = {f"p_yes/process_{number}": p for number, p in enumerate(p_process, start=1)}
     return {"loss": grade.total, "confidence": _probability(grade.total), "p_yes/goal": p_goal, **named}
+
+
+def _log(row: Row, grade: Grade) -> None:
+    if row.logger is not None:
+        row.logger.log_metrics(metrics(grade), grade.step)
 
 
 def _probability(loss: float) -> float:

@@ -20,6 +20,7 @@ from ttopt.config.parsing import parse_fit
 from ttopt.data import miniworld
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
+from ttopt.models.load import load_models
 from ttopt.models.reasoner import (
     Adapter,
     Condition,
@@ -35,7 +36,6 @@ from ttopt.models.reasoner.sampler import TIMESTEPS, predict_clean
 from ttopt.models.reasoner.speed import compiled_block
 from ttopt.models.teacher import Teacher
 from ttopt.models.teacher.prompts import END, IMAGE_PAD, START, VIDEO_PAD, VISION_END, VISION_START
-from ttopt.optimization.algorithm import load_models
 from ttopt.planning.estimate import cast_as_loaded
 from ttopt.planning.model_sizes import TEACHERS, WAN_5B
 

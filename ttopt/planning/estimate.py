@@ -259,7 +259,7 @@ def plan(settings: FitSettings, gpu: Gpu, steps: float = 16, processes: int = 1)
 
 
 def meta_models(settings: FitSettings) -> MetaModels:
-    """The networks that ``ttopt.optimization.algorithm.load_models`` would load, without data."""
+    """The networks that ``ttopt.models.load.load_models`` would load, without data."""
     r, d, a, t = settings.reasoner, settings.decoder, settings.adapter, settings.teacher
     dtype = DTYPES[r.dtype]
     transformer_config = None

@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from ttopt.models.reasoner import Reasoner
 from ttopt.record.result import Cost
 from ttopt.record.timing import PartTimer
-
-if TYPE_CHECKING:
-    from ttopt.models.reasoner import Reasoner
 
 
 class Meter:
     """``with Meter(reasoner) as meter: ...`` counts the transformer's forward and backward passes by itself.
 
     Whoever samples a video adds its length to ``generated_seconds``; whoever asks a vision-language model adds to
-    ``vlm_calls``. ``timer`` takes the seconds and the memory of each part.
+    ``vlm_calls``. ``timer`` takes the seconds and the memory of each part. It may be entered again, and counts on.
     """
 
     def __init__(self, reasoner: Reasoner) -> None:
         self.timer = PartTimer(reasoner.device)
         self.generated_seconds = 0.0
         self.vlm_calls = 0
-        self._forwards = 0
+        self.forwards = 0
+        self._elapsed = 0.0  # before the current entry
+        self._begin: float | None = None
+        self._entries = 0
         self._paused = False
         self._not_counted = 0.0
         self._reasoner = reasoner
 
     def __enter__(self) -> Meter:
-        self._begin = time.perf_counter()
-        self._reasoner.observers.append(self._count)
+        if self._entries == 0:
+            self._begin = time.perf_counter()
+            self._reasoner.observers.append(self._count)
+        self._entries += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._reasoner.observers.remove(self._count)
+        self._entries -= 1
+        if self._entries == 0:
+            self._elapsed, self._begin = self.total_seconds, None
+            self._reasoner.observers.remove(self._count)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -50,17 +57,15 @@ class Meter:
             self._paused = False
             self._not_counted += time.perf_counter() - begin
 
-    def add(self, forwards: int, seconds: float) -> None:
-        """Work that was done for this sample before, together with others."""
-        self._forwards += forwards
-        self._not_counted -= seconds
+    def computing(self, rows: Sequence[int]) -> None:
+        """Which samples the next forwards are for: the one there is."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self, number: int = 0) -> dict[str, Any]:
         """All counts so far, in JSON's types, for ``resume``."""
         return {
             "generated_seconds": self.generated_seconds,
             "vlm_calls": self.vlm_calls,
-            "forwards": self._forwards,
+            "forwards": self.forwards,
             "total": self.total_seconds,
             "not_counted": self._not_counted,
             "seconds": self.timer.seconds(),
@@ -70,27 +75,109 @@ class Meter:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Counts on from an earlier process's ``state``; what this one has counted so far was a repetition."""
         self.generated_seconds, self.vlm_calls = state["generated_seconds"], state["vlm_calls"]
-        self._forwards, self._not_counted = state["forwards"], state["not_counted"]
-        self._begin = time.perf_counter() - state["total"]
+        self.forwards, self._not_counted, self._elapsed = state["forwards"], state["not_counted"], state["total"]
+        self._begin = None if self._begin is None else time.perf_counter()
         self.timer.resume(state["seconds"], state["peak_mb"])
 
     @property
     def total_seconds(self) -> float:
         """Since the beginning, pauses included."""
-        return time.perf_counter() - self._begin
+        return self._elapsed + (0.0 if self._begin is None else time.perf_counter() - self._begin)
 
     def cost(self) -> Cost:
         """So far."""
         seconds = self.total_seconds - self._not_counted
-        return Cost(round(self.generated_seconds, 4), self._forwards, round(seconds, 3), self.vlm_calls)
+        return Cost(round(self.generated_seconds, 4), self.forwards, round(seconds, 3), self.vlm_calls)
+
+    def add(self, seconds: float, not_counted: float, parts: Mapping[str, float], peak_mb: Mapping[str, float]) -> None:
+        """This sample's share of work that was done for several."""
+        self._elapsed += seconds
+        self._not_counted += not_counted
+        self.timer.add(parts, peak_mb)
 
     def _count(self, velocity: Tensor) -> None:
         if self._paused:
             return
         videos = len(velocity)
-        self._forwards += videos
+        self.forwards += videos
         if velocity.requires_grad:
             velocity.register_hook(lambda gradient: self._count_backward(videos))
 
     def _count_backward(self, videos: int) -> None:
-        self._forwards += 2 * videos
+        self.forwards += 2 * videos
+
+
+class SharedMeter:
+    """Measures work on a batch of samples, and gives each sample's own meter, which stands still meanwhile, its share:
+    the forwards that were for it, and an equal part of the seconds."""
+
+    def __init__(self, reasoner: Reasoner, meters: Sequence[Meter]) -> None:
+        self.timer = PartTimer(reasoner.device)
+        self._reasoner, self._meters = reasoner, list(meters)
+        self._rows = list(range(len(meters)))
+        self._paused = False
+        self._not_counted = 0.0
+
+    def __enter__(self) -> SharedMeter:
+        self._begin = time.perf_counter()
+        self._reasoner.observers.append(self._count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._reasoner.observers.remove(self._count)
+        for meter in self._meters:
+            meter.add(*self._share())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """As Meter.paused."""
+        begin, self._paused = time.perf_counter(), True
+        try:
+            yield
+        finally:
+            self._paused = False
+            self._not_counted += time.perf_counter() - begin
+
+    def computing(self, rows: Sequence[int]) -> None:
+        """Which samples, by their places in the batch, the next forwards are for."""
+        self._rows = list(rows)
+
+    def state(self, number: int) -> dict[str, Any]:
+        """That of a sample's meter, with its share so far."""
+        state = self._meters[number].state()
+        seconds, not_counted, parts, peak_mb = self._share()
+        own = defaultdict(float, state["seconds"])
+        for part, value in parts.items():
+            own[part] += value
+        peaks = {part: max(value, state["peak_mb"].get(part, 0.0)) for part, value in peak_mb.items()}
+        return state | {
+            "total": state["total"] + seconds,
+            "not_counted": state["not_counted"] + not_counted,
+            "seconds": dict(own),
+            "peak_mb": state["peak_mb"] | peaks,
+        }
+
+    def _share(self) -> tuple[float, float, dict[str, float], dict[str, float]]:
+        count = len(self._meters)
+        seconds = (time.perf_counter() - self._begin) / count
+        parts = {part: value / count for part, value in self.timer.seconds().items()}
+        return seconds, self._not_counted / count, parts, self.timer.peak_mb()
+
+    def _count(self, velocity: Tensor) -> None:
+        if self._paused:
+            return
+        rows = list(self._rows)
+        self._count_each(rows, 1)
+        if velocity.requires_grad:
+            velocity.register_hook(lambda gradient: self._count_each(rows, 2))
+
+    def _count_each(self, rows: Sequence[int], passes: int) -> None:
+        for row in rows:
+            self._meters[row].forwards += passes
+
+
+@contextmanager
+def together(reasoner: Reasoner, meters: Sequence[Meter]) -> Iterator[Meter | SharedMeter]:
+    """What measures the work on these samples: a single one's own meter, or one that shares it out."""
+    with meters[0] if len(meters) == 1 else SharedMeter(reasoner, meters) as meter:
+        yield meter

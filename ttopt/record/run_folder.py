@@ -6,6 +6,7 @@ runs/x/samples/.<id>/         unfinished: while it is worked on, or with what it
                               (ttopt/optimization/state.py), a step loop's journal (loop/journal.py)
 runs/x/bank.txt             with a memory: the entries that the run may start from (ttopt/optimization/bank.py)
 runs/x/wandb/                 offline W&B runs
+runs/x/errors/<id>.txt        the traceback of a sample that failed
 runs/x/.lock                  held by the process that works here
 runs/x/.claims/<id>           held by the worker that works on a sample (ttopt/run/ray_pool.py)
 """
@@ -25,7 +26,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ttopt.config.settings import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
-from ttopt.errors import UserError
+from ttopt.errors import RunError, UserError
 from ttopt.record.result import FILE, Result
 
 CONFIG = "config.yaml"
@@ -34,6 +35,7 @@ JOURNAL = "journal"
 CLIPS = "clips"  # of the step loop
 LOCK = ".lock"
 CLAIMS = ".claims"
+ERRORS = "errors"  # tracebacks, by sample
 # What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
 # how many there are, where they are computed, in how much memory, and what is told of them.
 FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "bank.add",
@@ -185,12 +187,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path, cure: str = "give a --run-dir that can be written") -> Iterator[None]:
-    """Turns a failure to write under ``path`` into a UserError."""
+    """Turns a failure to write under ``path`` into a RunError: the next sample could not be written either."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"cannot write to {path} ({reason}); {cure}") from error
+        raise RunError(f"cannot write to {path} ({reason}); {cure}") from error
 
 
 def check_same(path: Path, settings: FitSettings) -> None:

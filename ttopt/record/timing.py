@@ -65,6 +65,13 @@ class PartTimer:
         self._events.clear()
         self._seconds, self._peak_mb = defaultdict(float, seconds), defaultdict(float, peak_mb)
 
+    def add(self, seconds: Mapping[str, float], peak_mb: Mapping[str, float]) -> None:
+        """Takes in what another timer has noted, beside its own."""
+        for part, value in seconds.items():
+            self._seconds[part] += value
+        for part, value in peak_mb.items():
+            self._note(part, value)
+
     def peak_mb(self) -> dict[str, float]:
         """Highest memory during each part, MiB."""
         return {part: round(value, 1) for part, value in self._peak_mb.items()}

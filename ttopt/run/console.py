@@ -137,8 +137,9 @@ class _ShowLoss(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, TestTimeTraining)
-        grade = pl_module.grades[-1]
-        text = f"loss {_number(grade.total)}  goal {grade.p_yes[0]:.2f}"
+        grades = [row.grades[-1] for row in pl_module.open_rows or pl_module.rows]
+        loss, goal = (sum(values) / len(grades) for values in zip(*((g.total, g.p_yes[0]) for g in grades)))
+        text = f"loss {_number(loss)}  goal {goal:.2f}"
         self._progress.update(self._task, completed=pl_module.steps, text=text)
 
 

@@ -21,18 +21,16 @@ from ttopt.config.settings import CallbackSettings, FitSettings
 from ttopt.data.find import find_samples, given_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import Method, asks, make_method, make_object, needs_models, own_inputs
+from ttopt.methods.base import BatchMethod, Method, asks, make_method, make_object, needs_models, own_inputs
 from ttopt.models.chat.chat import check_chat, make_chat
 from ttopt.models.distributed import from_rank_zero
-from ttopt.models.load import no_models, sources
-from ttopt.optimization.algorithm import Models, load_models
+from ttopt.models.load import Models, load_models, no_models, sources
 from ttopt.optimization.bank import Bank
-from ttopt.optimization.batch_fit import batched
 from ttopt.record.identity import files_digest, sample_digest
 from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import RunFolder, new_path
 from ttopt.run.console import Console, LiveSteps
-from ttopt.run.sample_runner import Failure, Job, Solver
+from ttopt.run.sample_runner import Failure, Job, SampleRunner
 
 if TYPE_CHECKING:
     from ttopt.run.ray_pool import RayPool
@@ -72,7 +70,7 @@ def fit_all(
     extra_callbacks(settings.callbacks)  # a wrong class path should not wait for the models
     method = make_method(settings.method)
     check_chat(settings.chat)
-    batched(method, [], settings)  # refuses what cannot be batched before anything is written
+    check_batch(method, settings)
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
     job = Job(settings, folder, queries, scorer, partial(_callbacks, callbacks, settings))
     with folder.locked(), console.samples(samples, settings.optimization.steps) as progress:
@@ -121,18 +119,22 @@ def _one_by_one(
     chat = make_chat(job.settings.chat, models.teacher if asks(method) else None)
     if asks(method):
         progress.note(f"asked in words: {chat.name}")
-    solver = Solver(
-        job,
-        batched(method, samples, job.settings),
-        models,
-        chat,
-        progress.note,
-        progress.status,
-        lambda: [progress.callback()],
-    )
+    runner = SampleRunner(job, method, models, chat, progress.note, progress.status, lambda: [progress.callback()])
+    if job.settings.batch_samples > 1:
+        yield from runner.batches(samples, job.settings.batch_samples, progress.begin)
+        return
     for sample in samples:
         progress.begin(sample)
-        yield sample, solver(sample)
+        yield sample, runner(sample)
+
+
+def check_batch(method: Method, settings: FitSettings) -> None:
+    """Raises UserError for ``batch_samples`` with a method that takes samples one by one."""
+    if settings.batch_samples > 1 and not isinstance(method, BatchMethod):
+        raise UserError(
+            f"batch_samples is {settings.batch_samples}, but only ttopt.methods.TeacherLora optimizes several samples "
+            "at once; give 1"
+        )
 
 
 def _loader(note: Callable[[str], None]) -> Callable[[FitSettings], Models]:

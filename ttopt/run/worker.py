@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ttopt.errors import UserError
+from ttopt.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from ttopt.data.sample import Sample
@@ -36,7 +36,7 @@ class Worker:
         """
         from ttopt.methods.base import asks, make_method
         from ttopt.models.chat.chat import check_chat, make_chat
-        from ttopt.run.sample_runner import Solver
+        from ttopt.run.sample_runner import SampleRunner
 
         try:
             check_node(job, place, token, versions)
@@ -47,21 +47,21 @@ class Worker:
         except UserError as error:
             raise UserError(f"node {socket.gethostname()}: {error}") from error
         self._notes: list[str] = []
-        self._solver = Solver(job, method, models, chat, self._notes.append)
+        self._runner = SampleRunner(job, method, models, chat, self._notes.append)
 
     def solve(self, sample: Sample) -> tuple[Result | Failure, list[str]]:
         """What became of a sample, and what is to be told. Raises UserError for what stops the run."""
         from ttopt.run.sample_runner import Failure
 
-        folder = self._solver.job.folder
+        folder = self._runner.job.folder
         self._notes.clear()
         try:
             with folder.claimed(sample.id):
                 # A worker that died may have finished it and not said so.
-                outcome = folder.finished(sample.id) or self._solver(sample)
+                outcome = folder.finished(sample.id) or self._runner(sample)
+        except RunError:
+            raise
         except UserError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
             outcome = Failure(str(error))
         return outcome, list(self._notes)
 

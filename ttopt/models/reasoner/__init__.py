@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ttopt.models.reasoner.adapter import Adapter
-from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.reasoner.condition import Condition
 from ttopt.models.reasoner.decoder import StandardDecoder, straight_through_clamp
 from ttopt.models.reasoner.forward import Activation
@@ -14,7 +13,6 @@ from ttopt.models.reasoner.sampler import Schedule
 __all__ = [
     "Activation",
     "Adapter",
-    "BatchedAdapter",
     "Condition",
     "LightDecoder",
     "LightDecoderConfig",

@@ -1,30 +1,26 @@
-"""The adapter: a low-rank update (LoRA) of the frozen transformer, the only thing that is optimized.
+"""The adapter: low-rank updates (LoRA) of the frozen transformer, the only weights that are optimized.
 
-VLM-as-Teacher (arXiv 2606.02564), Algorithm 1: phi, with zero effect at the start, one per instance.
+VLM-as-Teacher (arXiv 2606.02564), Algorithm 1: phi, with zero effect at the start, one per instance. An adapter has a
+row for each sample that is optimized side by side; one sample is one row.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
-from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ttopt.errors import UserError
-from ttopt.models.tensorfile import save_tensors
+from ttopt.models.reasoner.adapter_files import ATTENTION, read_adapter, save_adapter
+from ttopt.models.reasoner.float8 import Float8Linear
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
     "attention": tuple(f"{attn}.{name}" for attn in ("attn1", "attn2") for name in ATTENTION),
     "cross_attention": tuple(f"attn2.{name}" for name in ATTENTION),
@@ -34,15 +30,6 @@ TARGETS = {
         "ffn.net.2",
     ),
 }
-# diffusers name -> original Wan name, inside a block
-WAN_NAMES = {
-    **{f"attn1.{ours}": f"self_attn.{theirs}" for ours, theirs in zip(ATTENTION, "qkvo", strict=True)},
-    **{f"attn2.{ours}": f"cross_attn.{theirs}" for ours, theirs in zip(ATTENTION, "qkvo", strict=True)},
-    "ffn.net.0.proj": "ffn.0",
-    "ffn.net.2": "ffn.2",
-}
-DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
-WAN_FILE = "adapter_wan.safetensors"
 
 
 def target_names(transformer: nn.Module, targets: str, blocks: str) -> list[str]:
@@ -79,26 +66,20 @@ def update_norm(downs: list[Tensor], ups: list[Tensor], scale: float) -> Tensor:
     return scale * torch.stack(squares).sum(0).clamp(min=0.0).sqrt()
 
 
-class MixedPrecisionLora(LoraLinear):
-    """peft's LoRA layer, computing in the activations' precision with the float32 matrices' roundings.
-
-    peft casts every input to float32 and keeps each copy for the backward pass: 1.5 GB a block of Wan2.2-5B at
-    89x704x1280. The same as peft's where the activations are float32.
-    """
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return out
-        down, up = self.lora_A["default"].weight, self.lora_B["default"].weight
-        return out + F.linear(F.linear(x, down.to(x.dtype)), up.to(x.dtype)) * self.scaling["default"]
+_adapted: WeakSet[nn.Module] = WeakSet()  # transformers that carry one
 
 
 class Adapter:
-    """LoRA on a frozen transformer: y = W x + (alpha / rank) * B A x, with A and B in float32.
+    """LoRA on a frozen transformer: y = W x + (alpha / rank) * B A x, with A and B in float32, in B independent rows.
 
-    Injects its layers once; ``reset`` starts the next instance. ``alpha`` defaults to ``rank``. Raises
-    UserError for unknown ``targets`` or ``blocks``, ValueError when the transformer already carries a LoRA.
+    Item b of a batch is adapted by row b, or by the b-th of the rows that ``active`` names; a single row adapts every
+    item. The updates are added by forward hooks, so the transformer's modules stay as they are, and are computed in the
+    activations' precision (float32 copies of them would take 1.5 GB a block of Wan2.2-5B at 89x704x1280). The matrices
+    lie on ``device`` (None: beside their layers) and stay there when an offloaded transformer leaves. Optimizers that
+    act element by element (AdamW) keep the rows independent; clip with ``clip_gradients``.
+
+    ``alpha`` defaults to ``rank``. Raises UserError for unknown ``targets`` or ``blocks``, ValueError when the
+    transformer already carries an adapter.
     """
 
     def __init__(
@@ -108,31 +89,48 @@ class Adapter:
         alpha: float | None = None,
         targets: str = "attention",
         blocks: str = "all",
+        device: torch.device | str | None = None,
     ) -> None:
-        if any(isinstance(module, LoraLayer) for module in transformer.modules()):
-            raise ValueError("the transformer already carries a LoRA; reset or remove that adapter instead")
+        if transformer in _adapted:
+            raise ValueError("the transformer already carries an adapter; reset that one, or remove it first")
         if rank < 1:
             raise UserError(f"adapter rank {rank} must be at least 1")
-        self.transformer = transformer
         self.rank = rank
         self.alpha = float(rank if alpha is None else alpha)
         self.targets = targets
         self.blocks = blocks
         self.names = target_names(transformer, targets, blocks)
-        config = LoraConfig(r=rank, lora_alpha=self.alpha, target_modules=self.names)  # type: ignore[arg-type]
-        training = transformer.training
-        inject_adapter_in_model(config, transformer)
-        transformer.train(training)
+        self.active: list[int] | None = None  # the rows that a forward is for; None: all
+        self._enabled = True
         self._layers = [transformer.get_submodule(name) for name in self.names]
-        for layer in self._layers:
-            layer.__class__ = MixedPrecisionLora
-        # peft creates the matrices in the base weights' dtype; training needs float32.
-        self._downs = [layer.lora_A["default"].weight for layer in self._layers]  # type: ignore[index,union-attr]
-        self._ups = [layer.lora_B["default"].weight for layer in self._layers]  # type: ignore[index,union-attr]
-        for parameter in self.parameters():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(True)
-        self.reset(0)
+        self._device = device
+        self._downs: list[nn.Parameter] = []
+        self._ups: list[nn.Parameter] = []
+        self.reset([0])
+        _adapted.add(transformer)
+        self._transformer = transformer
+        self._hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in enumerate(self._layers)]
+
+    def _hook(self, index: int) -> Any:
+        def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if not self._enabled:
+                return output
+            x, down, up = inputs[0], self._downs[index], self._ups[index]
+            scale = self.alpha / self.rank
+            if len(down) == 1:
+                return output + F.linear(F.linear(x, down[0].to(x.dtype)), up[0].to(x.dtype)) * scale
+            if self.active is not None:
+                down, up = down[self.active], up[self.active]  # type: ignore[assignment]
+            if len(x) != len(down):
+                raise ValueError(f"a batch of {len(x)} for {len(down)} adapters; disable them first")
+            inner = torch.bmm(x, down.to(x.dtype).mT)  # (B, N, r)
+            return torch.baddbmm(output, inner, up.to(x.dtype).mT, alpha=scale)  # (B, N, out)
+
+        return add_update
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._downs[0])
 
     @property
     def first_block(self) -> int:
@@ -140,87 +138,105 @@ class Adapter:
         return int(self.names[0].split(".")[1])
 
     def parameters(self) -> list[nn.Parameter]:
-        """The float32 LoRA matrices, (r, in) and (out, r) alternately; nothing else is trainable."""
+        """The float32 matrices, (B, r, in) and (B, out, r) alternately; nothing else is trainable."""
         return [parameter for pair in zip(self._downs, self._ups, strict=True) for parameter in pair]
 
     @torch.no_grad()
-    def reset(self, seed: int) -> None:
-        """Start a new instance: B = 0 (no effect), A as ``seed`` says, the same on every device."""
-        shapes = [tuple(down.shape) for down in self._downs]
-        for down, value in zip(self._downs, initial_down(seed, shapes), strict=True):
-            down.copy_(value)
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Starts new instances, a row for each seed: B = 0 (no effect), A as the seed says, the same on every device.
+
+        Another number of rows makes new parameters; a trainer must take them anew.
+        """
+        if not self._downs or len(self) != len(seeds):
+            self._make(len(seeds))
+        shapes = [tuple(down.shape[1:]) for down in self._downs]
+        for row, seed in enumerate(seeds):
+            for down, value in zip(self._downs, initial_down(seed, shapes), strict=True):
+                down[row].copy_(value)
         for up in self._ups:
             up.zero_()
         for parameter in self.parameters():
             parameter.grad = None
+        self.active = None
 
-    def to(self, device: torch.device | str) -> None:
-        """Move the matrices, which stay the same Parameter objects (a trainer may have left them on the CPU)."""
-        for parameter in self.parameters():
-            parameter.data = parameter.data.to(device)
-
-    def enable(self) -> None:
-        """Let the adapter act (the state after construction)."""
-        self._switch(True)
-
-    def disable(self) -> None:
-        """Make the transformer behave exactly as without the adapter."""
-        self._switch(False)
+    def _make(self, rows: int) -> None:
+        downs, ups = [], []
+        for layer in self._layers:
+            assert isinstance(layer, (nn.Linear, Float8Linear))
+            place = layer.weight.device if self._device is None else self._device
+            downs.append(nn.Parameter(torch.zeros(rows, self.rank, layer.in_features, device=place)))
+            ups.append(nn.Parameter(torch.zeros(rows, layer.out_features, self.rank, device=place)))
+        self._downs, self._ups = downs, ups  # only now: where memory runs out, the old ones stay
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Context in which the transformer behaves as without the adapter."""
-        was_enabled = not self._layers[0].disable_adapters
-        self.disable()
+        """Context in which the transformer behaves exactly as without the adapter, for batches of any size."""
+        was_enabled, self._enabled = self._enabled, False
         try:
             yield
         finally:
-            self._switch(was_enabled)
+            self._enabled = was_enabled
 
-    def _switch(self, enabled: bool) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(enabled)  # type: ignore[operator]
+    @contextmanager
+    def only(self, rows: Sequence[int]) -> Iterator[None]:
+        """Context in which forwards, and the backward passes that follow, are for these rows."""
+        self.active = None if len(rows) == len(self) else list(rows)
+        try:
+            yield
+        finally:
+            self.active = None
 
     def remove(self) -> None:
-        """Put the original layers back; the adapter is of no use afterwards. Doing it twice is harmless."""
-        for name, layer in zip(self.names, self._layers, strict=True):
-            parent, _, child = name.rpartition(".")
-            setattr(self.transformer.get_submodule(parent), child, layer.base_layer)
-        if hasattr(self.transformer, "peft_config"):
-            del self.transformer.peft_config
+        """Takes the hooks off the transformer; the adapter is of no use afterwards. Doing it twice is harmless."""
+        for hook in self._hooks:
+            hook.remove()
+        _adapted.discard(self._transformer)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self, row: int = 0) -> dict[str, Tensor]:
         """CPU copies, float32: ``blocks.0.attn1.to_q.lora_A.weight`` (r, in), ``.lora_B.weight`` (out, r)."""
         state: dict[str, Tensor] = {}
         for name, down, up in zip(self.names, self._downs, self._ups, strict=True):
-            state[f"{name}.lora_A.weight"] = down.detach().cpu().clone()
-            state[f"{name}.lora_B.weight"] = up.detach().cpu().clone()
+            state[f"{name}.lora_A.weight"] = down[row].detach().cpu().clone()
+            state[f"{name}.lora_B.weight"] = up[row].detach().cpu().clone()
         return state
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the matrices of a ``state_dict`` with the same rank, targets and blocks; else UserError."""
-        check_state(state, self.state_dict())
+    def load_state_dict(self, state: Mapping[str, Tensor], row: int = 0) -> None:
+        """Takes the matrices of a ``state_dict`` with the same rank, targets and blocks; else UserError."""
+        check_state(state, self.state_dict(row))
         for name, down, up in zip(self.names, self._downs, self._ups, strict=True):
-            down.copy_(state[f"{name}.lora_A.weight"])
-            up.copy_(state[f"{name}.lora_B.weight"])
+            down[row].copy_(state[f"{name}.lora_A.weight"])
+            up[row].copy_(state[f"{name}.lora_B.weight"])
 
     @torch.no_grad()
-    def norm(self) -> float:
-        """Frobenius norm of all updates (alpha / rank) * B @ A together: how far the adapter has gone."""
-        downs, ups = [down.detach() for down in self._downs], [up.detach() for up in self._ups]
+    def norm(self, row: int = 0) -> float:
+        """Frobenius norm of all of a row's updates (alpha / rank) * B @ A together: how far it has gone."""
+        downs, ups = [down[row].detach() for down in self._downs], [up[row].detach() for up in self._ups]
         return float(update_norm(downs, ups, self.alpha / self.rank))
 
-    def save(self, folder: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the adapter under two names: diffusers' and original Wan's (which ComfyUI reads).
+    @torch.no_grad()
+    def clip_gradients(self, max_norm: float) -> Tensor:
+        """Clips each row's gradient by itself, as clip_grad_norm_ would; returns the norms (B,)."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        norms = []
+        for row in range(len(self)):
+            own = [gradient[row] for gradient in gradients]
+            norms.append(torch.stack([torch.linalg.vector_norm(gradient) for gradient in own]).norm())
+            factor = (max_norm / (norms[-1] + 1e-6)).clamp(max=1.0)
+            for gradient in own:
+                gradient.mul_(factor)
+        return torch.stack(norms)
+
+    def save(self, folder: str | Path, metadata: Mapping[str, Any] | None = None, row: int = 0) -> None:
+        """Writes a row under two names: diffusers' and original Wan's (which ComfyUI reads).
 
         ``pytorch_lora_weights.safetensors`` loads with ``pipeline.load_lora_weights(folder)``;
         ``adapter_wan.safetensors`` has an explicit alpha per layer. ``metadata`` goes into both headers.
         """
-        save_adapter(folder, self.state_dict(), self.rank, self.alpha, metadata)
+        save_adapter(folder, self.state_dict(row), self.rank, self.alpha, metadata)
 
-    def load(self, folder: str | Path) -> dict[str, str]:
-        """Read an adapter written by ``save`` and return its metadata.
+    def load(self, folder: str | Path, row: int = 0) -> dict[str, str]:
+        """Reads an adapter written by ``save`` into a row and returns its metadata.
 
         Raises UserError when the file is missing or made with another rank, alpha, targets or blocks.
         """
@@ -229,7 +245,7 @@ class Adapter:
             raise UserError(
                 f"{folder}: made with alpha {metadata['alpha']}, but the adapter has {self.alpha}; set alpha"
             )
-        self.load_state_dict(state)
+        self.load_state_dict(state, row)
         return metadata
 
 
@@ -242,57 +258,3 @@ def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
         if state[name].shape != value.shape:
             shapes = f"{tuple(state[name].shape)}, expected {tuple(value.shape)}"
             raise UserError(f"adapter weight {name} is {shapes}; use the same rank and the same model")
-
-
-def save_adapter(
-    folder: str | Path,
-    state: Mapping[str, Tensor],
-    rank: int,
-    alpha: float,
-    metadata: Mapping[str, Any] | None = None,
-) -> None:
-    """Write an ``Adapter.state_dict`` as the two files described in ``Adapter.save``."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_diffusers(folder / DIFFUSERS_FILE, state, rank, alpha, metadata)
-
-    wan: dict[str, Tensor] = {}
-    for module in _modules(state):
-        _, block, inner = module.split(".", 2)
-        name = f"diffusion_model.blocks.{block}.{WAN_NAMES[inner]}"
-        wan[f"{name}.lora_A.weight"] = state[f"{module}.lora_A.weight"]
-        wan[f"{name}.lora_B.weight"] = state[f"{module}.lora_B.weight"]
-        wan[f"{name}.alpha"] = torch.tensor(alpha)
-    save_tensors(folder / WAN_FILE, wan, _header(rank, alpha, metadata))
-
-
-def save_diffusers(
-    file: Path, state: Mapping[str, Tensor], rank: int, alpha: float, metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write an ``Adapter.state_dict`` as the one file that diffusers reads, see ``Adapter.save``."""
-    peft_config = {"r": rank, "lora_alpha": alpha, "target_modules": _modules(state)}
-    diffusers_config = json.dumps({f"transformer.{key}": value for key, value in peft_config.items()})
-    tensors = {f"transformer.{name}": value for name, value in state.items()}
-    save_tensors(file, tensors, {**_header(rank, alpha, metadata), "lora_adapter_metadata": diffusers_config})
-
-
-def _modules(state: Mapping[str, Tensor]) -> list[str]:
-    return sorted({name.rpartition(".lora_")[0] for name in state})
-
-
-def _header(rank: int, alpha: float, metadata: Mapping[str, Any] | None) -> dict[str, str]:
-    header = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
-    return header | {"format": "pt", "rank": str(rank), "alpha": str(alpha)}
-
-
-def read_adapter(place: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """State dict and metadata of ``save_adapter``'s folder or ``save_diffusers``' file. Raises UserError."""
-    file = Path(place) if Path(place).is_file() else Path(place) / DIFFUSERS_FILE
-    if not file.is_file():
-        raise UserError(f"{file} is missing; give the adapter folder of a result")
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            metadata = tensors.metadata() or {}
-        return {name.removeprefix("transformer."): value for name, value in load_file(file).items()}, metadata
-    except SafetensorError as error:
-        raise UserError(f"{file} is not a safetensors file ({error})") from error

@@ -58,6 +58,20 @@ class Condition:
         rows = list(indices)
         return self._map(lambda tensor: tensor[rows])
 
+    @classmethod
+    def stack(cls, conditions: Sequence[Condition]) -> Condition:
+        """The conditions of videos of one format as one, in their order."""
+        if len(conditions) == 1:
+            return conditions[0]
+
+        def together(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present) if present else None
+
+        text = torch.cat([each.text for each in conditions])
+        first_frame = together([each.first_frame for each in conditions])
+        return cls(text, first_frame, conditions[0].shape, together([each.channels for each in conditions]))
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         optional = [None if tensor is None else function(tensor) for tensor in (self.first_frame, self.channels)]
         return Condition(function(self.text), optional[0], self.shape, optional[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +109,8 @@ def test_compiled_blocks_know_that_adapters_have_come(
     for run in (None, compiled_block()):
         reasoner.run_block = run
         seen: list[Row] = []
-        watch = Watch(seen)
-        with Context.open(dataclasses.replace(models, reasoner=reasoner), s, callbacks=lambda: [watch]) as context:
+        watch = partial(list, [Watch(seen)])
+        with Context.open(dataclasses.replace(models, reasoner=reasoner), s, callbacks=watch) as context:
             batch = []
             for number, (sample, asked) in enumerate(zip(samples, queries)):
                 place = tmp_path / f"{run is None}-{number}"

@@ -86,9 +86,9 @@ def test_oracle_loss_ceiling(embedded: Models, tmp_path: Path) -> None:
     embedded.adapter.reset([0] * len(samples))
     decoder: Any = lambda z, _: z  # noqa: E731
     o = OptimizationSettings(steps=20, lr=2e-3, tau=0.0)
-    fit(
-        TestTimeTraining(reasoner, embedded.adapter, decoder, Oracle(target), condition, z1, range(FRAMES), o), tmp_path
-    )
+    oracle = Oracle(target)
+    training = TestTimeTraining(reasoner, embedded.adapter, decoder, oracle, condition, z1, range(FRAMES), o)
+    fit(training, tmp_path)
     after = solved()
     assert before < len(samples), "the reasoner must leave something to repair"
     assert after - before >= 0.5 * (len(samples) - before), (before, after)

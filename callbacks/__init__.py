@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import lightning as L
 
-from callbacks.adapters import SaveAdapter
-from callbacks.loss_threshold import LossThreshold
-from callbacks.previews import Previews
-from callbacks.reward_curves import RewardCurves
 from ttopt.config.settings import FitSettings
+
+from .adapters import SaveAdapter
+from .loss_threshold import LossThreshold
+from .previews import Previews
+from .reward_curves import RewardCurves
 
 __all__ = ["LossThreshold", "Previews", "RewardCurves", "SaveAdapter", "standard"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from loop.chain import Chain
-from loop.engine import StepLoop
-from loop.rewrites import PromptRewrite, VideoTPO
+from .chain import Chain
+from .engine import StepLoop
+from .rewrites import PromptRewrite, VideoTPO
 
 __all__ = ["Chain", "PromptRewrite", "StepLoop", "VideoTPO"]

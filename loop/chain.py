@@ -8,13 +8,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from loop.clips import join
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.pass_at_k import by_loss, by_scorer
 from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_name, seed_of
 from ttopt.record.result import Result
+
+from .clips import join
 
 
 class Chain:

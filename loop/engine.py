@@ -34,16 +34,6 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from loop.clips import frames_of, good_frames, join
-from loop.generator import Generator
-from loop.journal import Journal, RememberedChat
-from loop.planner import plan
-from loop.router import route
-from loop.settings import LoopSettings
-from loop.step import Attempt, Step
-from loop.trace import Trace
-from loop.verifier import Verdict, verify
-from loop.wording import TARGET, Wording, sentence, with_suggestion
 from ttopt.data.sample import Sample
 from ttopt.errors import RunError, UserError, one_line
 from ttopt.models.chat.chat import ChatError, Message, Reply
@@ -53,6 +43,17 @@ from ttopt.optimization.context import Context
 from ttopt.optimization.state import digest
 from ttopt.record.result import Result
 from ttopt.run.memory import can_spare
+
+from .clips import frames_of, good_frames, join
+from .generator import Generator
+from .journal import Journal, RememberedChat
+from .planner import plan
+from .router import route
+from .settings import LoopSettings
+from .step import Attempt, Step
+from .trace import Trace
+from .verifier import Verdict, verify
+from .wording import TARGET, Wording, sentence, with_suggestion
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -9,12 +9,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from loop.clips import fidelity, reasoner_length, splice
-from loop.inner import InnerLora
-from loop.journal import Journal, Made
-from loop.settings import LoopSettings
-from loop.step import Step
-from loop.trace import Trace
 from ttopt.data.sample import Sample
 from ttopt.data.video import write_image, write_video
 from ttopt.models.chat.chat import Message, fingerprint
@@ -22,6 +16,13 @@ from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_name, seed_of
 from ttopt.record.result import NON_FINITE
 from ttopt.record.run_folder import CLIPS, writing
+
+from .clips import fidelity, reasoner_length, splice
+from .inner import InnerLora
+from .journal import Journal, Made
+from .settings import LoopSettings
+from .step import Step
+from .trace import Trace
 
 LEAST_FIDELITY = 0.9  # SSIM of a clip's first frame with its condition; below, the joints show
 

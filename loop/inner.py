@@ -15,9 +15,6 @@ from typing import Any
 
 from torch import Tensor
 
-from loop.settings import KeepAdapter
-from loop.step import Step
-from loop.verifier import Verdict
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
@@ -29,6 +26,10 @@ from ttopt.optimization.seeds import seed_of
 from ttopt.optimization.training import Row
 from ttopt.record.result import ACCEPTED
 from ttopt.record.run_folder import writing
+
+from .settings import KeepAdapter
+from .step import Step
+from .verifier import Verdict
 
 MOST_PROCESS = 3
 

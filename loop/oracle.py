@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from loop.engine import StepLoop
 from training.miniworld import dialogues
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
@@ -24,6 +23,8 @@ from ttopt.miniworld.world import read
 from ttopt.models.chat.chat import Message, Reply
 from ttopt.optimization.context import Context
 from ttopt.record.result import Result
+
+from .engine import StepLoop
 
 
 class WorldChat:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from loop.wording import Wording, done_text, message
 from ttopt.models.chat.chat import Message
+
+from .wording import Wording, done_text, message
 
 
 class Plan(BaseModel):

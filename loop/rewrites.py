@@ -11,15 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from loop.planner import plan
-from loop.settings import LoopSettings
-from loop.verifier import verify
-from loop.wording import Wording, with_suggestion
 from ttopt import methods
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.videotpo import Critique
 from ttopt.optimization.context import Context
+
+from .planner import plan
+from .settings import LoopSettings
+from .verifier import verify
+from .wording import Wording, with_suggestion
 
 LAST_STEP = LoopSettings().max_steps
 

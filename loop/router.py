@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from torch import Tensor
 
-from loop.verifier import _lower
-from loop.wording import Wording, done_text, message
 from ttopt.models.chat.chat import Message
+
+from .verifier import _lower
+from .wording import Wording, done_text, message
 
 
 class Route(BaseModel):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from loop.verifier import Verdict
+from .verifier import Verdict
 
 
 @dataclass

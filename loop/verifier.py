@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from torch import Tensor
 
-from loop.clips import shown_frames
-from loop.wording import Wording, done_text, message
 from ttopt.models.chat.chat import Message
+
+from .clips import shown_frames
+from .wording import Wording, done_text, message
 
 ROUNDING = 0.01
 

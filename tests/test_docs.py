@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ INSTALLATIONS = ("<!-- main job -->", "<!-- tests -->")  # .ci/run runs the seco
 PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "fit": parse_fit, "compare": parse_compare, "evaluate": parse_evaluate, "report": parse_report, "plan": parse_plan,
 }  # fmt: skip
-# The README's commands are those of its tables; here they are run on few samples.
+# The commands of the results are those of their tables; here they are run on few samples.
 SMALL = """\
 #!/bin/bash
 case "$* " in
@@ -116,9 +117,10 @@ def test_blocks_run(page: Path, tmp_path: Path) -> None:
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/activate").write_text("")
     python = tmp_path / ".venv/bin/python"
-    small = SMALL if page.name == "README.md" else "#!/bin/bash\n"
+    small = SMALL if page.name in ("README.md", "results.md") else "#!/bin/bash\n"
     python.write_text(f'{small}exec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.md", "*.py"))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": f"{python.parent}:{os.environ['PATH']}"}
     environment.pop("WANDB_API_KEY", None)
     for block in blocks(page):

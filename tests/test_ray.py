@@ -36,9 +36,9 @@ from ttopt.planning.step_counts import work_of_run
 from ttopt.record.result import versions
 from ttopt.record.run_folder import CLAIMS, RunFolder
 from ttopt.run.console import Console
+from ttopt.run.node import check_node
 from ttopt.run.run import Run, fit_all
 from ttopt.run.sample_runner import Failure, Job
-from ttopt.run.worker import check_node
 
 ray = pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 from ray.cluster_utils import Cluster  # noqa: E402

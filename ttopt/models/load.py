@@ -11,6 +11,7 @@ import torch
 from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.errors import UserError
 from ttopt.models.distributed import COMMAND, is_distributed
+from ttopt.models.quiet import quiet_loading
 from ttopt.models.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
 from ttopt.models.reasoner.decoder import Decoder
 from ttopt.models.reasoner.float8 import to_float8
@@ -38,7 +39,8 @@ def load_models(settings: FitSettings) -> Models:
     Raises UserError for what is missing, does not fit together, or does not fit the device.
     """
     try:
-        return _load(settings)
+        with quiet_loading():
+            return _load(settings)
     except torch.OutOfMemoryError as error:
         raise UserError(f"loading the models: {TOO_SMALL}") from error
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import ttopt
+from ttopt.config.version import __version__
 from ttopt.errors import UserError
 
 FILE = "result.json"
@@ -121,7 +121,7 @@ class Result:
 
 def versions() -> dict[str, str]:
     """Versions of this package, Python and the libraries that decide the numbers."""
-    found = {"ttopt": ttopt.__version__, "python": platform.python_version()}
+    found = {"ttopt": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)

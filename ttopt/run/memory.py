@@ -13,6 +13,7 @@ from ttopt.errors import UserError
 from ttopt.models.distributed import world_size
 from ttopt.models.load import TOO_SMALL, Models
 from ttopt.models.reasoner import StandardDecoder
+from ttopt.planning.estimate import plan
 from ttopt.planning.gpus import GPUS
 from ttopt.planning.plan import helping
 
@@ -54,8 +55,6 @@ def release(reserve: bool = False) -> None:
 
 def advice(settings: FitSettings) -> str:
     """What to do when that was not enough."""
-    from ttopt.planning.estimate import plan
-
     reasoner, teacher = (
         replace(settings.reasoner, activation_checkpointing="all"),
         replace(settings.teacher, activation_checkpointing=True),

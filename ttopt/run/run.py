@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import lightning as L
 
-from ttopt import __version__
 from ttopt.config.settings import CallbackSettings, FitSettings
+from ttopt.config.version import __version__
 from ttopt.data.find import find_samples, given_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
@@ -26,6 +26,7 @@ from ttopt.models.chat.chat import check_chat, make_chat
 from ttopt.models.distributed import from_rank_zero
 from ttopt.models.load import Models, load_models, no_models, sources
 from ttopt.optimization.bank import Bank
+from ttopt.record.flat import write_results
 from ttopt.record.identity import files_digest, sample_digest
 from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import RunFolder, new_path
@@ -33,7 +34,7 @@ from ttopt.run.console import Console, LiveSteps
 from ttopt.run.sample_runner import Failure, Job, SampleRunner
 
 if TYPE_CHECKING:
-    from ttopt.run.ray_pool import RayPool
+    from ttopt.run.ray_pool import RayPool  # an extra that may not be installed
 
 Load = Callable[[FitSettings], Models]
 MakeCallbacks = Callable[[FitSettings], list[L.Callback]]
@@ -74,7 +75,7 @@ def fit_all(
     folder = RunFolder(Path(settings.run_dir) if settings.run_dir else new_path(), settings)
     job = Job(settings, folder, queries, scorer, partial(_callbacks, callbacks, settings))
     with folder.locked(), console.samples(samples, settings.optimization.steps) as progress:
-        done = from_rank_zero(lambda: _finished(samples, folder, settings, method))
+        done = from_rank_zero(lambda: finished_results(samples, folder, settings, method))
         for result in done.values():
             progress.finished(result, skipped=True)
         left = [sample for sample in samples if sample.id not in done]
@@ -89,6 +90,7 @@ def fit_all(
             for sample, outcome in solved:
                 outcomes[sample.id] = outcome
                 _tell(sample, outcome, progress)
+    from_rank_zero(lambda: write_results(folder.path))
     problems = {sample.id: _problem(outcomes[sample.id]) for sample in samples}
     return Run(
         folder.path,
@@ -101,7 +103,7 @@ def open_workers(settings: FitSettings) -> AbstractContextManager[RayPool | None
     """The workers of ``--engine ray``, which end on leaving; None for the engine in this process. Raises UserError."""
     if settings.engine == "in_process":
         return nullcontext()
-    from ttopt.run.ray_pool import RayPool
+    from ttopt.run.ray_pool import RayPool  # an extra that may not be installed
 
     return RayPool(settings)
 
@@ -176,7 +178,9 @@ def _problem(outcome: Result | Failure) -> str:
     return ""
 
 
-def _finished(samples: Sequence[Sample], folder: RunFolder, settings: FitSettings, method: Method) -> dict[str, Result]:
+def finished_results(
+    samples: Sequence[Sample], folder: RunFolder, settings: FitSettings, method: Method
+) -> dict[str, Result]:
     """What earlier calls finished. Raises UserError for a result that was made from something else."""
     found, files = {}, files_digest(settings)
     for sample in samples:

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
-from ttopt.errors import UserError
+from ttopt.errors import UserError, is_out_of_memory
 from ttopt.models.distributed import COMMAND, is_distributed
 from ttopt.models.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
 from ttopt.models.reasoner.decoder import Decoder
@@ -20,6 +20,7 @@ from ttopt.models.teacher import Teacher
 from ttopt.models.teacher.teacher import check_teacher
 
 TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"
+CPU_TOO_SMALL = "the CPU's memory is too small; give smaller models or a smaller adapter.rank, or close other programs"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,15 @@ def load_models(settings: FitSettings) -> Models:
     """
     try:
         return _load(settings)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"loading the models: {TOO_SMALL}") from error
+    except Exception as error:  # too little memory comes as several kinds
+        if is_out_of_memory(error):
+            raise UserError(f"loading the models: {too_small(error)}") from error
+        raise
+
+
+def too_small(error: BaseException) -> str:
+    """What to say of an error that ``is_out_of_memory``: whose memory was too small, and what to do."""
+    return TOO_SMALL if isinstance(error, torch.OutOfMemoryError) else CPU_TOO_SMALL
 
 
 def no_models() -> Models:
@@ -55,8 +63,10 @@ def sources(settings: FitSettings) -> str:
     r, d, t = settings.reasoner, settings.decoder, settings.teacher
     transformer = f", its transformer from {r.transformer}" if r.transformer else ""
     light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
-    loras = f", with the LoRA {r.lora}" if r.lora else ""
-    loras += f", its second expert with the LoRA {r.low_noise_lora}" if r.low_noise_lora else ""
+    if r.low_noise_transformer:
+        transformer += f" and the second expert's from {r.low_noise_transformer}"
+    loras = "".join(f", with the LoRA {lora.file} x {lora.strength:g}" for lora in r.loras)
+    loras += "".join(f", its second expert with the LoRA {lora.file} x {lora.strength:g}" for lora in r.low_noise_loras)
     device, teacher_device = _device(r.device, "reasoner.device"), _device(t.device, "teacher.device")
     return (
         f"loading: reasoner {r.model}{transformer}{loras} ({r.dtype}{', float8' * r.float8}, VAE {r.vae_dtype}, "
@@ -87,8 +97,9 @@ def _load(settings: FitSettings) -> Models:
         dtype=r.dtype,
         vae_dtype=r.vae_dtype,
         device=device,
-        lora=r.lora,
-        low_noise_lora=r.low_noise_lora,
+        loras=r.loras,
+        low_noise_loras=r.low_noise_loras,
+        low_noise_transformer=r.low_noise_transformer,
         ignore_image=r.ignore_image,
         offload=r.offload,
         mesh=all_processes(device) if r.shard else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
@@ -38,8 +40,14 @@ def load_models(settings: FitSettings) -> Models:
 
     Raises UserError for what is missing, does not fit together, or does not fit the device.
     """
-    try:
+    with _naming_shortage():
         return _load(settings)
+
+
+@contextmanager
+def _naming_shortage() -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # too little memory comes as several kinds
         if is_out_of_memory(error):
             raise UserError(f"loading the models: {too_small(error)}") from error
@@ -131,15 +139,16 @@ def load_teacher(settings: FitSettings) -> Teacher:
     t = settings.teacher
     device = _device(t.device, "teacher.device")
     _check_dtype(t.dtype, device, "teacher.dtype")
-    teacher = Teacher.load(
-        weights_path(t.model, "teacher", "teacher.model"),
-        dtype=t.dtype,
-        device=device,
-        answer=t.answers,
-        activation_checkpointing=t.activation_checkpointing,
-    )
-    if t.float8:
-        to_float8(teacher.model, "model.")
+    with _naming_shortage():
+        teacher = Teacher.load(
+            weights_path(t.model, "teacher", "teacher.model"),
+            dtype=t.dtype,
+            device=device,
+            answer=t.answers,
+            activation_checkpointing=t.activation_checkpointing,
+        )
+        if t.float8:
+            to_float8(teacher.model, "model.")
     if t.compile:
         teacher.compile()
     return teacher

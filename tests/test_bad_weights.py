@@ -19,7 +19,9 @@ from tiny import tiny_transformer
 
 from ttopt.errors import UserError
 from ttopt.models.reasoner import LightDecoder
-from ttopt.models.reasoner.loading import load_networks, lora_file, merge_lora
+from ttopt.models.reasoner.folders import lora_file
+from ttopt.models.reasoner.loading import load_networks
+from ttopt.models.reasoner.lora import LoraFile
 from ttopt.models.teacher import Teacher
 
 
@@ -73,6 +75,30 @@ def wider(file: Path) -> None:
     save_file(state | {name.replace("blocks.0", "blocks.7"): value.clone() for name, value in state.items()}, file)
 
 
+def not_a_number(file: Path) -> None:
+    state = tensors(file.read_bytes())
+    name = max(state, key=lambda name: state[name].numel())
+    state[name].view(-1)[-1] = float("nan")
+    save_file(state, file, {"format": "pt"})
+
+
+def infinite(file: Path) -> None:
+    state = tensors(file.read_bytes())
+    state[min(state)].view(-1)[0] = float("inf")
+    save_file(state, file, {"format": "pt"})
+
+
+def half_the_shards(file: Path) -> None:
+    stem = file.name.removesuffix(".safetensors")
+    parts = [f"{stem}-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    state = tensors(file.read_bytes())
+    (file.parent / f"{file.name}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {name: parts[i % 2] for i, name in enumerate(state)}})
+    )
+    save_file(dict(list(state.items())[::2]), file.with_name(parts[0]), {"format": "pt"})
+    file.unlink()
+
+
 def no_json(file: Path) -> None:
     file.write_text("{")
 
@@ -101,13 +127,15 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("reasoner", TRANSFORMER, lacking, "reasoner: .. transformer .. is missing from the weights; fetch them again"),
     ("reasoner", TRANSFORMER, reshaped, "reasoner: .. transformer cannot be loaded .. fetch it again"),
     ("reasoner", TRANSFORMER, foreign, "reasoner: .. transformer .. is missing from the weights; fetch them again"),
+    ("reasoner", TRANSFORMER, not_a_number, "transformer/diffusion_pytorch_model.safetensors: .. holds NaN or Inf"),
+    ("reasoner", TRANSFORMER, half_the_shards, "diffusion_pytorch_model-00002-of-00002.safetensors is missing; is the"),
     ("reasoner", "transformer/config.json", gone, "transformer/config.json is missing; give a folder in the diffusers"),
     ("reasoner", "transformer/config.json", empty, "reasoner: .. transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", no_json, "reasoner: .. transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", a_list, "reasoner: .. transformer cannot be loaded .. fetch it again"),
     ("reasoner", "transformer/config.json", key("num_layers", 99), "is missing from the weights; fetch them again"),
     ("reasoner", "transformer/config.json", key("num_layers", "x"), "transformer cannot be loaded .. fetch it again"),
-    ("reasoner", "transformer/config.json", key("in_channels", 7), "transformer cannot be loaded .. fetch it again"),
+    ("reasoner", "transformer/config.json", key("in_channels", 7), "takes 7 channels and gives 16 but the VAE"),
     ("reasoner", "transformer/config.json", key("_class_name", "UNet2DModel"), "is a UNet2DModel, not a WanTransf"),
     ("reasoner", "transformer/config.json", key("image_dim", 1280), "sees the image through CLIP too, as Wan2.1-I2V"),
     ("reasoner", VAE, gone, "vae/diffusion_pytorch_model.safetensors is missing; is the download complete?"),
@@ -115,8 +143,9 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("reasoner", VAE, pickled, "vae/diffusion_pytorch_model.safetensors is missing"),
     ("reasoner", VAE, lacking, "reasoner: .. vae .. is missing from the weights; fetch them again"),
     ("reasoner", VAE, reshaped, "reasoner: .. vae cannot be loaded .. fetch it again"),
+    ("reasoner", VAE, infinite, "vae/diffusion_pytorch_model.safetensors: .. holds NaN or Inf; fetch it again"),
     ("reasoner", "vae/config.json", no_json, "reasoner: .. vae cannot be loaded .. fetch it again"),
-    ("reasoner", "vae/config.json", key("z_dim", 15), "reasoner: .. vae cannot be loaded .. fetch it again"),
+    ("reasoner", "vae/config.json", key("z_dim", 15), "config.json: latents_mean has 16 numbers, not 15; fetch"),
     ("reasoner", "vae/config.json", key("latents_mean", [0.0]), "vae/config.json: latents_mean has 1 numbers .. fetch"),
     ("reasoner", "vae/config.json", key("_class_name", "AutoencoderKL"), "is a AutoencoderKL, not a AutoencoderKLWan"),
     ("reasoner", TEXT, gone, "text_encoder/model.safetensors is missing; is the download complete?"),
@@ -124,6 +153,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("reasoner", TEXT, pickled, "text_encoder/model.safetensors is missing"),
     ("reasoner", TEXT, lacking, "reasoner: .. text_encoder .. is missing from the weights; fetch them again"),
     ("reasoner", TEXT, reshaped, "reasoner: .. text_encoder cannot be loaded .. fetch it again"),
+    ("reasoner", TEXT, not_a_number, "text_encoder/model.safetensors: .. holds NaN or Inf; fetch it again"),
     ("reasoner", "text_encoder/config.json", no_json, "reasoner: .. text_encoder cannot be loaded .. fetch it again"),
     ("reasoner", "text_encoder/config.json", key("model_type", "bert"), "is a bert, not a UMT5EncoderModel; give"),
     ("reasoner", "tokenizer/tokenizer.json", gone, "tokenizer/tokenizer.json is missing; is the download complete?"),
@@ -138,6 +168,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("light", LIGHT, disguised, "model.safetensors does not hold a TAEHV decoder"),
     ("light", LIGHT, lacking, "model.safetensors does not fit its sizes"),
     ("light", LIGHT, reshaped, "model.safetensors does not fit its sizes"),
+    ("light", LIGHT, not_a_number, "model.safetensors: .. holds NaN or Inf; fetch it again"),
     ("light", LIGHT, foreign, "model.safetensors does not fit its sizes"),
     ("light", "config.json", gone, "config.json is missing; it holds the sizes of the weights beside it"),
     ("light", "config.json", no_json, "does not hold a TAEHV decoder"),
@@ -154,6 +185,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("teacher", LIGHT, lacking, "is missing from the weights; fetch them again"),
     ("teacher", LIGHT, reshaped, "teacher .. cannot be loaded .. fetch it again"),
     ("teacher", LIGHT, foreign, "is missing from the weights; fetch them again"),
+    ("teacher", LIGHT, infinite, "model.safetensors: .. holds NaN or Inf; fetch it again"),
     ("teacher", "config.json", gone, "config.json is missing; give a Qwen3-VL model in transformers' layout"),
     ("teacher", "config.json", no_json, "teacher .. cannot be loaded .. fetch it again"),
     ("teacher", "config.json", a_list, "teacher .. cannot be loaded .. fetch it again"),
@@ -172,6 +204,7 @@ WEIGHTS: list[tuple[str, str, Callable[[Path], None], str]] = [  # which model, 
     ("lora", "lora.safetensors", foreign, "lora.safetensors does not fit the model"),
     ("lora", "lora.safetensors", wider, "does not fit the model (the model has no layer for .. blocks.7.attn1.to_q"),
     ("lora", "lora.safetensors", reshaped, "lora.safetensors does not fit the model"),
+    ("lora", "lora.safetensors", infinite, "(transformer.blocks.0.attn1.to_q.lora_A.weight holds NaN or Inf); give"),
 ]  # fmt: skip
 
 
@@ -183,7 +216,8 @@ def load_part(part: str, folder: Path) -> None:
     elif part == "teacher":
         Teacher.load(folder)
     else:
-        merge_lora(tiny_transformer(), lora_file(str(folder / "lora.safetensors")))
+        shapes = {name: tuple(weight.shape) for name, weight in tiny_transformer().named_parameters()}
+        LoraFile(lora_file(str(folder / "lora.safetensors")), 1.0, shapes)
 
 
 @pytest.mark.parametrize(
@@ -214,10 +248,13 @@ WRONG_MODELS = [  # what is typed after "ttopt fit", with tiny models
     ("--reasoner.transformer weights/4step", "reasoner: no folder weights/4step; give a folder"),
     ("--reasoner.model owner/none --teacher.model run/none", "no teacher at run/none: not a local folder; give one"),
     ("--reasoner.model owner/none --decoder.model nowhere", "light decoder: nowhere is missing; give a folder made by"),
-    ("--reasoner.model owner/none --reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safet"),
+    ("--reasoner.model owner/none --reasoner.loras '[{file: no.safetensors}]'", "reasoner: no LoRA no.safetensors; g"),
     ("--reasoner.model owner/none --reasoner.transformer empty", "empty/transformer/config.json is missing; give a"),
-    ("--reasoner.lora no.safetensors", "reasoner: no LoRA no.safetensors; give a safetensors file"),
-    ("--reasoner.low_noise_lora no.safetensors", "has no second expert for the LoRA no.safetensors; leave it out"),
+    ("--reasoner.loras '[{file: no.safetensors}]'", "reasoner: no LoRA no.safetensors; give a safetensors file"),
+    ("--reasoner.low_noise_loras '[{file: no.safetensors}]'", "has no second expert for the LoRA no.safetensors; leav"),
+    ("--reasoner.low_noise_transformer empty", "empty/transformer/config.json is missing; give a folder in the diffu"),
+    ("--reasoner.loras '[{file: empty, strength: .inf}]'", "the LoRA empty has the strength inf; give a finite number"),
+    ("--reasoner.lora x.safetensors", "--reasoner.lora: there is no such setting; the nearest is --reasoner.loras"),
     ("--reasoner.device toaster", "reasoner.device is 'toaster', which is no device here; give auto, cpu"),
     ("--reasoner.device cuda:99", "reasoner.device is cuda:99, but torch finds .. GPUs; give cpu or auto"),
     ("--teacher.device mps", "teacher.device is 'mps', which is no device here; give auto, cpu"),

@@ -21,7 +21,7 @@ from tiny_fit import fit_sample
 
 import callbacks
 from callbacks import reward_curves
-from ttopt.config.settings import FitSettings
+from ttopt.config.settings import FitSettings, LoraSettings
 from ttopt.data import find
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
@@ -289,8 +289,10 @@ def test_an_entry_belongs_to_one_model_and_adapter_shape(settings: Make, tmp_pat
         settings(adapter={"blocks": "0-1"}),
         settings(reasoner={"model": "another/model"}),
         settings(reasoner={"transformer": "another/model"}),
-        settings(reasoner={"lora": str(tmp_path / "one.safetensors")}),
-        settings(reasoner={"low_noise_lora": str(tmp_path / "one.safetensors")}),
+        settings(reasoner={"low_noise_transformer": "another/model"}),
+        settings(reasoner={"loras": [LoraSettings(str(tmp_path / "one.safetensors"))]}),
+        settings(reasoner={"loras": [LoraSettings(str(tmp_path / "one.safetensors"), 0.5)]}),
+        settings(reasoner={"low_noise_loras": [LoraSettings(str(tmp_path / "one.safetensors"))]}),
     ]
     assert len({model_digest(each) for each in (s, *others)}) == 1 + len(others)
 

@@ -365,6 +365,30 @@ def test_a_model_that_may_think_answers_at_once(folder: Path, teacher: Teacher) 
     )
 
 
+@pytest.mark.parametrize(
+    "opened, closed",
+    [("<think>\n", "</think>"), ("<think>", "</think>"), ("<THINKING>\n", "</THINKING>"), ("[THINK]", "[/THINK]")],
+)
+def test_a_model_that_always_thinks_answers_at_once(folder: Path, teacher: Teacher, opened: str, closed: str) -> None:
+    thinking = Teacher.load(folder)
+    thinking.tokenizer.chat_template = TEMPLATE + "{{ " + repr(opened) + " }}"
+    for chat in ([("user", "is the end whole")], [("user", "a"), ("assistant", "<think>\n"), ("user", "is the end")]):
+        plain = words.chat_text(teacher.tokenizer, chat, words.IMAGE_SLOT)
+        assert words.chat_text(thinking.tokenizer, chat, words.IMAGE_SLOT) == f"{plain}{opened.strip()}\n\n{closed}\n\n"
+
+
+def test_a_thinking_teacher_is_graded_behind_its_thoughts(folder: Path, teacher: Teacher) -> None:
+    thinking = Teacher.load(folder)
+    thinking.tokenizer.add_tokens(["<think>", "</think>"], special_tokens=True)
+    thinking.model.resize_token_embeddings(len(thinking.tokenizer))
+    thinking.tokenizer.chat_template = TEMPLATE + "{{ '<think>\n' }}"
+    rows = [t.forward_packed(video(), QUESTIONS, FPS, range(FRAMES)).packed for t in (teacher, thinking)]
+    more = thinking.tokenizer("<think></think>", add_special_tokens=False)["input_ids"]
+    for plain, behind in zip(rows[0].answers[0], rows[1].answers[0], strict=True):
+        assert rows[1].ids[0, behind - 1 : behind + 1].tolist() == more
+        assert rows[1].ids[0, behind - 2] == rows[0].ids[0, plain]
+
+
 def test_what_inference_mode_left_behind_serves_training(folder: Path) -> None:
     teacher = Teacher.load(folder)
     with torch.inference_mode():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from diffusers import WanImageToVideoPipeline
 from pipelines import scheduler_of
 from tiny import tiny_reasoner_folder, tiny_sample, tiny_two_experts_folder
 
+from ttopt.config.settings import LoraSettings
 from ttopt.errors import UserError
 from ttopt.models.reasoner import Adapter, Reasoner, Schedule
 
@@ -101,12 +104,13 @@ def test_a_lora_is_merged_into_the_right_expert(folder: Path, file: str, tmp_pat
     adapter.save(tmp_path)
     condition = reasoner.condition(tiny_sample())
     z1 = reasoner.noise(condition, [0])
-    merged = Reasoner.load(folder, schedule=LIGHTNING, lora=str(tmp_path / file))
+    loras = [LoraSettings(str(tmp_path / file))]
+    merged = Reasoner.load(folder, schedule=LIGHTNING, loras=loras)
     with torch.no_grad():
         adapted = reasoner.velocity(z1, 1.0, condition)
         torch.testing.assert_close(merged.velocity(z1, 1.0, condition), adapted, atol=1e-5, rtol=0)
         assert torch.equal(merged.velocity(z1, 0.5, condition), reasoner.velocity(z1, 0.5, condition))
-        second = Reasoner.load(folder, schedule=LIGHTNING, low_noise_lora=str(tmp_path / file))
+        second = Reasoner.load(folder, schedule=LIGHTNING, low_noise_loras=loras)
         assert not torch.equal(second.velocity(z1, 0.5, condition), reasoner.velocity(z1, 0.5, condition))
         adapter.disable()
         assert torch.equal(second.velocity(z1, 1.0, condition), reasoner.velocity(z1, 1.0, condition))
@@ -115,13 +119,13 @@ def test_a_lora_is_merged_into_the_right_expert(folder: Path, file: str, tmp_pat
 
 def test_unusable_loras_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no LoRA nowhere"):
-        Reasoner.load(folder, schedule=LIGHTNING, lora="nowhere")
+        Reasoner.load(folder, schedule=LIGHTNING, loras=[LoraSettings("nowhere")])
     (tmp_path / "broken.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="does not fit the model"):
-        Reasoner.load(folder, schedule=LIGHTNING, lora=str(tmp_path / "broken.safetensors"))
+        Reasoner.load(folder, schedule=LIGHTNING, loras=[LoraSettings(str(tmp_path / "broken.safetensors"))])
     one = tiny_reasoner_folder(tmp_path / "one")
     with pytest.raises(UserError, match="no second expert"):
-        Reasoner.load(one, schedule=LIGHTNING, low_noise_lora=str(tmp_path / "broken.safetensors"))
+        Reasoner.load(one, schedule=LIGHTNING, low_noise_loras=[LoraSettings(str(tmp_path / "broken.safetensors"))])
 
 
 def test_a_model_distilled_without_image_ignores_it_and_says_so(tmp_path: Path) -> None:
@@ -132,3 +136,26 @@ def test_a_model_distilled_without_image_ignores_it_and_says_so(tmp_path: Path) 
     z1 = reasoner.noise(condition, [0])
     assert condition.first_frame is None
     assert torch.equal(reasoner.generate(z1, condition), reasoner.generate(z1, text_only))
+
+
+def test_each_expert_is_replaced_by_its_own_setting(folder: Path, tmp_path: Path) -> None:
+    other = tiny_two_experts_folder(tmp_path / "other", seed=5)
+    both = Reasoner.load(folder, schedule=LIGHTNING, transformer=other, low_noise_transformer=folder)
+    own, others = (Reasoner.load(place, schedule=LIGHTNING) for place in (folder, other))
+    assert torch.equal(both.transformer.proj_out.weight, others.transformer.proj_out.weight)
+    assert torch.equal(both.low_noise.proj_out.weight, own.low_noise.proj_out.weight)  # type: ignore[union-attr]
+    for given, missing in (("transformer", "low_noise_transformer"), ("low_noise_transformer", "transformer")):
+        with pytest.raises(UserError, match=f"only one would be replaced; give reasoner.{missing} too"):
+            Reasoner.load(folder, schedule=LIGHTNING, **{given: other})  # type: ignore[arg-type]
+    one = tiny_reasoner_folder(tmp_path / "one")
+    with pytest.raises(UserError, match="has no second expert for .*other; leave it out"):
+        Reasoner.load(one, schedule=LIGHTNING, low_noise_transformer=other)
+
+
+def test_half_a_download_does_not_pass_for_a_model_of_one_expert(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    classes = {"boundary_ratio": 0.9, "transformer_2": ["diffusers", "WanTransformer3DModel"]}
+    (copy / "model_index.json").write_text(json.dumps(classes))
+    shutil.rmtree(copy / "transformer_2")
+    with pytest.raises(UserError, match="transformer_2/config.json is missing"):
+        Reasoner.load(copy, schedule=LIGHTNING)

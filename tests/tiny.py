@@ -96,11 +96,11 @@ def tiny_vae_21() -> AutoencoderKLWan:
         return AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 2, 2], num_res_blocks=1)
 
 
-def tiny_two_experts_folder(path: str | Path) -> Path:
+def tiny_two_experts_folder(path: str | Path, seed: int = 1) -> Path:
     """As ``tiny_reasoner_folder`` in the style of Wan2.2-I2V-A14B: Wan 2.1's VAE, two experts with 36 channels."""
     path = tiny_reasoner_folder(path)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.manual_seed(seed)
         tiny_transformer(in_channels=36).save_pretrained(path / "transformer")
         tiny_transformer(in_channels=36).save_pretrained(path / "transformer_2")
     tiny_vae_21().save_pretrained(path / "vae")

@@ -38,16 +38,27 @@ def brief(error: Exception, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most]} ..."
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU's or the CPU's memory is too small, in one of the ways that it is said."""
+    import torch  # here, as it takes seconds
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch's allocator for the CPU raises a RuntimeError; mapping a file an OSError, or safetensors' own kind.
+    said = str(error).lower()
+    return any(words in said for words in ("can't allocate memory", "cannot allocate memory", "not enough memory"))
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """A UserError that says what cannot be loaded, for whatever goes wrong inside but too little memory."""
-    import torch  # here, as it takes seconds
-
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:  # broken files make the libraries raise every kind
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{what} cannot be loaded ({brief(error)}); fetch it again") from error
 
 

@@ -64,6 +64,16 @@ class SampleSettings:
 
 
 @dataclass(frozen=True)
+class LoraSettings:
+    """A LoRA that is merged into the frozen transformer when it is loaded, e.g. one that distils it to few steps."""
+
+    file: str
+    """A safetensors file, or owner/name/file.safetensors on the hub."""
+    strength: float = 1.0
+    """What its update is multiplied by."""
+
+
+@dataclass(frozen=True)
 class ReasonerSettings:
     """The video model that is optimized."""
 
@@ -72,6 +82,8 @@ class ReasonerSettings:
     transformer: str | None = None
     """Another folder or hub id for the transformer alone, e.g. a step-distilled one; "embedded-base": the embedded
     one before its distillation."""
+    low_noise_transformer: str | None = None
+    """The same for the second expert of Wan2.2-A14B; to be given together with transformer."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; the adapter is always float32."""
     device: str = "auto"
@@ -80,10 +92,9 @@ class ReasonerSettings:
     """Noise levels of the few-step schedule, starting at 1, without the final 0."""
     renoise: bool = False
     """Add fresh noise after each step (DMD sampling) instead of an Euler step."""
-    lora: str | None = None
-    """A LoRA merged into the transformer when it is loaded, e.g. one that distils it to few steps: a safetensors file,
-    or owner/name/file.safetensors on the hub."""
-    low_noise_lora: str | None = None
+    loras: list[LoraSettings] = field(default_factory=list)
+    """LoRAs merged into the transformer in this order, e.g. '[{file: owner/name/file.safetensors, strength: 0.8}]'."""
+    low_noise_loras: list[LoraSettings] = field(default_factory=list)
     """The same for the second expert of Wan2.2-A14B."""
     ignore_image: bool = False
     """For models that were distilled without a first frame, as FastWan2.2 was: the image is left out."""

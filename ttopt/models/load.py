@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import cast
@@ -9,7 +11,7 @@ from typing import cast
 import torch
 
 from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
-from ttopt.errors import UserError
+from ttopt.errors import UserError, is_out_of_memory
 from ttopt.models.distributed import COMMAND, is_distributed
 from ttopt.models.quiet import quiet_loading
 from ttopt.models.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
@@ -21,6 +23,7 @@ from ttopt.models.teacher import Teacher
 from ttopt.models.teacher.teacher import check_teacher
 
 TOO_SMALL = "the GPU's memory is too small; 'ttopt plan' with the same settings says what is needed and what to change"
+CPU_TOO_SMALL = "the CPU's memory is too small; give smaller models or a smaller adapter.rank, or close other programs"
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,23 @@ def load_models(settings: FitSettings) -> Models:
 
     Raises UserError for what is missing, does not fit together, or does not fit the device.
     """
+    with _naming_shortage(), quiet_loading():
+        return _load(settings)
+
+
+@contextmanager
+def _naming_shortage() -> Iterator[None]:
     try:
-        with quiet_loading():
-            return _load(settings)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"loading the models: {TOO_SMALL}") from error
+        yield
+    except Exception as error:  # too little memory comes as several kinds
+        if is_out_of_memory(error):
+            raise UserError(f"loading the models: {too_small(error)}") from error
+        raise
+
+
+def too_small(error: BaseException) -> str:
+    """What to say of an error that ``is_out_of_memory``: whose memory was too small, and what to do."""
+    return TOO_SMALL if isinstance(error, torch.OutOfMemoryError) else CPU_TOO_SMALL
 
 
 def no_models() -> Models:
@@ -57,8 +72,10 @@ def sources(settings: FitSettings) -> str:
     r, d, t = settings.reasoner, settings.decoder, settings.teacher
     transformer = f", its transformer from {r.transformer}" if r.transformer else ""
     light = f"; light decoder {d.model}" if d.kind == "light" else "; the VAE as decoder"
-    loras = f", with the LoRA {r.lora}" if r.lora else ""
-    loras += f", its second expert with the LoRA {r.low_noise_lora}" if r.low_noise_lora else ""
+    if r.low_noise_transformer:
+        transformer += f" and the second expert's from {r.low_noise_transformer}"
+    loras = "".join(f", with the LoRA {lora.file} x {lora.strength:g}" for lora in r.loras)
+    loras += "".join(f", its second expert with the LoRA {lora.file} x {lora.strength:g}" for lora in r.low_noise_loras)
     device, teacher_device = _device(r.device, "reasoner.device"), _device(t.device, "teacher.device")
     return (
         f"loading: reasoner {r.model}{transformer}{loras} ({r.dtype}{', float8' * r.float8}, VAE {r.vae_dtype}, "
@@ -89,8 +106,9 @@ def _load(settings: FitSettings) -> Models:
         dtype=r.dtype,
         vae_dtype=r.vae_dtype,
         device=device,
-        lora=r.lora,
-        low_noise_lora=r.low_noise_lora,
+        loras=r.loras,
+        low_noise_loras=r.low_noise_loras,
+        low_noise_transformer=r.low_noise_transformer,
         ignore_image=r.ignore_image,
         offload=r.offload,
         mesh=all_processes(device) if r.shard else None,
@@ -122,15 +140,16 @@ def load_teacher(settings: FitSettings) -> Teacher:
     t = settings.teacher
     device = _device(t.device, "teacher.device")
     _check_dtype(t.dtype, device, "teacher.dtype")
-    teacher = Teacher.load(
-        weights_path(t.model, "teacher", "teacher.model"),
-        dtype=t.dtype,
-        device=device,
-        answer=t.answers,
-        activation_checkpointing=t.activation_checkpointing,
-    )
-    if t.float8:
-        to_float8(teacher.model, "model.")
+    with _naming_shortage():
+        teacher = Teacher.load(
+            weights_path(t.model, "teacher", "teacher.model"),
+            dtype=t.dtype,
+            device=device,
+            answer=t.answers,
+            activation_checkpointing=t.activation_checkpointing,
+        )
+        if t.float8:
+            to_float8(teacher.model, "model.")
     if t.compile:
         teacher.compile()
     return teacher

@@ -269,7 +269,7 @@ def meta_models(settings: FitSettings) -> MetaModels:
     config = {part: reasoner_config(r.model, part) or {} for part in ("transformer", "vae", "text_encoder")}
     with torch.device("meta"):
         transformer = WanTransformer3DModel.from_config(transformer_config or config["transformer"])
-        second = None if r.transformer else reasoner_config(r.model, "transformer_2")
+        second = reasoner_config(r.model, "transformer_2")  # another one for it is taken to be like it
         low_noise = None if second is None else WanTransformer3DModel.from_config(second)
         vae = AutoencoderKLWan.from_config(config["vae"])
         text_encoder = UMT5EncoderModel(UMT5Config(**config["text_encoder"]))

@@ -46,8 +46,12 @@ def model_digest(settings: FitSettings) -> str:
     """Of what an adapter fits: the frozen video model and the adapter's shape."""
     r = settings.reasoner
     found = hashlib.sha256(repr((settings.adapter, r.ignore_image)).encode())
-    for name in (r.model, r.transformer, r.lora, r.low_noise_lora):
+    for name in (r.model, r.transformer, r.low_noise_transformer):
         _add_named(found, name, "reasoner")
+    for loras in (r.loras, r.low_noise_loras):
+        found.update(repr([lora.strength for lora in loras]).encode())
+        for lora in loras:
+            _add_named(found, lora.file, "reasoner")
     return found.hexdigest()[:16]
 
 
@@ -88,7 +92,8 @@ def _places(settings: FitSettings) -> Iterator[Path]:
     for part, name in named.items():
         if name:
             yield _place(name, part)
-    for other in (r.transformer, r.lora, r.low_noise_lora, chat.prompts):
+    loras = (lora.file for lora in (*r.loras, *r.low_noise_loras))
+    for other in (r.transformer, r.low_noise_transformer, *loras, chat.prompts):
         if other:
             yield _place(other)
 

@@ -13,16 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ttopt.errors import UserError
+from ttopt.models.reasoner.wan_names import original_name
 from ttopt.models.tensorfile import save_tensors
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-# diffusers name -> original Wan name, inside a block
-WAN_NAMES = {
-    **{f"attn1.{ours}": f"self_attn.{theirs}" for ours, theirs in zip(ATTENTION, "qkvo", strict=True)},
-    **{f"attn2.{ours}": f"cross_attn.{theirs}" for ours, theirs in zip(ATTENTION, "qkvo", strict=True)},
-    "ffn.net.0.proj": "ffn.0",
-    "ffn.net.2": "ffn.2",
-}
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 WAN_FILE = "adapter_wan.safetensors"
 
@@ -41,8 +35,7 @@ def save_adapter(
 
     wan: dict[str, Tensor] = {}
     for module in _modules(state):
-        _, block, inner = module.split(".", 2)
-        name = f"diffusion_model.blocks.{block}.{WAN_NAMES[inner]}"
+        name = f"diffusion_model.{original_name(module)}"
         wan[f"{name}.lora_A.weight"] = state[f"{module}.lora_A.weight"]
         wan[f"{name}.lora_B.weight"] = state[f"{module}.lora_B.weight"]
         wan[f"{name}.alpha"] = torch.tensor(alpha)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ttopt.errors import UserError, brief
+from ttopt.models.checkpoint import check_finite
 from ttopt.models.reasoner.decoder import TIME_SCALE, check_frames, straight_through_clamp
 
 LAST_UPSCALE = 18  # index of the last up-scaling; behind it no frame looks back at another
@@ -203,7 +204,9 @@ class LightDecoder(nn.Module):
             raise UserError(
                 f"light decoder: {weights} does not fit its sizes {asdict(config)} ({brief(error)}); fetch it again"
             ) from error
-        return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        check_finite(model, "light decoder", weights.parent, weights.stem)
+        return model
 
 
 def weights_file(path: Path) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import UMT5EncoderModel
 
+from ttopt.config.settings import LoraSettings
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.reasoner import forward, sampler, sharding
@@ -71,8 +72,9 @@ class Reasoner:
         shrink: int = 0,
         dtype: str = "float32",
         device: str = "cpu",
-        lora: str | None = None,
-        low_noise_lora: str | None = None,
+        loras: Sequence[LoraSettings] = (),
+        low_noise_loras: Sequence[LoraSettings] = (),
+        low_noise_transformer: str | Path | None = None,
         ignore_image: bool = False,
         vae_dtype: str = "float32",
         offload: bool = False,
@@ -85,12 +87,16 @@ class Reasoner:
         ``shrink`` up-scalings are switched off.
         ``dtype`` ("float32", "bfloat16", "float16") is that of the transformer, the text encoder and the light
         decoder; what diffusers keeps in fp32 (time embedder, norms, RoPE) stays float32. A model with a
-        ``transformer_2`` has two experts. ``lora`` and ``low_noise_lora`` are merged into them. The processes
-        of ``mesh`` share out the transformers' blocks. Raises UserError naming the missing file.
+        ``transformer_2`` has two experts: ``low_noise_transformer`` replaces the second. ``loras`` and
+        ``low_noise_loras`` are merged into them. The processes of ``mesh`` share out the transformers' blocks.
+        Raises UserError naming the missing file.
         """
         if light_decoder is not None:
             weights_file(Path(light_decoder))  # a missing one should not wait for the large networks
-        parts = load_networks(model, transformer, dtype, vae_dtype, device, (lora, low_noise_lora), offload, mesh)
+        loras_of_both = (loras, low_noise_loras)
+        parts = load_networks(
+            model, transformer, dtype, vae_dtype, device, loras_of_both, offload, mesh, low_noise_transformer
+        )
         light = None
         if light_decoder is not None:
             light = LightDecoder.load(light_decoder, shrink=shrink, dtype=getattr(torch, dtype), device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 VIDEO_PAD, IMAGE_PAD = "<|video_pad|>", "<|image_pad|>"
 VIDEO_SLOT = VISION_START + VIDEO_PAD + VISION_END  # what a Qwen chat template writes for one video
 IMAGE_SLOT = VISION_START + IMAGE_PAD + VISION_END
+
+THOUGHT = re.compile(r"(?:<(?P<tag>[\w:]*think\w*)>|\[THINK\])\s*\Z", re.IGNORECASE)
 
 QUESTION = "{question} Answer Yes or No."
 
@@ -87,7 +90,21 @@ def chat_text(tokenizer: Any, messages: Sequence[tuple[str, str]], slot: str = "
         shown: Any = chat[0]["content"]
         shown[:0] = [{"type": "video" if "video" in slot else "image"}] * slots
     # The reply is the answer itself, not the model's thoughts about it; templates without such a switch ignore it.
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return close_thoughts(str(text))
+
+
+def close_thoughts(text: str) -> str:
+    """A prompt behind which the answer itself is written: a thought that it opens last is ended, without a word in it.
+
+    The templates of models that always think (Qwen3-VL-Thinking) open one, where P("Yes") would be that of the
+    thought's first word; closed like this is how Qwen's other templates switch thinking off.
+    """
+    opened = THOUGHT.search(text)
+    if opened is None:
+        return text
+    end = f"</{opened['tag']}>" if opened["tag"] else "[/THINK]"
+    return f"{text.rstrip()}\n\n{end}\n\n"
 
 
 def timestamps(fps: float, frame_indices: Sequence[int], temporal_patch: int) -> list[float]:

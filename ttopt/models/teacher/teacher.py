@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ttopt.data.queries import Queries, QueriesError, parse_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError, naming
+from ttopt.models.checkpoint import check_finite
 from ttopt.models.compiling import allow_variants
 from ttopt.models.distributed import from_rank_zero
 from ttopt.models.hub import on_hub
@@ -31,6 +32,7 @@ from ttopt.models.teacher.families import FAMILIES, Family
 from ttopt.models.teacher.packing import Packed, PackedOutput, Prefix, at, check_masks, pack
 from ttopt.models.teacher.prompts import Prompts
 from ttopt.models.teacher.vision import Grid, Vision
+from ttopt.models.tokenizer import load_tokenizer
 
 
 class Teacher:
@@ -95,11 +97,12 @@ class Teacher:
             network, report = family.model_class.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = load_tokenizer(folder)
         if report["missing_keys"]:
             first = min(report["missing_keys"])
             raise UserError(f"{model}: {first} is missing from the weights; fetch them again")
         network.to(device).eval().requires_grad_(False)
+        check_finite(network, f"teacher {model}", folder, "model")
         teacher = cls(network, tokenizer, family.vision_class.load(folder, config), Prompts.load(folder), answer)
         teacher.set_activation_checkpointing(activation_checkpointing)
         return teacher

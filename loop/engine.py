@@ -47,7 +47,7 @@ from loop.wording import TARGET, Wording, sentence, with_suggestion
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError, one_line
 from ttopt.methods.base import Context
-from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.chat import ChatError, Message, Reply
 from ttopt.models.distributed import is_distributed
 from ttopt.models.load import TOO_SMALL
 from ttopt.optimization.state import digest

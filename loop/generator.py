@@ -18,7 +18,7 @@ from loop.trace import Trace
 from ttopt.data.sample import Sample
 from ttopt.data.video import write_image, write_video
 from ttopt.methods.base import Context
-from ttopt.models.chat.chat import Message, fingerprint
+from ttopt.models.chat import Message, fingerprint
 from ttopt.optimization.algorithm import noise_name, seed_of
 from ttopt.record.result import NON_FINITE
 from ttopt.record.run_folder import CLIPS, writing

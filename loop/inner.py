@@ -23,7 +23,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
-from ttopt.models.chat.chat import ChatError
+from ttopt.models.chat import ChatError
 from ttopt.models.teacher import Queries
 from ttopt.optimization.algorithm import TeacherReward, generate, kept_video, optimize, seed_of
 from ttopt.optimization.noise import best_noise

@@ -22,7 +22,7 @@ from ttopt.methods.base import Context
 from ttopt.miniworld.multistep import action, legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.world import read
-from ttopt.models.chat.chat import Message, Reply
+from ttopt.models.chat import Message, Reply
 from ttopt.record.result import Result
 
 

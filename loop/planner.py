@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from loop.wording import Wording, done_text, message
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 
 
 class Plan(BaseModel):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loop.verifier import _lower
 from loop.wording import Wording, done_text, message
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 
 
 class Route(BaseModel):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loop.clips import shown_frames
 from loop.wording import Wording, done_text, message
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 
 ROUNDING = 0.01
 

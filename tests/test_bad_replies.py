@@ -18,7 +18,7 @@ from loop.verifier import Verdict
 from ttopt.data.queries import _Reply
 from ttopt.data.replies import parse_reply
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import ChatError, Message, Reply, ask
+from ttopt.models.chat import ChatError, Message, Reply, ask
 from ttopt.models.load import Models
 
 QUERIES = '{"goal": "is it there?", "process": ["is it whole?"]}'

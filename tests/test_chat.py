@@ -22,7 +22,7 @@ from ttopt.config.settings import ChatSettings
 from ttopt.data.replies import parse_reply
 from ttopt.data.video import to_uint8
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import (
+from ttopt.models.chat import (
     ChatError,
     LocalChat,
     Message,

@@ -29,7 +29,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video_rate, write_video
 from ttopt.errors import UserError
 from ttopt.evaluate.judges import genvire, ruler, vbvr
-from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.chat import ChatError, Message, Reply
 from ttopt.models.teacher import Teacher
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)

@@ -26,7 +26,7 @@ from ttopt.errors import UserError
 from ttopt.evaluate.report.page import render
 from ttopt.evaluate.report.views import Clip, Page, SampleView
 from ttopt.evaluate.table import Entry, Judged, rows
-from ttopt.models.chat.chat import check_chat
+from ttopt.models.chat import check_chat
 from ttopt.models.reasoner import LightDecoder
 from ttopt.models.reasoner.loading import load_networks
 from ttopt.models.teacher import Teacher

@@ -16,7 +16,7 @@ from loop.wording import Wording
 from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.models.chat.chat import Chat, ChatError, Message, Reply
+from ttopt.models.chat import Chat, ChatError, Message, Reply
 from ttopt.optimization.algorithm import Models
 from ttopt.record.meter import Meter
 from ttopt.record.result import Result, Scored

@@ -22,7 +22,7 @@ from torch import Tensor
 from ttopt.config.settings import FitSettings, MethodSettings
 from ttopt.data.sample import Sample, Scorer
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import Chat, Message, Reply, ask
+from ttopt.models.chat import Chat, Message, Reply, ask
 from ttopt.models.teacher import Queries
 from ttopt.optimization.algorithm import Models
 from ttopt.optimization.bank import Bank

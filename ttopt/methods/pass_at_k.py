@@ -15,7 +15,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 from ttopt.optimization.algorithm import TeacherReward, noise_seed
 from ttopt.optimization.reward import multi_vqa_loss
 from ttopt.record.result import Result

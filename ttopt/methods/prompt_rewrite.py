@@ -10,7 +10,7 @@ from pydantic import BaseModel, StringConstraints
 
 from ttopt.data.sample import Sample
 from ttopt.methods.base import Context
-from ttopt.models.chat.chat import ChatError, Message
+from ttopt.models.chat import ChatError, Message
 from ttopt.optimization.algorithm import noise_seed
 from ttopt.record.result import Result
 

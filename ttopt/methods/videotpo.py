@@ -13,7 +13,7 @@ from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.methods.base import Context
 from ttopt.methods.prompt_rewrite import Rewrite
-from ttopt.models.chat.chat import ChatError, Message
+from ttopt.models.chat import ChatError, Message
 from ttopt.optimization.algorithm import noise_seed
 from ttopt.record.result import Result
 

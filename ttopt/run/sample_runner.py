@@ -13,7 +13,7 @@ from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample, Scorer
 from ttopt.errors import UserError
 from ttopt.methods.base import Context, Method
-from ttopt.models.chat.chat import Chat
+from ttopt.models.chat import Chat
 from ttopt.models.distributed import is_distributed, reached_by_all_ranks
 from ttopt.models.load import Models
 from ttopt.models.teacher import Queries

@@ -35,7 +35,7 @@ class Worker:
         naming the node, for what is missing or different here.
         """
         from ttopt.methods.base import asks, make_method
-        from ttopt.models.chat.chat import check_chat, make_chat
+        from ttopt.models.chat import check_chat, make_chat
         from ttopt.run.sample_runner import Solver
 
         try:

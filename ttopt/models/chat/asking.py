@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ttopt.data.replies import parse_reply, spoken
+from ttopt.data.replies import parse_reply, spoken, without_control
 from ttopt.models.chat.errors import ChatError
 from ttopt.models.chat.messages import Chat, Message, Reply
 
@@ -15,6 +15,7 @@ T = TypeVar("T", bound=BaseModel)
 
 REPAIR = "That reply cannot be used: {error}. Reply again with the JSON object only."
 SHOWN = 300  # characters of a reply that an error message quotes
+SHOWN_AGAIN = 8000  # characters of it that the model itself is shown
 
 
 def ask(
@@ -29,8 +30,9 @@ def ask(
     try:
         return _parsed(first, schema)
     except ValueError as error:
-        said = spoken(first.text) or "..."  # thoughts are not shown again: models are not trained on that
-        again = [Message("assistant", (said,)), Message("user", (REPAIR.format(error=error),))]
+        # Thoughts are not shown again: models are not trained on that.
+        said = spoken(first.text).strip()[:SHOWN_AGAIN] or "..."
+        again = [Message("assistant", (said,)), Message("user", (REPAIR.format(error=without_control(str(error))),))]
     second = chat.reply([*messages, *again], schema)
     record(second)
     try:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import rich.console
+from fake_server import Server, fails, ok
 from PIL import Image
-from test_chat import Server, fails, ok
 
 from ttopt.__main__ import main
 from ttopt.config.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings

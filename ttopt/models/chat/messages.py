@@ -56,6 +56,7 @@ class Reply:
     cost: float  # in the currency of the prices
     model: str
     cut: bool = False  # it has max_tokens, and perhaps no end: the conclusion may be missing
+    without: str = ""  # fields of the request that the server refused
 
 
 class Chat(Protocol):

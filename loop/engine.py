@@ -36,7 +36,7 @@ from torch import Tensor
 
 from ttopt.data.sample import Sample
 from ttopt.errors import RunError, UserError, one_line
-from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.chat import ChatError, Message, Reply
 from ttopt.models.distributed import is_distributed
 from ttopt.models.load import TOO_SMALL
 from ttopt.optimization.context import Context

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttopt.data.sample import Sample
 from ttopt.data.video import write_image, write_video
-from ttopt.models.chat.chat import Message, fingerprint
+from ttopt.models.chat import Message, fingerprint
 from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_name, seed_of
 from ttopt.record.result import NON_FINITE

@@ -18,7 +18,7 @@ from torch import Tensor
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import ChatError
+from ttopt.models.chat import ChatError
 from ttopt.models.teacher import Queries
 from ttopt.optimization.algorithm import TeacherReward, begin, choose, grade, render, start_noise, train
 from ttopt.optimization.context import Context

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttopt.models.chat.chat import Chat, Message, Reply, fingerprint
+from ttopt.models.chat import Chat, Message, Reply, fingerprint
 from ttopt.models.distributed import from_rank_zero
 from ttopt.models.tensorfile import save_tensors
 from ttopt.record.meter import Meter

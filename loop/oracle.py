@@ -20,7 +20,7 @@ from ttopt.errors import UserError
 from ttopt.miniworld.multistep import action, legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.world import read
-from ttopt.models.chat.chat import Message, Reply
+from ttopt.models.chat import Message, Reply
 from ttopt.optimization.context import Context
 from ttopt.record.result import Result
 

@@ -1,13 +1,18 @@
-"""What to do next: ONE action (CollabVR, section 3: progressive planning)."""
+"""What to do next: ONE action (CollabVR, section 3: progressive planning).
+
+That the task is complete ends it as accepted, so it is believed as an accept of the verifier is: only of a reply that
+is one JSON object, and that does not count further steps.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, model_validator
 from torch import Tensor
 
-from ttopt.models.chat.chat import Message
+from ttopt.data.replies import stands_alone
+from ttopt.models.chat import Message
 
 from .wording import Wording, done_text, message
 
@@ -23,9 +28,13 @@ class Plan(BaseModel):
     estimated_steps_remaining: int = Field(ge=0)
 
     @model_validator(mode="after")
-    def _says_something(self) -> Plan:
+    def _is_consistent(self, info: ValidationInfo) -> Plan:
         if not self.task_complete and not self.instruction:
             raise ValueError("the instruction is empty although the task is not complete")
+        if self.task_complete and self.estimated_steps_remaining > 0:
+            raise ValueError(f"task_complete is true, but {self.estimated_steps_remaining} steps remain")
+        if self.task_complete and not stands_alone(info):
+            raise ValueError("task_complete counts only without any words around the JSON object")
         return self
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, Field
 from torch import Tensor
 
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 
 from .verifier import _lower
 from .wording import Wording, done_text, message

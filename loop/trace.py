@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ttopt.models.chat.chat import Message, Reply, fingerprint
+from ttopt.models.chat import Message, Reply, fingerprint
 from ttopt.record.result import json_safe
 from ttopt.record.run_folder import writing
 

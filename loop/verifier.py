@@ -1,14 +1,22 @@
-"""Did the action happen? (CollabVR, section 3: step verification)"""
+"""Did the action happen? (CollabVR, section 3: step verification)
+
+Only a consistent accept accepts. The reply must be one JSON object and nothing else (thoughts before it and a fence
+around it apart), and the object itself must say "accept", that the action happened, that there was progress, and that
+the clip begins right. Whatever else says "accept" is asked again, and then an error: an object inside another one or
+inside a sentence, which may deny it; one that contradicts itself; a reply that was cut off or stopped by a filter. A
+reject needs no such proof.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 from torch import Tensor
 
-from ttopt.models.chat.chat import Message
+from ttopt.data.replies import stands_alone
+from ttopt.models.chat import Message
 
 from .clips import shown_frames
 from .wording import Wording, done_text, message
@@ -40,6 +48,17 @@ class Verdict(BaseModel):
     confidence: Fraction | None = None
     suggestion: str = ""
     verdict: Annotated[Literal["accept", "reject"], BeforeValidator(_lower)]
+
+    @model_validator(mode="after")
+    def _accepts_consistently(self, info: ValidationInfo) -> Verdict:
+        if self.accepted and not (self.action_executed and self.progress > 0 and self.good_fraction > 0):
+            raise ValueError(
+                f"verdict accept contradicts action_executed {str(self.action_executed).lower()}, "
+                f"progress {self.progress:g} and good_fraction {self.good_fraction:g}"
+            )
+        if self.accepted and not stands_alone(info):
+            raise ValueError("verdict accept counts only without any words around the JSON object")
+        return self
 
     @property
     def accepted(self) -> bool:

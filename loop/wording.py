@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 
 PROMPTS = Path(__file__).parent / "prompts"
 SHIPPED = {"full": PROMPTS, "mini": PROMPTS / "mini"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 import pytest
 import torch
 
-from ttopt.config.settings import DecoderSettings, FitSettings, QuerySettings, ReasonerSettings, TeacherSettings
+from ttopt.config.settings import (
+    ChatSettings,
+    DecoderSettings,
+    FitSettings,
+    QuerySettings,
+    ReasonerSettings,
+    TeacherSettings,
+)
 
 GOAL = "is the red cross on the green pad ?"
 PROCESS = ["is the blue square whole ?"]
@@ -76,6 +83,35 @@ def settings(folders: dict[str, Path]) -> Callable[..., FitSettings]:
                 plain[name] = value
         made = {name: dataclasses.replace(getattr(base, name), **values) for name, values in wanted.items()}
         return dataclasses.replace(base, **made, **plain)
+
+    return make
+
+
+@pytest.fixture
+def server() -> Iterator[Any]:
+    """A chat server that answers as it is told."""
+    from fake_server import Server
+
+    made = Server()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def chat(server: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``chat(max_retries=2, ...)``: the model behind that server, whatever proxies the environment has."""
+    from fake_server import KEY
+
+    from ttopt.models.chat import OpenAIChat
+
+    monkeypatch.setenv("MY_KEY", KEY)
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+    def make(**settings: Any) -> OpenAIChat:
+        given = {"model": "m", "base_url": server.url, "key_env": "MY_KEY", "timeout": 5.0, "max_retries": 0}
+        return OpenAIChat(ChatSettings("openai", **(given | settings)))
 
     return make
 

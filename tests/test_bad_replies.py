@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -18,11 +19,12 @@ from loop.verifier import Verdict
 from ttopt.data.queries import _Reply
 from ttopt.data.replies import parse_reply
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import ChatError, Message, Reply, ask
+from ttopt.models.chat import ChatError, Message, Reply, ask
 from ttopt.models.load import Models
 
 QUERIES = '{"goal": "is it there?", "process": ["is it whole?"]}'
 PLAN = '{"task_complete": false, "instruction": "go", "estimated_steps_remaining": 1}'
+DONE = '{"task_complete": true, "estimated_steps_remaining": 0}'
 VERDICT = '{"reason": "r", "action_executed": true, "progress": 0.5, "good_fraction": 0.5, "verdict": "reject"}'
 ROUTE = '{"action": "regen"}'
 ANY = [  # no schema can be found in these
@@ -36,6 +38,16 @@ ANY = [  # no schema can be found in these
     ("<html>502 Bad Gateway</html>", "there is no JSON object in it"),
     ("\ud800", "there is no JSON object in it"),
     ("{", "its JSON is broken: Expecting property name"),
+    ("{}" * 40_000, "there are 20 JSON objects in it or more"),
+    ("{" * 40_000, "its JSON is broken: Expecting property name"),
+    ('"' * 40_000, "there is no JSON object in it"),
+    ('{"a": "' + '\\"' * 40_000, "its JSON is broken: Unterminated string"),
+    ('{"a": x' + '"\\"' * 40_000, "its JSON is broken: Expecting value"),
+    ('{"a": "' + 'x\\"' * 40_000 + "\\", "its JSON is broken"),
+    ('{"a' + " " * 40_000 + 'b": 1}', "Field required"),
+    ("<think>" * 40_000, "there is no JSON object in it"),
+    ("<|channel|>final" * 40_000, "there is no JSON object in it"),
+    ('{"a": 1' + ", " * 40_000, "its JSON is broken"),
     ("{}", "Field required"),
     ("{'goal': 'single quotes'}", "its JSON is broken"),
     ('{"goal" "process"}', "its JSON is broken"),
@@ -52,7 +64,7 @@ TYPED: list[tuple[type[BaseModel], str, str]] = [
     *((Verdict, reply, problem) for reply, problem in ANY),
     (_Reply, QUERIES[:-1], "its JSON is broken"),
     (_Reply, QUERIES + QUERIES.replace("there", "gone"), "there is more than one JSON object in it, and they differ"),
-    (_Reply, '{"goal": "a?", "goal": "b?", "process": ["c?"]}', "goal stands there twice, with different values"),
+    (_Reply, '{"goal": "a?", "goal": "b?", "process": ["c?"]}', "goal has two different values"),
     (_Reply, '{"goal": "", "process": ["a?"]}', "goal: Value error, a question is empty"),
     (_Reply, '{"goal": " ", "process": ["a?"]}', "goal: Value error, a question is empty"),
     (_Reply, '{"goal": null, "process": ["a?"]}', "goal: Input should be a valid string"),
@@ -76,6 +88,9 @@ TYPED: list[tuple[type[BaseModel], str, str]] = [
     (Plan, PLAN.replace(": 1}", ": 1e999}"), "estimated_steps_remaining: Input should be a finite number"),
     (Plan, PLAN.replace(": 1}", ": 1.5}"), "estimated_steps_remaining: Input should be a valid integer"),
     (Plan, PLAN.replace(": 1}", ": []}"), "estimated_steps_remaining: Input should be a valid integer"),
+    (Plan, PLAN.replace("false", "true"), "task_complete is true, but 1 steps remain"),
+    (Plan, "Not yet: " + DONE, "task_complete counts only without any words around the JSON object"),
+    (Plan, f'{{"if it were done": {DONE}}}', "task_complete: Field required"),
     (Plan, PLAN + PLAN.replace("go", "come"), "there is more than one JSON object in it, and they differ"),
     (Verdict, VERDICT.replace('"reject"', '"maybe"'), "verdict: Input should be 'accept' or 'reject'"),
     (Verdict, VERDICT.replace('"reject"', "true"), "verdict: Input should be 'accept' or 'reject'"),
@@ -90,7 +105,7 @@ TYPED: list[tuple[type[BaseModel], str, str]] = [
     (Verdict, VERDICT.replace('"progress": 0.5', '"progress": {}'), "progress: Input should be a valid number"),
     (Verdict, VERDICT.replace("true", "2"), "action_executed: Input should be a valid boolean"),
     (Verdict, VERDICT.replace('"r"', "null"), "reason: Input should be a valid string"),
-    (Verdict, VERDICT.replace('"r"', '"r", "verdict": "accept"'), "verdict stands there twice, with different values"),
+    (Verdict, VERDICT.replace('"r"', '"r", "verdict": "accept"'), "verdict has two different values"),
     (Verdict, VERDICT + " or " + VERDICT.replace("reject", "accept"), "there is more than one JSON object in it"),
     (Route, '{"action": "retry"}', "action: Input should be 'regen', 'split' or 'fallback'"),
     (Route, '{"action": null}', "action: Input should be 'regen', 'split' or 'fallback'"),
@@ -98,6 +113,67 @@ TYPED: list[tuple[type[BaseModel], str, str]] = [
     (Route, '{"action": "split", "estimated_steps": "some"}', "estimated_steps: Input should be a valid integer"),
     (Route, '{"action": "regen"} {"action": "split"}', "there is more than one JSON object in it, and they differ"),
 ]  # fmt: skip
+
+
+SURE = VERDICT.replace("reject", "accept")
+NO_ACCEPT = {  # what says "accept" in a reply, and why it is none
+    "nothing happened": (SURE.replace("true", "false"), "contradicts action_executed false"),
+    "no progress": (SURE.replace('"progress": 0.5', '"progress": 0'), "contradicts .. progress 0 and"),
+    "rounded progress": (SURE.replace('"progress": 0.5', '"progress": -0.004'), "contradicts .. progress 0 and"),
+    "no good frame": (SURE.replace('"good_fraction": 0.5', '"good_fraction": 0'), "contradicts .. good_fraction 0"),
+    "denied by an object": (f'{{"not": {SURE}}}', "Field required"),
+    "denied by a broken object": (f'{{"not": {SURE}', "its JSON is broken"),
+    "in a list": (f"[{SURE}]", "without any words around"),
+    "in a sentence": (f"I would not say {SURE} of this clip.", "without any words around"),
+    "before a sentence": (f"{SURE} would be wrong.", "without any words around"),
+    "after a sentence": (f"Others would say: {SURE}", "without any words around"),
+    "beside another object": (f'{SURE} {{"wrong": true}}', "without any words around"),
+    "after a draft": (f"{SURE}<think>no, ", "there is no JSON object in it"),
+    "twice": (SURE * 2, "without any words around"),
+    "in two fences": (f"```json\n{SURE}\n```\n```\nno\n```", "without any words around"),
+    "in thoughts": (f"<think>{SURE}</think>", "there is no JSON object in it"),
+    "in another channel": (f"<|channel|>analysis<|message|>{SURE}<|end|>", "there is no JSON object in it"),
+}
+ACCEPTS = [
+    SURE,
+    f" \n{SURE}\n",
+    f"```json\n{SURE}\n```",
+    f"<think>Is it? {VERDICT}</think>\n{SURE}",
+    f"<THINKING>{VERDICT}</THINKING>{SURE}",
+    f"[THINK]{VERDICT}[/THINK]{SURE}",
+    f"{SURE}<|im_end|>",
+    f"<|begin_of_box|>{SURE}<|end_of_box|>",
+    f"<|channel|>analysis<|message|>{VERDICT}<|end|><|start|>assistant<|channel|>final<|message|>{SURE}<|return|>",
+    f"<|channel|>final <|constrain|>json<|message|>{SURE}",
+    SURE.replace('"r"', '"r", "suggestion": null, "confidence": null'),
+    SURE.replace('"accept"', '"Accept",'),
+]
+
+
+@pytest.mark.parametrize("reply, problem", NO_ACCEPT.values(), ids=NO_ACCEPT)
+def test_only_a_consistent_accept_accepts(reply: str, problem: str) -> None:
+    with pytest.raises(ChatError) as error:
+        ask(Parrot(reply), [Message("user", ("?",))], Verdict)
+    one_sentence(str(error.value), f"a parrot gave no usable verdict, asked twice: .. {problem}")
+
+
+@pytest.mark.parametrize("reply", ACCEPTS)
+def test_what_accepts(reply: str) -> None:
+    assert ask(Parrot(reply), [Message("user", ("?",))], Verdict).accepted
+
+
+def test_an_accept_that_was_cut_off() -> None:
+    class Cut(Parrot):
+        def reply(self, messages: Any, schema: type[BaseModel] | None = None) -> Reply:
+            return Reply(self.text, 0.0, 1, 1, 0.0, self.name, cut=True)
+
+    with pytest.raises(ChatError, match="cut off after 1 tokens"):
+        ask(Cut(SURE), [Message("user", ("?",))], Verdict)
+
+
+def test_a_reject_needs_no_proof() -> None:
+    reply = f"It is bad. {VERDICT.replace('true', 'false')}"
+    assert not ask(Parrot(reply), [Message("user", ("?",))], Verdict).accepted
 
 
 class Parrot:
@@ -116,8 +192,10 @@ class Parrot:
     "schema, reply, problem", TYPED, ids=[f"{schema.__name__} {reply[:30]!r}" for schema, reply, _ in TYPED]
 )
 def test_replies(schema: type[BaseModel], reply: str, problem: str) -> None:
+    begin = time.process_time()
     with pytest.raises(ChatError) as error:
         ask(Parrot(reply), [Message("user", ("?",))], schema)
+    assert time.process_time() - begin < 1, "however it is made"
     said = str(error.value)
     one_sentence(said, f"a parrot gave no usable {schema.__name__.lower()}, asked twice: .. {problem} .. its reply: ")
     said.encode()

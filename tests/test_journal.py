@@ -15,7 +15,7 @@ from tiny_loop import NO, UNREACHABLE, YES, Scripted, plan, solve
 from torch import Tensor
 
 from ttopt.config.settings import FitSettings, MethodSettings
-from ttopt.models.chat.chat import Message, Reply
+from ttopt.models.chat import Message, Reply
 from ttopt.models.load import Models
 from ttopt.models.teacher import Queries
 from ttopt.record.run_folder import RunFolder

@@ -29,7 +29,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video_rate, write_video
 from ttopt.errors import UserError
 from ttopt.evaluate.judges import genvire, ruler, vbvr
-from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.chat import ChatError, Message, Reply
 from ttopt.models.teacher import Teacher
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)
@@ -170,7 +170,7 @@ def test_a_verdict_that_was_cut_off_is_none() -> None:
 
 def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A judge behind a real server; the second call asks nothing, and one that failed is tried again."""
-    from test_chat import Server, fails, ok
+    from fake_server import Server, fails, ok
 
     rows = [row("chemistry", 1, "science", *FOUR), row("color", 1, "vision rule", *FOUR[1:])]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
@@ -204,7 +204,7 @@ def test_a_verdict_is_reused_only_for_the_same_samples_and_instruction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One sample more, whose video is missing, halves the score although no video changed."""
-    from test_chat import Server, ok
+    from fake_server import Server, ok
 
     rows = [row("chemistry", 1, "science", *FOUR), row("chemistry", 2, "science", *FOUR)]
     (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(r) for r in rows))

@@ -627,7 +627,7 @@ def test_own_prompts(tmp_path: Path) -> None:
 
 
 def test_verdicts_round_but_do_not_guess() -> None:
-    assert parse_reply(json.dumps(verdict(True, 1.004, -0.01)), Verdict).rank == (0.0, 1.0, 0.0)
+    assert parse_reply(json.dumps(verdict(False, 1.004, -0.01)), Verdict).rank == (0.0, 1.0, 0.0)
     for wrong in (1.2, -0.2, 80, "most", None, float("nan")):
         with pytest.raises(ValueError, match="good_fraction"):
             parse_reply(json.dumps(verdict(True, wrong)), Verdict)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from ttopt.config.settings import FitSettings
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods import Context, PassAtK, PromptRewrite, SeedEnsemble, Single, Static, VideoTPO
-from ttopt.models.chat.chat import ChatError, Message, Reply
+from ttopt.models.chat import ChatError, Message, Reply
 from ttopt.models.load import Models
 from ttopt.models.reasoner import Schedule
 from ttopt.models.teacher import Queries

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import rich.console
+from fake_server import Server, fails, ok
 from PIL import Image
-from test_chat import Server, fails, ok
 
 from ttopt.__main__ import main
 from ttopt.config.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings
@@ -26,7 +26,7 @@ from ttopt.errors import UserError
 from ttopt.evaluate.report.page import render
 from ttopt.evaluate.report.views import Clip, Page, SampleView
 from ttopt.evaluate.table import Entry, Judged, rows
-from ttopt.models.chat.chat import check_chat
+from ttopt.models.chat import check_chat
 from ttopt.models.reasoner import LightDecoder
 from ttopt.models.reasoner.loading import load_networks
 from ttopt.models.teacher import Teacher

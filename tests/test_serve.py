@@ -33,7 +33,7 @@ from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import WEIGHTS, ChatSettings, FitSettings
 from ttopt.data import miniworld
 from ttopt.data.sample import Sample
-from ttopt.models.chat.chat import LocalChat, Message, OpenAIChat, make_chat
+from ttopt.models.chat import LocalChat, Message, OpenAIChat, make_chat
 from ttopt.models.load import Models, load_models
 from ttopt.models.teacher import Teacher, prompts
 from ttopt.record.result import Scored

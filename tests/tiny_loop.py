@@ -15,7 +15,7 @@ from loop import StepLoop
 from loop.wording import Wording
 from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample
-from ttopt.models.chat.chat import Chat, ChatError, Message, Reply
+from ttopt.models.chat import Chat, ChatError, Message, Reply
 from ttopt.models.load import Models
 from ttopt.optimization.context import Context
 from ttopt.record.meter import Meter

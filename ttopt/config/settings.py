@@ -255,7 +255,7 @@ class ChatSettings:
     key_env: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; empty: the server wants none."""
     timeout: float = 120.0
-    """Seconds to wait for a reply."""
+    """Most seconds that a call may take from its beginning to the last byte of the reply."""
     max_retries: int = 4
     """How often a call is repeated when the server is busy or cannot be reached, with growing pauses."""
     requests_per_minute: float | None = None

@@ -31,7 +31,7 @@ from ttopt.evaluate.table import agrees, columns, score_name
 from ttopt.evaluate.tracking import log_comparison
 from ttopt.methods import make_method
 from ttopt.methods.existing import ORIGINAL, video_path
-from ttopt.models.chat.chat import check_chat
+from ttopt.models.chat import check_chat
 from ttopt.record.result import FILE, Result
 from ttopt.record.run_folder import CONFIG, check_same, new_path, write_text, writing
 from ttopt.run.console import Console

@@ -14,7 +14,7 @@ from torch import Tensor
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import RunError, UserError
-from ttopt.models.chat.chat import Message
+from ttopt.models.chat import Message
 from ttopt.optimization.algorithm import TeacherReward
 from ttopt.optimization.context import Context
 from ttopt.optimization.reward import multi_vqa_loss

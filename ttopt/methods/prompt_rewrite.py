@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, StringConstraints
 
 from ttopt.data.sample import Sample
-from ttopt.models.chat.chat import ChatError, Message
+from ttopt.models.chat import ChatError, Message
 from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result

@@ -12,7 +12,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.methods.prompt_rewrite import Rewrite
-from ttopt.models.chat.chat import ChatError, Message
+from ttopt.models.chat import ChatError, Message
 from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result

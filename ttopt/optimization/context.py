@@ -16,7 +16,7 @@ from torch import Tensor
 from ttopt.config.settings import FitSettings
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer, Status
-from ttopt.models.chat.chat import Chat, Message, Reply, ask
+from ttopt.models.chat import Chat, Message, Reply, ask
 from ttopt.models.load import Models
 from ttopt.optimization.bank import Bank
 from ttopt.record.finish import finish

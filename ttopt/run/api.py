@@ -25,7 +25,7 @@ from ttopt.data.video import fit_image, read_image, read_video
 from ttopt.errors import UserError
 from ttopt.methods.teacher_lora import TeacherLora
 from ttopt.models import load
-from ttopt.models.chat.chat import make_chat
+from ttopt.models.chat import make_chat
 from ttopt.models.load import Models
 from ttopt.models.teacher import Teacher
 from ttopt.optimization.algorithm import fit_sample

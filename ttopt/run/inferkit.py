@@ -32,7 +32,7 @@ from ttopt.record.meter import Meter
 from ttopt.run.memory import advice, release, spare
 
 if TYPE_CHECKING:
-    from ttopt.models.chat.chat import Chat
+    from ttopt.models.chat import Chat
 
 try:
     from vbvrinferkit.models.base import ModelWrapper
@@ -88,7 +88,7 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         return self._solve(image, prompt, duration, output)
 
     def _solve(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:
-        from ttopt.models.chat.chat import make_chat
+        from ttopt.models.chat import make_chat
 
         form = self.settings.sample
         frames = fitted_length(round(duration * form.fps), form)

@@ -9,7 +9,7 @@ from pathlib import Path
 from ttopt.data.sample import Sample
 from ttopt.errors import RunError, UserError
 from ttopt.methods.base import asks, make_method
-from ttopt.models.chat.chat import check_chat, make_chat
+from ttopt.models.chat import check_chat, make_chat
 from ttopt.record.result import Result
 from ttopt.record.result import versions as installed
 from ttopt.run.loader import Loader

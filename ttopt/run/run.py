@@ -22,7 +22,7 @@ from ttopt.data.find import find_samples, given_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.methods.base import BatchMethod, Method, asks, make_method, make_object, needs_models, own_inputs
-from ttopt.models.chat.chat import check_chat, make_chat
+from ttopt.models.chat import check_chat, make_chat
 from ttopt.models.distributed import from_rank_zero
 from ttopt.models.load import Models, load_models, no_models, sources
 from ttopt.optimization.bank import Bank

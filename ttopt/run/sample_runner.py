@@ -19,7 +19,7 @@ from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer, Status
 from ttopt.errors import RunError, UserError, brief
 from ttopt.methods.base import BatchMethod, Method
-from ttopt.models.chat.chat import Chat
+from ttopt.models.chat import Chat
 from ttopt.models.distributed import is_distributed, reached_by_all_ranks
 from ttopt.models.load import Models
 from ttopt.optimization.bank import Bank

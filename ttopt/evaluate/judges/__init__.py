@@ -14,7 +14,7 @@ from typing import Any
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.models.chat.chat import OpenAIChat
+from ttopt.models.chat import OpenAIChat
 from ttopt.record.result import FILE, Result
 from ttopt.record.run_folder import read_json, write_text, writing
 

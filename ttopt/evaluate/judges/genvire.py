@@ -25,7 +25,7 @@ from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server
 from ttopt.evaluate.judges.ruler import frames
-from ttopt.models.chat.chat import Chat, Message, ask, fingerprint
+from ttopt.models.chat import Chat, Message, ask, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
 RUNS = 3

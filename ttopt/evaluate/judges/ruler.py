@@ -25,7 +25,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import UNREADABLE, fit_image, read_video_rate
 from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server
-from ttopt.models.chat.chat import Chat, ChatError, Jpeg, Message, fingerprint
+from ttopt.models.chat import Chat, ChatError, Jpeg, Message, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
 POINTS = {"Good": 2, "Medium": 1, "Poor": 0}

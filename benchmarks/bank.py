@@ -25,7 +25,7 @@ from ttopt.config.settings import FitSettings
 from ttopt.data import miniworld
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError, one_line
-from ttopt.evaluate.statistics import Estimate, estimate, paired
+from ttopt.evaluate.statistics import SCORE, Estimate, estimate, paired
 from ttopt.models.load import Models, load_models
 from ttopt.models.teacher import Queries
 from ttopt.optimization.algorithm import fit_batch, prepare
@@ -131,9 +131,10 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         out[way] = {}
         for name in NUMBERS:
             values, cold = ([float(row[each][name]) for row in rows] for each in (way, "cold"))
-            against = paired(values, cold)
+            ends = SCORE if name in ("success", "accepted") else None
+            against = paired(values, cold, ends)
             out[way][name] = {
-                "mean": _rounded(estimate(values)),
+                "mean": _rounded(estimate(values, ends)),
                 "over cold": _rounded(against.difference),
                 "better / worse, p": [against.better, against.worse, round(against.p, 4)],
             }

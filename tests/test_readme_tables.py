@@ -29,8 +29,8 @@ def test_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(json.dumps(content))
     tables.effect([file])
     said = dict(text.strip("| ").split(" | ") for text in capsys.readouterr().out.splitlines() if text.startswith("|"))
-    assert said["single's failures cut by"] == "100 % [100 %, 100 %]"
-    assert said["**teacher LoRA**"].startswith("1.000 [1.00, 1.00], +0.")
+    assert said["single's failures cut by"].startswith("100 % [")
+    assert said["**teacher LoRA**"].startswith("1.000 [0.91, 1.00], +0.")
     single = np.mean([float(row["single"]) for row in found])
     assert said["single"].startswith(f"{single:.3f} [")
 

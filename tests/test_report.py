@@ -19,8 +19,7 @@ from ttopt.config.comparison import CompareSettings, parse_compare
 from ttopt.config.settings import to_yaml
 from ttopt.data.video import write_video
 from ttopt.evaluate.comparison import tabulate
-from ttopt.evaluate.report import FILE, write_report
-from ttopt.evaluate.report import views as views
+from ttopt.evaluate.report import FILE, media, write_report
 from ttopt.record.result import Cost, Graded, Optimization, Result, Scored
 
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=1'> \"quoted\" & 'single'"
@@ -47,7 +46,13 @@ def optimization() -> Optimization:
     """All that a page reads of one, whatever else it has."""
     known: dict[str, Any] = {field.name: None for field in dataclasses.fields(Optimization)}
     graded = Graded(0.4, [0.7, 0.6])
-    known |= {"queries": {"goal": OWN, "process": QUERIES[1:]}, "steps": 2, "lora_norm": 1.0, "drift": {}}
+    known |= {
+        "queries": {"goal": OWN, "process": QUERIES[1:]},
+        "steps": 2,
+        "lora_norm": 1.0,
+        "drift": {},
+        "kept": "adapter",
+    }
     known |= dict.fromkeys(("prediction_before", "prediction_after", "video_before", "video_after"), graded)
     known["score_before"] = Scored(False, 0.5, {"goal": False})
     return Optimization(**known)
@@ -98,6 +103,20 @@ def comparison(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def fits(tmp_path: Path) -> Path:
+    """A run of two samples; the first is optimized."""
+    folder = tmp_path / "fits"
+    for sample in "ab":
+        place = folder / "samples" / sample
+        write_result(place, sample, "move", True, 5, optimization=optimization() if sample == "a" else None)
+    shutil.copy(folder / "samples/a/video.mp4", folder / "samples/a/base.mp4")
+    (folder / "samples/a/curves.csv").write_text("step,loss,loss_goal,p_yes_goal\n0,1.2,1,0.2\n1,0.5,0.4,0.6\n")
+    (folder / "samples/a/trace.json").write_text(json.dumps({"clips": [], "calls": CALLS}))
+    (folder / "config.yaml").write_text("seed: 3\n")
+    return folder
+
+
 def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--run-dir", str(comparison)]) == 0
     text = (comparison / FILE).read_text()
@@ -105,7 +124,7 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert "Comparison cmp &lt;1&gt;" in markup and "Is it &lt;there&gt;?" in markup and "LoRA &amp; loop" in markup
     assert markup.count("<video") == 5 and markup.count('<details class="sample"') == 3
-    assert "1 failed" in markup and "could not be done" in markup, "the sample that is missing is said to be"
+    assert "1 counted 0" in markup and "could not be done" in markup, "the sample that is missing is said to be"
     assert "reject" in markup and "broken: goal" in markup
     assert "task complete:</span> False" in markup and "target state" not in markup
     told = [
@@ -122,7 +141,7 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
 
 
 def test_many_videos_are_linked_instead(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(views, "EMBED_MB", 0.001)
+    monkeypatch.setattr(media, "EMBED_MB", 0.001)
     text = write_report(comparison).read_text()
     sources = [source for sample in json.loads(re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]).values()
                for source in sample["sources"] if source]  # fmt: skip
@@ -137,7 +156,7 @@ def test_page_of_a_fit(tmp_path: Path) -> None:
     gone = "dataset: folder\nroot: gone\nbank: {folder: gone, add: false}\n"
     (tmp_path / "run/config.yaml").write_text("seed: 3\n" + gone)
     text = write_report(tmp_path / "run").read_text()
-    assert text.count("<video muted") == 2 and "<b>before</b>" in text and "✓ solved" in text
+    assert text.count("<video muted") == 2 and "<b>frozen</b>" in text and "✓ solved" in text
 
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def _fit(settings: FitSettings) -> int:
         from ttopt.evaluate.report import write_report
 
         console.summary(run.results)
-        console.print(f"page: {write_report(run.folder)}")
+        console.print(f"page: {write_report(run.folder, console.print)}")
     console.print(f"results: {run.folder}")
     return _exit_code(run.problems)
 
@@ -149,7 +149,7 @@ def report(args: Sequence[str]) -> int:
     folder = Path(parse_report(args).run_dir)
     from ttopt.evaluate.report import write_report
 
-    print(f"page: {write_report(folder)}")
+    print(f"page: {write_report(folder, lambda text: print(f'note: {one_line(text)}', file=sys.stderr))}")
     return 0
 
 

@@ -21,17 +21,19 @@ from ttopt.config.comparison import CompareSettings, chosen, settings_of
 from ttopt.config.settings import MethodSettings, to_yaml
 from ttopt.data.find import find_samples
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError
+from ttopt.errors import UserError, printable
 from ttopt.evaluate import judges
 from ttopt.evaluate.comparison import Comparison, tabulate
 from ttopt.evaluate.grading import grade
+from ttopt.evaluate.report import FILE as PAGE
 from ttopt.evaluate.report import write_report
 from ttopt.evaluate.statistics import interval
-from ttopt.evaluate.table import agrees, columns, score_name
+from ttopt.evaluate.table import Row, agrees, columns
 from ttopt.evaluate.tracking import log_comparison
 from ttopt.methods import make_method
 from ttopt.methods.existing import ORIGINAL, video_path
 from ttopt.models.chat import check_chat
+from ttopt.record.plain import check_video, there
 from ttopt.record.result import FILE, Result
 from ttopt.record.run_folder import CONFIG, check_same, new_path, write_text, writing
 from ttopt.run.console import Console
@@ -58,6 +60,8 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
                 check_same(Path(str(own.run_dir)), own)
         (folder / "methods").mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG, to_yaml(settings))
+    families = {sample.id: sample.family for sample in samples}
+    tabulate(settings, folder, families, complete=False)  # so that an interrupted comparison has a page too
     load, problems = Loader(console.print), []
     with open_workers(settings) as workers:
         for name, own in each.items():
@@ -67,10 +71,10 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)
-    found = tabulate(settings, folder, {sample.id: sample.family for sample in samples}, problems)
+    found = tabulate(settings, folder, families, problems)
     if settings.report:
         write_report(folder)
-    log_comparison(settings, folder, score_name(found.entries), found.table, console.print)
+    log_comparison(settings, folder, found.score, found.table, console.print)
     return found
 
 
@@ -82,26 +86,27 @@ def write_outputs(settings: CompareSettings, folder: Path, samples: Sequence[Sam
         for sample in samples:
             place = folder / "methods" / method.slug / "samples" / sample.id
             target = folder / "outputs" / method.slug / video_path(sample, settings.dataset)
-            if not (place / FILE).exists() or Result.load(place).error:
+            if not there(place / FILE) or Result.load(place, sample.id, folder).error:
                 continue
+            video = place / (ORIGINAL if there(place / ORIGINAL) else "video.mp4")
+            check_video(video, folder)
             with writing(folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_suffix(".part")
-                original = place / ORIGINAL
-                shutil.copyfile(original if original.exists() else place / "video.mp4", temporary)
+                shutil.copyfile(video, temporary)
                 temporary.replace(target)
 
 
 def show(found: Comparison, console: Console) -> None:
-    """Prints the table."""
+    """Prints the table, and the benchmark's own numbers."""
     settings = found.settings
-    name, reference = score_name(found.entries), next(r for r in found.table if r.method == settings.reference)
+    reference = next(r for r in found.table if r.method == settings.reference)
     shown = [column for column in columns(found.table) if column in SHOWN]
     against = any(row.paper is not None for row in found.table)
     title = f"{len(next(iter(found.entries.values())))} samples, 95 % intervals"
     table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
-    for header in (name, f"over {settings.reference}", "+/-, p"):
+    for header in (found.score, f"over {settings.reference}", "+/-, p"):
         table.add_column(header, justify="right", no_wrap=True)
     for header in (*(SHOWN[column] for column in shown), *(("paper", "same sign") if against else ())):
         table.add_column(header, justify="right", no_wrap=True)
@@ -109,18 +114,43 @@ def show(found: Comparison, console: Console) -> None:
         cells = [escape(row.method), interval(row.score)]
         gain = row.gain
         cells += [interval(gain.difference, "+"), f"{gain.better}/{gain.worse}, {gain.p:.3f}"] if gain else ["", ""]
-        cells += [_number(getattr(row, column)) for column in shown]
+        cells += [_cell(row, column) for column in shown]
         cells += [_number(row.paper), agrees(row, reference)] if against else []
         table.add_row(*cells)
     console.output.print(table)
+    if found.official:
+        console.output.print(_own_numbers(found))
     for row in found.table:
-        if row.failed:
-            console.print(f"{row.method}: no usable video for {', '.join(row.failed)}; counted as 0")
+        lost = [s for s in row.failed if found.entries[row.method][s].failed]
+        unjudged = [s for s in row.failed if s not in lost]
+        if lost:
+            console.print(f"{row.method}: no usable video for {', '.join(lost)}; counted as 0")
+        if unjudged:
+            console.print(f"{row.method}: no verdict on {', '.join(unjudged)}; counted as 0")
+    if settings.report:
+        console.print(f"page: {found.folder / PAGE}")
     console.print(f"results: {found.folder}")
+
+
+def _own_numbers(found: Comparison) -> Table:
+    """The benchmark's own numbers: a row for every method and metric, a column for every group of samples."""
+    verdicts = found.official
+    groups = list(dict.fromkeys(group for v in verdicts.values() for group in v.summary))
+    table = Table(title=f"{next(iter(verdicts.values())).name}: the benchmark's own numbers", title_justify="left")
+    for header in ("method", "metric"):
+        table.add_column(header, no_wrap=True)
+    for group in groups:
+        table.add_column(escape(printable(group)), justify="right", overflow="fold")
+    for method, verdict in verdicts.items():
+        for metric in dict.fromkeys(m for numbers in verdict.summary.values() for m in numbers):
+            cells = [_number(verdict.summary.get(group, {}).get(metric)) for group in groups]
+            table.add_row(escape(method), escape(printable(metric)), *cells)
+    return table
 
 
 SHOWN = {
     "steps": "steps",
+    "unstepped": "no step",
     "hacked": "hacked",
     "generated_seconds": "video s",
     "reasoner_forwards": "forwards",
@@ -128,5 +158,11 @@ SHOWN = {
 }
 
 
+def _cell(row: Row, column: str) -> str:
+    """A number, with how many samples are behind it where these are not all."""
+    value = _number(getattr(row, column))
+    return f"{value} of {row.counted[column]}" if column in row.counted and value != "-" else value
+
+
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:.4g}"

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_frames, sample_frames, video_rate
+from ttopt.data.video import FRAMES, read_frames, sample_frames, video_rate
 from ttopt.errors import UserError
-from ttopt.evaluate.table import Judged
+from ttopt.evaluate.files import Grades, Questions, read_each
 from ttopt.models.teacher import Queries
 from ttopt.record import metrics
 from ttopt.record.identity import sample_digest, teacher_digest
-from ttopt.record.result import FILE, Result
-from ttopt.record.run_folder import read_json, write_text, writing
+from ttopt.record.plain import check_png, check_video, there
+from ttopt.record.result import FILE, Result, json_safe
+from ttopt.record.run_folder import write_text, writing
 from ttopt.run.loader import Loader
 
+M = TypeVar("M", bound=BaseModel)
 JUDGED = "judged.json"
 QUERIES = "queries.json"
 
@@ -38,33 +40,47 @@ def grade(
     reference = folder / "methods" / _slug(settings, settings.reference) / "samples"
     for method in chosen(settings):
         place = folder / "methods" / method.slug
-        judged: dict[str, Any] = read_json(place / JUDGED)
+        judged = _kept(place / JUDGED, folder, Grades, note)
         for sample in samples:
             mine, base = place / "samples" / sample.id, reference / sample.id
-            stamp = _stamp(mine)
+            stamp = _stamp(mine, folder)
             if stamp is None:
                 continue
-            queries, old = asked.get(sample.id), judged.get(sample.id, {})
+            queries, old = asked.get(sample.id), judged.get(sample.id)
             questions = None if queries is None else queries.all
-            if (old.get("of"), old.get("asked")) != (stamp, questions):
-                old = {"p_yes": None}
-            beside = [settings.reference, _stamp(base)]
-            if old.get("beside") == beside and (old["p_yes"] is not None or queries is None):
+            p_yes = old.p_yes if old and (old.of, old.asked) == (stamp, questions) else None
+            beside = [settings.reference, _stamp(base, folder)]
+            same = old is not None and (old.of, old.asked, old.beside) == (stamp, questions, beside)
+            if same and (p_yes is not None or queries is None):
                 continue
             video = read_frames(mine)
-            p_yes = old["p_yes"]
             if p_yes is None and queries is not None:
                 p_yes = _p_yes(video, video_rate(mine / "video.mp4") or sample.fps, queries, settings, load)
-            found = Judged(p_yes, **_drift(video, base))
-            judged[sample.id] = {"of": stamp, "asked": questions, "beside": beside, **dataclasses.asdict(found)}
+            judged[sample.id] = Grades(
+                of=stamp, asked=questions, beside=beside, p_yes=p_yes, **_drift(video, base if beside[1] else None)
+            )
         with writing(folder):
-            write_text(place / JUDGED, json.dumps(judged, indent=1))
+            content = {name: grades.model_dump() for name, grades in judged.items()}
+            write_text(place / JUDGED, json.dumps(json_safe(content), indent=1))
 
 
-def _stamp(place: Path) -> str | None:
-    """When the video in a sample's folder was finished; None: there is none."""
-    whole = (place / FILE).exists() and (place / "video.mp4").exists()
-    return Result.load(place).finished if whole else None
+def _kept(path: Path, root: Path, form: type[M], note: Callable[[str], None]) -> dict[str, M]:
+    """What an earlier call has left; what cannot be read is made again."""
+    found, problems = read_each(path, root, form)
+    for problem in problems:
+        note(f"{problem}; made again")
+    return found
+
+
+def _stamp(place: Path, root: Path) -> str | None:
+    """When the video in a sample's folder was finished; None: there is none. Raises UserError for files that are not
+    what they claim to be."""
+    if not there(place / FILE) or not there(place / "video.mp4"):
+        return None
+    check_video(place / "video.mp4", root)
+    if there(place / FRAMES):
+        check_png(place / FRAMES, root)
+    return Result.load(place, place.name, root).finished
 
 
 @torch.no_grad()
@@ -75,9 +91,9 @@ def _p_yes(video: Tensor, fps: float, queries: Queries, settings: CompareSetting
     return found
 
 
-def _drift(video: Tensor, base: Path) -> Mapping[str, float | None]:
+def _drift(video: Tensor, base: Path | None) -> Mapping[str, float | None]:
     """SSIM and PSNR to the reference's video; None where there is none of this length and size."""
-    other = read_frames(base) if (base / "video.mp4").exists() else None
+    other = read_frames(base) if base else None
     if other is None or other.shape != video.shape:
         return {"ssim": None, "psnr": None}
     return metrics.drift(video, other)
@@ -89,27 +105,28 @@ def _questions(
     """The questions of every sample; None where the teacher writes none that can be read. Those of an earlier call
     are taken if the user's own, else sample and teacher, are the same."""
     path, own = folder / QUERIES, given_queries(settings)
-    kept: dict[str, Any] = read_json(path)
+    kept = _kept(path, folder, Questions, note)
     if not settings.questions:
         return {}
     teacher = teacher_digest(settings)
     for sample in samples:
         source = str(own.all) if own else f"{sample_digest(sample)} {teacher}"
-        if (kept.get(sample.id) or {}).get("source") == source:
+        if sample.id in kept and kept[sample.id].source == source:
             continue
         try:
             found = own or load.teacher(settings).write_queries(sample)
-            kept[sample.id] = {"source": source, "goal": found.goal, "process": list(found.process)}
+            kept[sample.id] = Questions(source=source, goal=found.goal, process=list(found.process))
         except UserError as error:
             note(f"{sample.id}: not graded: {error}")
-            kept[sample.id] = {"source": source}
+            kept[sample.id] = Questions(source=source)
     with writing(folder):
-        write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
-    return {name: _read(entry or {}) for name, entry in kept.items()}
+        content = {name: entry.model_dump(exclude_none=True) for name, entry in kept.items()}
+        write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+    return {sample.id: _read(kept[sample.id]) for sample in samples}
 
 
-def _read(entry: Mapping[str, Any]) -> Queries | None:
-    return Queries(entry["goal"], tuple(entry["process"])) if "goal" in entry else None
+def _read(entry: Questions) -> Queries | None:
+    return None if entry.goal is None else Queries(entry.goal, tuple(entry.process))
 
 
 def _slug(settings: CompareSettings, name: str) -> str:

@@ -9,10 +9,13 @@ import platform
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from ttopt.config.version import __version__
 from ttopt.errors import UserError
+from ttopt.record.plain import read_typed
 
 FILE = "result.json"
 ACCEPTED = "loss <= tau"
@@ -21,17 +24,43 @@ NON_FINITE = "non-finite loss"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "torchmetrics")
 
 
+def _asked(queries: dict[str, Any]) -> dict[str, Any]:
+    goal, process = queries.get("goal"), queries.get("process")
+    if not isinstance(goal, str) or not isinstance(process, list) or not all(isinstance(q, str) for q in process):
+        raise ValueError("queries must be a goal and a list of process questions")
+    return queries
+
+
+def _timed(seconds: dict[str, float]) -> dict[str, float]:
+    if "total" not in seconds:
+        raise ValueError("there is no total")
+    return seconds
+
+
+# How result.json is read: no type is converted, no field may be missing or unknown, all numbers are finite but those
+# that a computation may have spoiled, which were written as null.
+CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Spoiled = Annotated[
+    float, Field(allow_inf_nan=True), BeforeValidator(lambda number: math.nan if number is None else number)
+]
+
+
 @dataclass(frozen=True)
 class Graded:
     """One video in the teacher's eyes: P("Yes") of the goal query and of each process query, and the loss of them."""
 
-    loss: float
-    p_yes: list[float]  # goal first
+    __pydantic_config__ = CHECKED
+
+    loss: Spoiled
+    p_yes: list[Spoiled]  # goal first
 
 
 @dataclass(frozen=True)
 class Scored:
     """One video in the scorer's eyes; no model ever sees these."""
+
+    __pydantic_config__ = CHECKED
 
     success: bool
     partial: float  # 0..1
@@ -42,18 +71,23 @@ class Scored:
 class Cost:
     """What one sample cost, without what was only made for the record (base.mp4, scoring, writing)."""
 
+    __pydantic_config__ = CHECKED
+
     generated_seconds: float  # seconds of finished video that were sampled, the papers' unit
-    reasoner_forwards: int  # of one video each; a backward pass counts as two
+    reasoner_forwards: Count  # of one video each; a backward pass counts as two
     wall_seconds: float
-    vlm_calls: int  # replies and gradings
+    vlm_calls: Count  # replies and gradings
 
 
 @dataclass(frozen=True)
 class Optimization:
     """What only a method with an adapter knows. "before" is the frozen model with the same noise."""
 
-    queries: dict[str, Any]  # {"goal": str, "process": [str, ...], "generic": whether the teacher's were unusable}
-    steps: int  # optimization steps that were taken
+    __pydantic_config__ = CHECKED
+
+    # {"goal": str, "process": [str, ...], "generic": whether the teacher's were unusable}
+    queries: Annotated[dict[str, Any], AfterValidator(_asked)]
+    steps: Count  # optimization steps that were taken
     kept: str  # whose video is video.mp4: "adapter", "base", or the one-step "prediction"
     prediction_before: Graded  # of the prediction that was optimized
     prediction_after: Graded
@@ -61,8 +95,8 @@ class Optimization:
     video_after: Graded  # of video.mp4
     score_before: Scored | None  # of base.mp4
     hacked: bool | None  # accepted by the teacher, refused by the scorer
-    lora_norm: float
-    drift: dict[str, float]  # SSIM and PSNR of video.mp4 to base.mp4
+    lora_norm: Spoiled
+    drift: dict[str, Spoiled]  # SSIM and PSNR of video.mp4 to base.mp4
 
 
 @dataclass(frozen=True)
@@ -72,6 +106,8 @@ class Result:
     A method whose model failed in the middle says so in ``error``: its best video so far is kept, if it has any, and
     the next call with the same run folder tries the sample again.
     """
+
+    __pydantic_config__ = CHECKED
 
     sample: str
     family: str
@@ -84,7 +120,7 @@ class Result:
     cost: Cost
     first_frame_ssim: float | None  # of video.mp4's first frame to the given image
     seeds: dict[str, int]
-    seconds: dict[str, float]  # of each part, and "total"
+    seconds: Annotated[dict[str, float], AfterValidator(_timed)]  # of each part, and "total"
     peak_mb: dict[str, float]
     device: str
     versions: dict[str, str]
@@ -100,23 +136,17 @@ class Result:
         (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> Result:
-        """The result in ``folder``. Raises UserError if there is none or it cannot be read."""
+    def load(cls, folder: Path, sample: str | None = None, root: Path | None = None) -> Result:
+        """The result in ``folder``. Raises UserError if there is none, if it cannot be read, is another sample's than
+        ``sample``, or lies outside ``root`` (by default the folder itself)."""
         path = folder / FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            optimization, score = content["optimization"], content["score"]
-            if optimization is not None:
-                for name in ("prediction_before", "prediction_after", "video_before", "video_after"):
-                    optimization[name] = _graded(**optimization[name])
-                before = optimization["score_before"]
-                optimization["score_before"] = before and Scored(**before)
-                content["optimization"] = Optimization(**optimization)
-            content["score"] = score and Scored(**score)
-            content["cost"] = Cost(**content["cost"])
-            return cls(**content)
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read ({error}); remove {folder} to make it anew") from error
+            found: Result = read_typed(path, root or folder, cls)
+        except UserError as error:
+            raise UserError(f"{error}; remove {folder} to make it again") from error
+        if sample not in (None, found.sample):
+            raise UserError(f"{path} is of sample {found.sample}, not of {sample}; remove {folder} to make it again")
+        return found
 
 
 def versions() -> dict[str, str]:
@@ -128,10 +158,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _graded(loss: float | None, p_yes: list[float | None]) -> Graded:
-    return Graded(math.nan if loss is None else loss, [math.nan if p is None else p for p in p_yes])
 
 
 def json_safe(value: Any) -> Any:

@@ -13,7 +13,6 @@ runs/x/.claims/<id>           held by the worker that works on a sample (ttopt/r
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from ttopt.config.settings import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
 from ttopt.errors import RunError, UserError
+from ttopt.record.plain import read_typed, there
 from ttopt.record.result import FILE, Result
 
 CONFIG = "config.yaml"
@@ -91,7 +91,7 @@ class RunFolder:
     def finished(self, sample_id: str) -> Result | None:
         """The sample's result if an earlier call finished it; one that a model's failure cut short is tried again."""
         folder = self.samples / sample_id
-        result = Result.load(folder) if (folder / FILE).exists() else None
+        result = Result.load(folder, sample_id) if there(folder / FILE) else None
         return None if result is not None and result.error else result
 
     @contextmanager
@@ -174,15 +174,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file of a run says, nothing if it is not there. Raises UserError."""
-    if not path.exists():
+    if not there(path):
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("no JSON object")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove it, or its folder, to make it anew") from error
-    return content
+        found: dict[str, Any] = read_typed(path, path.parent, dict[str, Any])
+    except UserError as error:
+        raise UserError(f"{error}; remove it, or its folder, to make it again") from error
+    return found
 
 
 @contextmanager

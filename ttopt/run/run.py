@@ -196,10 +196,10 @@ def finished_results(
         own = own_inputs(method, sample, settings)
         now, then = now | own, then | {name: done.inputs.get(name) for name in own}
         for name, value in now.items():
-            if then[name] not in (None, value):
+            if then[name] != value:  # also where the result does not say with what it was made
                 raise UserError(
                     f"{folder.path} holds a result of sample {sample.id} that was made with another {name} "
-                    f"({then[name]}, now {value}); set it back, or give another --run-dir"
+                    f"({then[name] or 'unknown'}, now {value}); set it back, or give another --run-dir"
                 )
         found[sample.id] = done
     return found

@@ -9,28 +9,57 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.chat import OpenAIChat
-from ttopt.record.result import FILE, Result
-from ttopt.record.run_folder import read_json, write_text, writing
+from ttopt.record.plain import read_typed, there
+from ttopt.record.result import CHECKED, FILE, Result
+from ttopt.record.run_folder import write_text, writing
 
 OFFICIAL = "official.json"
+Share = Annotated[float, Field(ge=0, le=1)]
 JUDGE_TOKENS = 8192  # at least: a judge thinks about every question first, and its thoughts count
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """One system's scores. ``scores`` holds one number in [0, 1] for every sample that has a video and no error."""
+    """One system's scores. ``scores`` holds one number in [0, 1] for every sample that has a video and a verdict."""
+
+    __pydantic_config__ = CHECKED
 
     name: str
-    scores: dict[str, float]
-    summary: dict[str, Any] = field(default_factory=dict)  # the benchmark's own numbers, missing videos counted as 0
-    errors: dict[str, str] = field(default_factory=dict)  # sample -> what went wrong; counted as 0
+    scores: dict[str, Share]
+    # The benchmark's own numbers: of all samples and of each of its groups, by metric; what has no verdict counts 0.
+    summary: dict[str, dict[str, float]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)  # sample -> what went wrong
     provenance: dict[str, str] = field(default_factory=dict)  # what decides the scores: versions, judge
+    parts: dict[str, dict[str, float]] = field(default_factory=dict)  # sample -> its numbers by metric
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a judgment is of."""
+
+    __pydantic_config__ = CHECKED
+
+    samples: list[str]
+    videos: dict[str, str]  # sample -> when its video was finished
+    prompt: str  # digest of the judge's instruction
+
+
+@dataclass(frozen=True)
+class Kept:
+    """official.json."""
+
+    __pydantic_config__ = CHECKED
+
+    of: Basis
+    verdict: Judgment
 
 
 # The folder of a system's videos, the samples that have one, all samples, a folder to work in
@@ -52,23 +81,37 @@ def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], no
         place = folder / "methods" / method.slug
         results = {s.id: _result(place / "samples" / s.id) for s in samples}
         stamps = {name: r.finished for name, r in results.items() if r is not None and not r.error}
-        path = place / OFFICIAL
-        old = read_json(path)
-        of = {"samples": [sample.id for sample in samples], "videos": stamps, "prompt": prompt}
-        if old.get("of") == of and not old["errors"]:
-            verdict = Judgment(**{spec.name: old[spec.name] for spec in dataclasses.fields(Judgment)})
+        of = Basis([sample.id for sample in samples], stamps, prompt)
+        old = _kept(place, folder, note)
+        if old is not None and old.of == of and not old.verdict.errors:
+            verdict = old.verdict
         else:
             note(f"{method.name}: judging {len(stamps)} videos")
             judged = [sample for sample in samples if sample.id in stamps]
             verdict = evaluator(folder / "outputs" / method.slug, judged, samples, place / "official")
             with writing(folder):
-                write_text(path, json.dumps({"of": of, **dataclasses.asdict(verdict)}, indent=1))
-        note(f"{method.name}: {verdict.name}: {json.dumps(verdict.summary)}")
+                write_text(place / OFFICIAL, json.dumps(dataclasses.asdict(Kept(of, verdict)), indent=1))
         missing = [sample.id for sample in samples if sample.id not in stamps]
         if missing:
             problems.append(f"{method.name}: no video for {', '.join(missing)}; counted as 0")
         problems += [f"{method.name}: {sample}: {error}" for sample, error in verdict.errors.items()]
     return problems
+
+
+def read_verdict(place: Path, root: Path) -> Kept:
+    """A method's official.json. Raises UserError."""
+    found: Kept = read_typed(place / OFFICIAL, root, Kept)
+    return found
+
+
+def _kept(place: Path, root: Path, note: Callable[[str], None]) -> Kept | None:
+    if not there(place / OFFICIAL):
+        return None
+    try:
+        return read_verdict(place, root)
+    except UserError as error:
+        note(f"{error}; judged again")
+        return None
 
 
 def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
@@ -92,7 +135,7 @@ def judge_prompt(settings: CompareSettings) -> str:
 
 
 def _result(place: Path) -> Result | None:
-    return Result.load(place) if (place / FILE).exists() else None
+    return Result.load(place, place.name) if there(place / FILE) else None
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -28,6 +28,7 @@ from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, se
 from ttopt.models.chat import Chat, ChatError, Jpeg, Message, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
+SHOWN = 300  # characters of a reply that an error message quotes
 POINTS = {"Good": 2, "Medium": 1, "Poor": 0}
 FRAMES_PER_SECOND = 2
 LONGEST_SIDE = 512
@@ -81,7 +82,8 @@ def judge_all(
             errors[sample.id] = str(error)
     metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
     scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}
-    return Judgment("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model})
+    parts = {s: {metric: 50 * value for metric, value in metrics[s].items()} for s in answers}
+    return Judgment("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model}, parts)
 
 
 def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:
@@ -113,7 +115,7 @@ def ask(chat: Chat, messages: Sequence[Message], count: int) -> tuple[list[str],
         try:
             return labels_of(reply.text, count), reply.text
         except ValueError as error:
-            problem, cure = str(error), "use another judge"
+            problem, cure = f"{error}; its last reply: {reply.text[:SHOWN]!r}", "use another judge"
     raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
 
 
@@ -151,29 +153,34 @@ def sample_score(sample: Sample, metrics: dict[str, float]) -> float:
     return mean_of([metrics[metric] for metric in counted(sample)])
 
 
-def summary(samples: Sequence[Sample], metrics: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The benchmark's numbers, 0..100, of all categories and of all but games (the 30 tasks of VLM-as-Teacher)."""
-    found: dict[str, Any] = {}
-    groups = {"": samples, ", without games": [s for s in samples if s.family not in GAMES]}
-    for label, chosen in groups.items():
-        if not chosen or (label and len(chosen) == len(samples)):
-            continue
-        categories = sorted({s.family for s in chosen})
-        per_metric = []
-        for metric in METRICS:
-            means = [
-                50 * mean_of([metrics[s.id][metric] for s in chosen if s.family == category])
-                for category in categories
-                if not (metric == "Instruction Following" and category == VISION)
-            ]
-            if means:
-                per_metric.append(mean_of(means))
-                found[metric + label] = round(per_metric[-1], 2)
-        found["overall" + label] = round(mean_of(per_metric), 2)
+def summary(samples: Sequence[Sample], metrics: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """The benchmark's numbers, 0..100: the four metrics and their mean, of all categories, of all but games (the 30
+    tasks of VLM-as-Teacher), and of each category, where "overall" is the mean of its samples."""
+    groups = {"overall": list(samples), "without games": [s for s in samples if s.family not in GAMES]}
+    found = {
+        label: _overall(chosen, metrics)
+        for label, chosen in groups.items()
+        if chosen and (label == "overall" or len(chosen) < len(samples))
+    }
     for category in sorted({s.family for s in samples}):
-        of_it = [sample_score(s, metrics[s.id]) for s in samples if s.family == category]
-        found[f"category {category}"] = round(50 * mean_of(of_it), 2)
-    return found
+        of_it = [s for s in samples if s.family == category]
+        numbers = {m: 50 * mean_of([metrics[s.id][m] for s in of_it]) for m in counted(of_it[0])}
+        numbers["overall"] = 50 * mean_of([sample_score(s, metrics[s.id]) for s in of_it])
+        found[category] = numbers
+    return {label: {m: round(value, 2) for m, value in numbers.items()} for label, numbers in found.items()}
+
+
+def _overall(samples: Sequence[Sample], metrics: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of each metric the unweighted mean over the categories that it counts for, and the mean of these."""
+    found = {}
+    for metric in METRICS:
+        by_category: dict[str, list[float]] = {}
+        for sample in samples:
+            if metric in counted(sample):
+                by_category.setdefault(sample.family, []).append(50 * metrics[sample.id][metric])
+        if by_category:
+            found[metric] = mean_of([mean_of(values) for values in by_category.values()])
+    return {**found, "overall": mean_of(list(found.values()))}
 
 
 def frames(path: Path) -> list[Tensor]:

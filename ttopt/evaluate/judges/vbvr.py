@@ -22,6 +22,7 @@ from ttopt.errors import UserError
 from ttopt.evaluate.judges import Evaluator, Judgment, mean_of
 from ttopt.record.run_folder import write_text
 
+GROUPS = {"overall": "", "in domain": "id", "out of domain": "ood"}
 INSTALL = "pip install -e '.[vbvr]' 'vbvr-bench @ git+https://github.com/Video-Reason/VBVR-EvalKit'"
 
 
@@ -61,7 +62,7 @@ def _verdict(
     provenance: dict[str, str],
 ) -> Judgment:
     both: dict[str, dict[str, float]] = {"task": {}, "weighted": {}}
-    errors: dict[str, str] = {}
+    failed: dict[str, dict[str, str]] = {"task": {}, "weighted": {}}
     ids = {str(videos / output_path(sample)): sample.id for sample in judged}
     for name, entries in (("task", task), ("weighted", weighted)):
         for entry in entries:
@@ -69,20 +70,26 @@ def _verdict(
             if sample is None:
                 continue  # of another limit
             if entry.get("error"):
-                errors[sample] = f"VBVR-EvalKit failed ({entry['error']}); counted as 0"
+                failed[name][sample] = f"VBVR-EvalKit failed ({entry['error']})"
             else:
-                both[name][sample] = float(entry["score"])
+                both[name][sample] = min(1.0, max(0.0, float(entry["score"])))
+        for sample in ids.values():
+            if sample not in both[name]:
+                failed[name].setdefault(sample, "VBVR-EvalKit has no rules for this task")
+    summary = {}
+    for label, split in GROUPS.items():
+        wanted = [sample.id for sample in samples if not split or sample.split == split]
+        if wanted:
+            summary[label] = {
+                name: round(mean_of([scores.get(s, 0.0) for s in wanted]), 4) for name, scores in both.items()
+            }
+    errors = {}
     for sample in ids.values():
-        if sample not in errors and not all(sample in scores for scores in both.values()):
-            errors[sample] = "VBVR-EvalKit has no rules for this task; counted as 0"
-    summary: dict[str, Any] = {}
-    for name, scores in both.items():
-        for split, label in (("id", "in domain"), ("ood", "out of domain"), ("", "overall")):
-            wanted = [sample.id for sample in samples if sample.split == split or not split]
-            if wanted:
-                summary[f"{name}, {label}"] = round(mean_of([scores.get(s, 0.0) for s in wanted]), 4)
-    scores = {sample: score for sample, score in both["task"].items() if sample not in errors}
-    return Judgment("VBVR-Bench task score", scores, summary, errors, provenance)
+        whys = {name: failed[name][sample] for name in both if sample in failed[name]}
+        if whys:
+            errors[sample] = f"{'; '.join(dict.fromkeys(whys.values()))}; counted as 0 in {' and '.join(whys)}"
+    parts = {s: {name: scores[s] for name, scores in both.items() if s in scores} for s in ids.values()}
+    return Judgment("VBVR-Bench task score", both["task"], summary, errors, provenance, parts)
 
 
 def _version() -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from ttopt.data.replies import storable
 from ttopt.evaluate.report import charts
 from ttopt.evaluate.report.views import Page, SampleView
 from ttopt.evaluate.statistics import Estimate
@@ -18,34 +21,28 @@ from ttopt.evaluate.table import NUMBERS, agrees, columns
 from ttopt.record.run_folder import write_text, writing
 
 FILE = "report.html"
-GLYPHS = {"solved": "✓", "wrong": "✗", "failed": "!", "done": "·"}
-WORDS = {"solved": "solved", "wrong": "not solved", "failed": "no usable video", "done": "no scorer"}
+GLYPHS = {"solved": "✓", "wrong": "✗", "failed": "!", "out": "–", "done": "·"}
+WORDS = {
+    "solved": "solved", "wrong": "not solved", "failed": "no usable video", "out": "left out", "done": "no scorer",
+}  # fmt: skip
 
 
 def write_page(page: Page, path: Path) -> Path:
     """Writes ``page`` to ``path``; raises UserError if that cannot be written."""
     with writing(path):
-        write_text(path, render(page))
+        write_text(path, storable(render(page)))
     return path
 
 
 def render(page: Page) -> str:
     """The whole file. Texts of samples, models and users appear as text, whatever they hold."""
-    environment = Environment(
-        loader=PackageLoader("ttopt.evaluate.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "signed": _signed, "interval": _interval, "percent": _percent}
     reference = next((row for row in page.table if row.method == page.reference), None)
     specs = {
         "cost": charts.score_against_cost(page.table, page.score),
         "loss": {method: charts.loss_curve(tau) for method, tau in page.taus.items()},
         "questions": charts.question_curves(),
     }
-    return environment.get_template("page.html").render(
+    return _template().render(
         page=page,
         columns=columns(page.table),
         names=NUMBERS,
@@ -53,6 +50,7 @@ def render(page: Page) -> str:
         splits=sorted({s.split for s in page.samples if s.split}),
         glyphs=GLYPHS,
         words=WORDS,
+        groups=list(dict.fromkeys(group for verdict in page.official.values() for group in verdict.summary)),
         verdicts={row.method: agrees(row, reference) for row in page.table} if reference else {},
         specs=_json(specs),
         data=_json({sample.id: _data(sample) for sample in page.samples}),
@@ -60,6 +58,22 @@ def render(page: Page) -> str:
         script=_part("page.js"),
         vega=Markup(_vega().replace("</script", "<\\/script")),
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("ttopt.evaluate.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": _number, "exact": _exact, "signed": _signed, "interval": _interval, "percent": _percent,
+        "metrics": _metrics,
+    }  # fmt: skip
+    return environment.get_template("page.html")
 
 
 def _data(sample: SampleView) -> dict[str, Any]:
@@ -101,6 +115,15 @@ def _part(name: str) -> Markup:
 
 def _number(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.3g}"
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _metrics(summary: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """All metrics of a benchmark's groups, in their order."""
+    return list(dict.fromkeys(metric for numbers in summary.values() for metric in numbers))
 
 
 def _signed(value: float) -> str:

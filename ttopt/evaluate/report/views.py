@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import base64
-import csv
 import dataclasses
-import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
-from PIL import Image
 from pydantic import RootModel
 
 from ttopt.data.replies import parse_reply
-from ttopt.errors import UserError
-from ttopt.evaluate.table import Entry, Row, score_name
+from ttopt.evaluate.comparison import Comparison
+from ttopt.evaluate.files import Questions, Trace, TraceCall, read_curves, read_each
+from ttopt.evaluate.grading import QUERIES
+from ttopt.evaluate.judges import Judgment
+from ttopt.evaluate.report.media import Look, Media
+from ttopt.evaluate.table import Entry, Row
+from ttopt.record.plain import read_typed
 from ttopt.record.result import Result, Scored
-from ttopt.record.run_folder import read_json
 
-EMBED_MB = 64.0  # more video than this is linked, not embedded: browsers choke on larger pages
-THUMBNAIL = 96  # pixels
-BEFORE = "before"
+MANY = 100  # samples; from so many on, videos are linked
+BEFORE = "frozen"
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One method's video of a sample. ``outcome``: solved, wrong, failed (no usable video) or done (no scorer)."""
+    """One method's video of a sample. ``outcome``: solved, wrong, failed (no usable video), out (left out), or done
+    (no scorer)."""
 
     method: str
     outcome: str
@@ -76,100 +74,114 @@ class Page:
     score: str = ""
     table: Sequence[Row] = ()
     embedded: bool = True
+    problems: Sequence[str] = ()  # what went wrong or could not be read
+    zeros: Sequence[tuple[str, str, str]] = ()  # method, sample, and why it counts 0
+    official: Mapping[str, Judgment] = field(default_factory=dict)  # method -> the benchmark's own numbers
+    complete: bool = True
 
 
 def comparison_page(
-    folder: Path,
-    title: str,
-    about: Sequence[tuple[str, str]],
-    entries: Mapping[str, Mapping[str, Entry]],
-    slugs: Mapping[str, str],
-    table: Sequence[Row],
-    reference: str,
-    taus: Mapping[str, float],
+    found: Comparison, title: str, about: Sequence[tuple[str, str]], slugs: Mapping[str, str], taus: Mapping[str, float]
 ) -> Page:
-    """The page of a comparison: ``entries`` method -> sample -> entry, ``slugs`` the methods' folders."""
-    queries = read_json(folder / "queries.json")
-    places = {m: folder / "methods" / slugs[m] / "samples" for m in entries}
-    embed = _fits([places[m] / s / "video.mp4" for m, samples in entries.items() for s in samples])
+    """The page of a comparison: ``slugs`` are the methods' folders."""
+    entries = found.entries
+    queries, problems = read_each(found.folder / QUERIES, found.folder, Questions)
+    places = {m: found.folder / "methods" / slugs[m] / "samples" for m in entries}
+    names = list(next(iter(entries.values())))
+    media = Media(
+        found.folder,
+        [places[m] / s / "video.mp4" for m, samples in entries.items() for s in samples],
+        len(names) < MANY,
+    )
     views = []
-    for sample in next(iter(entries.values())):
-        clips = [_clip(m, samples[sample], places[m] / sample, folder, embed) for m, samples in entries.items()]
-        asked = queries.get(sample) or {}
-        views.append(
-            _sample(sample, entries, places, clips, [asked["goal"], *asked["process"]] if "goal" in asked else [])
-        )
-    return Page(title, about, reference, list(entries), views, taus, score_name(entries), table, embed)
+    for sample in names:
+        clips, looks = [], []
+        for method, samples in entries.items():
+            clip, look = _clip(method, samples[sample], places[method] / sample, media)
+            clips.append(clip)
+            looks.append((samples[sample].result, look))
+        asked = queries[sample].all if sample in queries else []
+        known = [(result, look) for result, look in looks if result is not None]
+        result, look = next((each for each in known if each[1]), known[0] if known else (None, None))
+        views.append(_view(sample, result, look, clips, asked))
+    zeros = [(row.method, sample, entries[row.method][sample].why) for row in found.table for sample in row.failed]
+    return Page(
+        title, about, found.settings.reference, list(entries), views, taus, found.score, found.table, media.embed,
+        [*found.problems, *problems, *media.problems], zeros, found.official, found.complete,
+    )  # fmt: skip
 
 
-def fit_page(folder: Path, title: str, about: Sequence[tuple[str, str]], results: Sequence[Result], tau: float) -> Page:
+def fit_page(
+    folder: Path, title: str, about: Sequence[tuple[str, str]], results: Sequence[Result], tau: float,
+    problems: Sequence[str] = (),
+) -> Page:  # fmt: skip
     """The page of a run: every sample's video, and beside an optimized one the frozen model's."""
-    files = [folder / "samples" / r.sample / f"{name}.mp4" for r in results for name in ("base", "video")]
-    embed = _fits(files)
+    places = {result.sample: folder / "samples" / result.sample for result in results}
+    media = Media(
+        folder, [place / f"{name}.mp4" for place in places.values() for name in ("base", "video")], len(results) < MANY
+    )
     views, methods = [], dict.fromkeys(BEFORE for r in results if r.optimization)
     for result in results:
-        place, o = folder / "samples" / result.sample, result.optimization
-        made = _clip(result.method, Entry(result), place, folder, embed)
+        place, o = places[result.sample], result.optimization
+        made, look = _clip(result.method, Entry(result), place, media)
         methods[result.method] = None
         clips = [made]
         if o is not None:
-            source = _source(place / "base.mp4", folder, embed)
+            source, _ = media.video(place / "base.mp4")
             score = o.score_before
             before = Clip(BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes, score=_partial(score))
             clips = [before, dataclasses.replace(made, p_yes=o.video_after.p_yes)]
-        views.append(_view(result, place / "video.mp4", clips, made.queries))
+        views.append(_view(result.sample, result, look, clips, made.queries))
     taus = dict.fromkeys(methods, tau)
-    return Page(title, about, next(iter(methods), ""), list(methods), views, taus, embedded=embed)
+    return Page(
+        title, about, next(iter(methods), ""), list(methods), views, taus, embedded=media.embed,
+        problems=[*problems, *media.problems],
+    )  # fmt: skip
 
 
-def _sample(
-    sample: str, entries: Mapping[str, Mapping[str, Entry]], places: Mapping[str, Path], clips: list[Clip],
-    queries: Sequence[str],
-) -> SampleView:  # fmt: skip
-    known = [(m, samples[sample].result) for m, samples in entries.items() if samples[sample].result is not None]
-    if not known:
-        return SampleView(sample, "", "", "", "", 1, 1, 1, 1, queries, clips)
-    with_video = [(m, r) for m, r in known if (places[m] / sample / "video.mp4").exists()]
-    method, result = (with_video or known)[0]
-    assert result is not None
-    return _view(result, places[method] / sample / "video.mp4", clips, queries)
-
-
-def _view(result: Result, video: Path, clips: list[Clip], queries: Sequence[str]) -> SampleView:
-    look = _look(video) if video.exists() else ("", 1.0, 1, 1, 1)
-    return SampleView(result.sample, result.family, result.split, result.prompt, *look, queries, clips)
+def _view(
+    sample: str, result: Result | None, look: Look | None, clips: Sequence[Clip], queries: Sequence[str]
+) -> SampleView:
+    family, split, prompt = (result.family, result.split, result.prompt) if result else ("", "", "")
+    seen = look or Look("", 1.0, 1, 1, 1)
+    return SampleView(
+        sample, family, split, prompt, seen.thumbnail, seen.fps, seen.frames, seen.width, seen.height, queries, clips
+    )
 
 
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def _clip(method: str, entry: Entry, place: Path, folder: Path, embed: bool) -> Clip:
+def _clip(method: str, entry: Entry, place: Path, media: Media) -> tuple[Clip, Look | None]:
+    """A method's clip of a sample, and what its video looks like. What cannot be read is left out and told."""
     result = entry.result
     if result is None:
-        return Clip(method, "failed", note="could not be done")
-    video = place / "video.mp4"
+        return Clip(method, "out" if entry.left_out else "failed", note=entry.left_out or entry.why), None
+    source, look = media.video(place / "video.mp4")
     cost = result.cost
     o = result.optimization
-    trace = _trace(read_json(place / "trace.json"))
+    trace = media.read(place / "trace.json", lambda path: _trace(read_typed(path, media.root, Trace))) or []
+    curves = media.read(place / "curves.csv", lambda path: read_curves(path, media.root)) or []
     outcome = "failed" if entry.failed else _outcome(result.score)
-    return Clip(
+    clip = Clip(
         method,
         outcome,
-        _source(video, folder, embed) if video.exists() else "",
+        source,
         hacked=bool(result.accepted) and outcome == "wrong",
         p_yes=(entry.judged.p_yes if entry.judged else None) or [],
-        note=result.error or result.stop,
-        score=f"{entry.official:.2f}" if entry.official is not None else _partial(result.score),
+        note=result.error or entry.problem or result.stop,
+        score=", ".join(f"{name} {value:.3g}" for name, value in entry.parts.items()) or _partial(result.score),
         rules=result.score.rules if result.score else {},
         cost=f"{cost.generated_seconds:.3g} s of video, {cost.reasoner_forwards} forwards, {cost.wall_seconds:.3g} s"
         + (f", {_count(cost.vlm_calls, 'VLM call')}" if cost.vlm_calls else "")
         + (f", {_count(o.steps, 'step')}" if o else ""),
-        curves=_curves(place / "curves.csv"),
+        curves=curves,
         queries=[o.queries["goal"], *o.queries["process"]] if o else [],
         trace=trace,
         notes=[] if trace else list(_notes(result.details)),
     )
+    return clip, look
 
 
 def _notes(details: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -190,14 +202,13 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _trace(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _trace(content: Trace) -> list[Mapping[str, Any]]:
     """A step loop's clips, each behind what the planner and the router said before it."""
-    calls = [call | {"said": _said(call)} for call in content.get("calls", []) if call["role"] != "verifier"]
+    calls = [call for call in content.calls if call.role != "verifier"]
     events: list[Mapping[str, Any]] = []
-    clips = content.get("clips", [])
-    for number in range(len(clips) + 1):
-        events += [call for call in calls if call["clip"] == number]
-        events += clips[number : number + 1]
+    for number in range(len(content.clips) + 1):
+        events += [call.model_dump(exclude_none=True) | {"said": _said(call)} for call in calls if call.clip == number]
+        events += [clip.model_dump(exclude_none=True) for clip in content.clips[number : number + 1]]
     return events
 
 
@@ -205,9 +216,9 @@ class _Fields(RootModel[dict[str, Any]]):
     """Any JSON object."""
 
 
-def _said(call: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _said(call: TraceCall) -> list[tuple[str, str]]:
     """A reply's fields and what they say, empty ones left out; the reply itself where it is no JSON object."""
-    text = str(call.get("error") or call.get("text", ""))
+    text = call.error or call.text
     try:
         fields = parse_reply(text, _Fields).root
     except ValueError:
@@ -221,41 +232,3 @@ def _outcome(score: Scored | None) -> str:
 
 def _partial(score: Scored | None) -> str:
     return "" if score is None else f"{score.partial:.2f}"
-
-
-def _fits(files: Sequence[Path]) -> bool:
-    """Whether all these videos together are small enough to be embedded."""
-    return sum(file.stat().st_size for file in files if file.exists()) <= EMBED_MB * 2**20
-
-
-def _source(video: Path, folder: Path, embed: bool) -> str:
-    if not embed:
-        return os.path.relpath(video, folder).replace(os.sep, "/")
-    return "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
-
-
-def _look(video: Path) -> tuple[str, float, int, int, int]:
-    """Thumbnail of the first frame as a data URI, frames a second, frames, width, height."""
-    try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            image = next(container.decode(video=0)).to_image()
-            fps, frames = float(stream.average_rate or 8), stream.frames or 1
-    except (av.FFmpegError, StopIteration, IndexError) as error:
-        raise UserError(f"{video} cannot be read as a video ({error}); remove its folder to make it anew") from error
-    width, height = image.size
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(), fps, frames, width, height
-
-
-def _curves(path: Path) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read ({error}); remove its folder to make it anew") from error
-    return [{n: v for n, v in row.items() if not n.startswith("loss_")} for row in rows]

@@ -191,8 +191,8 @@
     const right = (outcome) => outcome === "solved";
     const outcome = {
       "": true,
-      repaired: right(mine) && base !== undefined && !right(base),
-      broken: !right(mine) && right(base),
+      repaired: right(mine) && base !== undefined && base !== "out" && !right(base),
+      broken: mine !== "out" && !right(mine) && right(base),
       hacked: hacked.includes(wanted.method),
     }[wanted.outcome] ?? mine === wanted.outcome;
     return outcome && sample.dataset.text.includes(wanted.text.trim().toLowerCase())

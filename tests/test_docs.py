@@ -1,7 +1,8 @@
 """Every command and snippet of README.md and docs/: read by the real parsers, and run on the embedded models (slow).
 
-A block behind <!-- not run: why --> is only read, as are the README's installations. A Python block whose first line is
-"# name.py" is saved under that name, for the commands behind it.
+A block behind <!-- not run: why --> is only read, as are the README's installations. One behind
+<!-- printed by: command --> holds lines that the command prints, "..." for those left out; seconds may differ. A Python
+block whose first line is "# name.py" is saved under that name, for the commands behind it.
 """
 
 from __future__ import annotations
@@ -46,11 +47,16 @@ esac
 """
 
 
+PRINTED = "<!-- printed by: "
+VARIES = re.compile(r"[\d.]+ s\b|fit-\d+-\d+")
+
+
 @dataclass(frozen=True)
 class Block:
     language: str
     code: str
     runs: bool
+    printed_by: str = ""
 
 
 def blocks(page: Path) -> list[Block]:
@@ -58,7 +64,8 @@ def blocks(page: Path) -> list[Block]:
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
         if token.type == "fence":
             language, marked = token.info.strip(), comment.startswith("<!-- not run: ") or comment in INSTALLATIONS
-            found.append(Block(language, token.content, language in {"bash", "python"} and not marked))
+            printed = comment.removeprefix(PRINTED).removesuffix(" -->") if comment.startswith(PRINTED) else ""
+            found.append(Block(language, token.content, language in {"bash", "python"} and not marked, printed))
         comment = token.content.strip() if token.type == "html_block" else ""
     return found
 
@@ -134,6 +141,19 @@ def test_blocks_run(page: Path, tmp_path: Path) -> None:
             command = ["python", file.name]
         ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, f"{block.code}\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "block", [block for page in PAGES for block in blocks(page) if block.printed_by], ids=lambda block: block.printed_by
+)
+def test_the_pages_show_what_is_printed(block: Block, tmp_path: Path) -> None:
+    command = [sys.executable, *shlex.split(block.printed_by)[1:]]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    printed = [VARIES.sub("#", line).strip() for line in ran.stdout.splitlines()]
+    for line in block.code.splitlines():
+        assert line in ("", "...") or VARIES.sub("#", line).strip() in printed, f"{line!r} is not in\n{ran.stdout}"
 
 
 def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class Evaluation:
                 )  # fmt: skip
                 with meter:
                     batch.append(prepare(sample, folder, context))
-            return [_row(result) for result in fit_batch(batch)]
+            return [_row(result) for result in fit_batch(batch) if not isinstance(result, UserError)]
 
 
 def _row(result: Result) -> Row:

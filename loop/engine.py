@@ -30,15 +30,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel
 from torch import Tensor
 
 from ttopt.data.sample import Sample
-from ttopt.errors import RunError, UserError, one_line
+from ttopt.errors import RunError, UserError, is_out_of_memory, one_line
 from ttopt.models.chat import ChatError, Message, Reply
 from ttopt.models.distributed import is_distributed
-from ttopt.models.load import TOO_SMALL
+from ttopt.models.load import too_small
 from ttopt.optimization.context import Context
 from ttopt.optimization.state import digest
 from ttopt.record.result import Result
@@ -109,12 +108,14 @@ class Loop:
             ending = self.loop()
         except RunError:
             raise
-        except (UserError, torch.OutOfMemoryError) as error:
-            full = isinstance(error, torch.OutOfMemoryError)
-            if full and (is_distributed() or can_spare(self.context.models)):
-                # The sample runner tries once more, which the journal makes cheap; several processes end together
+        except Exception as error:
+            full = is_out_of_memory(error)
+            if not (full or isinstance(error, UserError)):
                 raise
-            why = TOO_SMALL if full else str(error)
+            if full and (is_distributed() or can_spare(self.context.models)):
+                # The sample runner tries once more, which the journal makes cheap; several processes end together.
+                raise
+            why = too_small(error) if full else str(error)
             ending = Ending(False, f"stopped in step {len(self.done) + 1}: a model failed", why)
         self.trace.save(accepted=ending.accepted, stop=ending.stop, error=ending.error)
         self.generate.tidy()

@@ -25,7 +25,8 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods import teacher_lora
-from ttopt.models.load import Models, load_models
+from ttopt.models.load import CPU_TOO_SMALL, Models, load_models
+from ttopt.optimization import algorithm
 from ttopt.optimization.seeds import seed_of
 from ttopt.record.metrics import drift
 from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE, Optimization, Result
@@ -261,6 +262,62 @@ def test_one_bad_sample_does_not_stop_the_others(
     found = run(settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 1}))
     assert [r.sample for r in found.results] == ["b"]
     assert found.problems == ["sample a: the teacher's reply is no JSON"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_any_error_fails_its_sample_alone_and_leaves_its_traceback(
+    dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int
+) -> None:
+    real = algorithm.prepare
+
+    def prepare(sample: Sample, *args: Any) -> Any:
+        if sample.id == "a":
+            raise KeyError("no such thing")
+        return real(sample, *args)
+
+    monkeypatch.setattr(algorithm, "prepare", prepare)
+    monkeypatch.setattr(teacher_lora, "prepare", prepare)
+    place = tmp_path / "run"
+    found = run(settings(run_dir=str(place), limit=3, batch_samples=count, optimization={"steps": 1}))
+    assert sorted(r.sample for r in found.results) == ["b", "c"]
+    assert found.problems == [f"sample a: KeyError: 'no such thing' (the traceback is in {place / 'errors' / 'a.txt'})"]
+    assert "in prepare" in (place / "errors/a.txt").read_text()
+    assert sorted(path.name for path in (place / "samples").iterdir()) == ["b", "c"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_video_with_nan_fails_its_sample_alone(
+    dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int
+) -> None:
+    real, seen = algorithm.render, []
+
+    def render(*args: Any, **options: Any) -> dict[str, Tensor]:
+        videos = real(*args, **options)
+        if not seen:
+            videos["adapter"][0, 2] = math.nan
+        seen.append(1)
+        return videos
+
+    monkeypatch.setattr(algorithm, "render", render)
+    found = run(settings(run_dir=str(tmp_path / "run"), limit=2, batch_samples=count, optimization={"steps": 1}))
+    assert [r.sample for r in found.results] == ["b"]
+    (problem,) = found.problems
+    assert problem.startswith("sample a: the video holds numbers that are not finite; give --reasoner.dtype")
+
+
+def test_too_little_memory_on_the_cpu_is_tried_again_and_named(
+    dataset: list[Sample], settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tries = []
+
+    def full(*args: Any, **options: Any) -> Any:
+        tries.append(1)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 549755813888 bytes")
+
+    monkeypatch.setattr(algorithm, "train", full)
+    found = run(settings(run_dir=str(tmp_path / "run"), limit=1))
+    assert len(tries) == 2, "once more, with everything recomputed"
+    assert found.problems == [f"sample a: {CPU_TOO_SMALL}"]
 
 
 def test_full_disk_stops_the_run_and_loses_nothing(

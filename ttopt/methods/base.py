@@ -45,8 +45,8 @@ class BatchMethod(Protocol):
         """Everything before a batch; what it returns has a ``kind``, which those who share a batch have in common."""
         ...
 
-    def solve_batch(self, batch: Sequence[Any]) -> list[Result]:
-        """As Method.solve, for what ``prepare`` has made of samples of one kind."""
+    def solve_batch(self, batch: Sequence[Any]) -> list[Result | UserError]:
+        """As Method.solve, for what ``prepare`` has made of samples of one kind; an error fails its sample alone."""
         ...
 
 

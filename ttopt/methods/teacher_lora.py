@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttopt.data.sample import Sample
+from ttopt.errors import UserError
 from ttopt.optimization.algorithm import Prepared, fit_batch, fit_sample, prepare
 from ttopt.optimization.context import Context
 from ttopt.record.result import Result
@@ -24,6 +25,6 @@ class TeacherLora:
         """The first half of ``solve``, after which samples of one kind can share a batch."""
         return prepare(sample, folder, context)
 
-    def solve_batch(self, batch: Sequence[Prepared]) -> list[Result]:
+    def solve_batch(self, batch: Sequence[Prepared]) -> list[Result | UserError]:
         """The second half for a whole batch."""
         return fit_batch(batch)

@@ -27,6 +27,7 @@ from ttopt.config.settings import OptimizationSettings
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames, write_video
+from ttopt.errors import RunError, UserError
 from ttopt.models.distributed import from_rank_zero, trainer_options
 from ttopt.models.load import Models
 from ttopt.models.reasoner import Condition
@@ -39,7 +40,7 @@ from ttopt.optimization.seeds import noise_seed, seed_of
 from ttopt.optimization.state import KeepState, State, digest, read
 from ttopt.optimization.training import Grade, Reward, Row, TestTimeTraining, select
 from ttopt.record import metrics
-from ttopt.record.finish import scored
+from ttopt.record.finish import check_finite, scored
 from ttopt.record.meter import Meter, SharedMeter, together
 from ttopt.record.pictures import before_after
 from ttopt.record.result import ACCEPTED, Graded, Optimization, Result
@@ -93,7 +94,10 @@ def fit_sample(sample: Sample, folder: Path, context: Context, reward: Reward | 
     state that an interrupted call has left in ``folder`` (state.py), if all is still the same; with a ``reward``, which
     cannot be compared, none is kept. Raises UserError for a sample that cannot be optimized.
     """
-    return fit_batch([prepare(sample, folder, context, reward)], reward)[0]
+    (result,) = fit_batch([prepare(sample, folder, context, reward)], reward)
+    if isinstance(result, UserError):
+        raise result
+    return result
 
 
 def prepare(sample: Sample, folder: Path, context: Context, reward: Reward | None = None) -> Prepared:
@@ -117,10 +121,11 @@ def prepare(sample: Sample, folder: Path, context: Context, reward: Reward | Non
     return Prepared(sample, folder, context, condition, queries, near, state, key)
 
 
-def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[Result]:
+def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[Result | UserError]:
     """Optimizes samples of one ``kind`` side by side, each with its own adapter, grades and stop.
 
-    A batch gives what its samples give one by one, up to the rounding of batched matrix products.
+    A batch gives what its samples give one by one, up to the rounding of batched matrix products. What is wrong with
+    one video is that sample's error.
     """
     context, sample = batch[0].context, batch[0].sample
     models, settings, o = context.models, context.settings, context.settings.optimization
@@ -148,11 +153,17 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
         videos = render(models, condition, z1, training, o.keep, meter)
         with meter.paused() if o.keep == "last" else nullcontext(), meter.timer("final grade"):
             grades = grade(judge, videos, numbers, o.goal_weight)
-    return [
-        _finish(each, row, training, number, {name: video[number] for name, video in videos.items()}, grades[number],
-                {"noise": starts[number], "adapter": adapters[number]}, tried[number])
-        for number, (each, row) in enumerate(zip(batch, rows, strict=True))
-    ]  # fmt: skip
+    results: list[Result | UserError] = []
+    for number, (each, row) in enumerate(zip(batch, rows, strict=True)):
+        own = {name: video[number] for name, video in videos.items()}
+        seeds = {"noise": starts[number], "adapter": adapters[number]}
+        try:
+            results.append(_finish(each, row, training, number, own, grades[number], seeds, tried[number]))
+        except RunError:
+            raise
+        except UserError as error:
+            results.append(error)
+    return results
 
 
 def choose_noise(
@@ -317,6 +328,8 @@ def _finish(
     meter.vlm_calls += tried + len(row.grades) + 2 * (row.start is not None)
     meter.vlm_calls += len(videos) if o.keep in ("better", "best") else 0  # else graded for the record
     meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else len(videos))
+    for one in (base, video):
+        check_finite(one)
     with meter, meter.paused():
         with meter.timer("score"):
             score_before, score_after = scored(scorer, sample, base), scored(scorer, sample, video)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.data.sample import Sample, Scorer
 from ttopt.data.video import write_frames, write_video
+from ttopt.errors import UserError
 from ttopt.record import metrics
 from ttopt.record.identity import inputs
 from ttopt.record.meter import Meter
@@ -45,6 +46,7 @@ def finish(
     """
     cost, score, similar = meter.cost(), None, None
     if video is not None:
+        check_finite(video)
         with meter.timer("score"):
             score = scored(scorer, sample, video)
         with meter.timer("write"), writing(folder):
@@ -80,6 +82,15 @@ def finish(
     with writing(folder):
         result.save(folder)
     return result
+
+
+def check_finite(video: Tensor) -> None:
+    """Raises UserError for a video that holds NaN or infinity, which no scorer and no player could make sense of."""
+    if not bool(video.isfinite().all()):
+        raise UserError(
+            "the video holds numbers that are not finite; give --reasoner.dtype and "
+            "--reasoner.vae_dtype float32, or check the weights"
+        )
 
 
 def scored(scorer: Scorer | None, sample: Sample, video: Tensor) -> Scored | None:

@@ -75,7 +75,7 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
             answer |= {"success": True, "video_path": metadata.pop("video_path"), "status": "success"}
         except (UserError, OSError, torch.OutOfMemoryError) as error:
             metadata, full = {}, isinstance(error, torch.OutOfMemoryError)
-            answer |= {"error": advice(self.settings) if full else str(error), "status": "failed"}
+            answer |= {"error": advice(self.settings, error) if full else str(error), "status": "failed"}
         return {**answer, "duration_seconds": time.perf_counter() - begin, "metadata": metadata}
 
     def _sparingly(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:

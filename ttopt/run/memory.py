@@ -1,4 +1,4 @@
-"""When the GPU's memory is too small: what can be had for more time, and what to say when that is not enough."""
+"""When memory is too small: what can be had for more time, and what to say when that is not enough."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from ttopt.config.settings import FitSettings
 from ttopt.errors import UserError
 from ttopt.models.distributed import world_size
-from ttopt.models.load import TOO_SMALL, Models
+from ttopt.models.load import TOO_SMALL, Models, too_small
 from ttopt.models.reasoner import StandardDecoder
 from ttopt.planning.estimate import plan
 from ttopt.planning.gpus import GPUS
 from ttopt.planning.plan import helping
 
-SPARED = "the GPU's memory is too small: from here on activations are computed again instead of kept, which is slower"
+SPARED = "memory is too small: from here on activations are computed again instead of kept, which is slower"
 
 
 def spare(models: Models) -> bool:
@@ -53,8 +53,10 @@ def release(reserve: bool = False) -> None:
             torch.cuda.empty_cache()
 
 
-def advice(settings: FitSettings) -> str:
+def advice(settings: FitSettings, error: BaseException) -> str:
     """What to do when that was not enough."""
+    if not isinstance(error, torch.OutOfMemoryError):  # the CPU's, of which no plan is made
+        return too_small(error)
     reasoner, teacher = (
         replace(settings.reasoner, activation_checkpointing="all"),
         replace(settings.teacher, activation_checkpointing=True),

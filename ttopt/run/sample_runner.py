@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
-import torch
 
 from ttopt.config.settings import FitSettings
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer, Status
-from ttopt.errors import RunError, UserError, brief
+from ttopt.errors import RunError, UserError, brief, is_out_of_memory
 from ttopt.methods.base import BatchMethod, Method
 from ttopt.models.chat import Chat
 from ttopt.models.distributed import is_distributed, reached_by_all_ranks
@@ -155,7 +154,7 @@ class SampleRunner:
         assert isinstance(self.method, BatchMethod)
         method = self.method
 
-        def solve() -> list[Result]:
+        def solve() -> list[Result | UserError]:
             try:
                 return self._sparingly(lambda: method.solve_batch([each.prepared for each in group]))
             except BaseException as error:
@@ -167,8 +166,13 @@ class SampleRunner:
         for number, each in enumerate(group):
             if isinstance(results, Failure):
                 yield each.sample, results
+                continue
+            result = results[number]
+            if isinstance(result, UserError):
+                each.abandon(result)
+                yield each.sample, Failure(str(result))
             else:
-                yield each.sample, self._outcome(each.sample, partial(each.close, results[number]))
+                yield each.sample, self._outcome(each.sample, partial(each.close, result))
 
     def _outcome(self, sample: Sample, work: Callable[[], T]) -> T | Failure:
         """What ``work`` on a sample gives, or why it gives nothing. Raises RunError."""
@@ -177,8 +181,8 @@ class SampleRunner:
         except RunError:
             raise
         except Exception as error:
-            full = isinstance(error, torch.OutOfMemoryError)
-            why = advice(self.job.settings) if full else self._why(sample, error)
+            full = is_out_of_memory(error)
+            why = advice(self.job.settings, error) if full else self._why(sample, error)
             if (full and is_distributed()) or not reached_by_all_ranks():
                 raise RunError(f"sample {sample.id}: {why}") from error
             return Failure(why)
@@ -197,8 +201,9 @@ class SampleRunner:
         """Tries once more with less memory if there is too little."""
         try:
             return work()
-        except torch.OutOfMemoryError:
-            if is_distributed() or not spare(self.models):  # other processes wait in the middle of the first try
+        except Exception as error:
+            # Of several processes the others wait in the middle of the first try.
+            if not is_out_of_memory(error) or is_distributed() or not spare(self.models):
                 raise
         self.note(SPARED)  # not in the except clause: there, the first try's tensors still live
         release(reserve=True)

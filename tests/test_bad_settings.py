@@ -58,7 +58,6 @@ SETTINGS = [  # what is typed after "ttopt fit"
     ("--workers.gpus 1.5", "workers.gpus is 1.5; give a part of one such as 0.5, or a whole number"),
     ("--workers.cpus 0", "workers.cpus is 0.0; give CPU cores of each"),
     ("--workers.retries -1", "workers.retries is -1; give 0 or more"),
-    ("--batch-samples 2 --optimization.denoise_step all", "batch_samples needs optimization.denoise_step first"),
     ("--dataset kinetics", "--dataset: Expected a Literal['miniworld',"),
     ("--dataset vbvr", "dataset vbvr needs its files; give their folder as --root"),
     ("--dataset folder --root nowhere", "root nowhere does not exist; give the folder of the data set"),

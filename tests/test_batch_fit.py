@@ -137,6 +137,7 @@ def test_float8_layers_take_batched_adapters(settings: Make) -> None:
 
 
 def test_too_little_memory_for_the_adapters_leaves_the_old_one(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.adapter.reset([0])
     condition = models.reasoner.condition(tiny_sample())
     z1 = models.reasoner.noise(condition, [0])
     with torch.no_grad():

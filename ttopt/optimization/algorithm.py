@@ -112,7 +112,6 @@ def prepare(sample: Sample, folder: Path, context: Context, reward: Reward | Non
     if state is not None:
         context.note(f"{sample.id} goes on after step {len(state.grades)}")
         queries = state.queries
-        meter.resume(state.cost)
     elif queries is None:
         context.status("the teacher writes its questions")
         meter.vlm_calls += 1
@@ -141,9 +140,11 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
         rows = [Row(each.folder, each.context.logger) for each in batch]
         training = begin(models, guide, condition, z1, numbers, o, adapters, meter, rows)
         training.start_from([each.near for each in batch])
-        states = [each.state for each in batch]
-        if states[0] is not None:
-            training.resume([(state.tensors, state.grades, state.stop) for state in states if state])
+        states = [each.state for each in batch if each.state]
+        if states:
+            training.resume([(state.tensors, state.grades, state.stop) for state in states])
+            for each, state in zip(batch, states, strict=True):
+                each.context.meter.resume(state.cost)  # what was counted so far is a repetition
         callbacks = context.callbacks()
         if all(each.key for each in batch) and settings.logging.state_every:
             headers = [(each.key, each.queries, start) for each, start in zip(batch, starts, strict=True)]

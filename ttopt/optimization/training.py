@@ -141,7 +141,7 @@ class TestTimeTraining(L.LightningModule):
         self.settings = settings
         self.timer = timer or PartTimer(z1.device)
         self.rows = list(rows or [Row() for _ in z1])
-        self.computing: Callable[[list[int]], None] = lambda rows: None  # is told which rows the next forward is for
+        self.computing: Callable[[list[int]], None] = lambda rows: None  # is told which rows the next passes are for
 
         self._prefix: Activation | None = None
         self._taken = 0  # steps before ``resume``
@@ -282,6 +282,7 @@ class TestTimeTraining(L.LightningModule):
     def _step(self, total: Tensor) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
+        self.computing(self._open())
         with self.timer("backward"):
             optimizer.zero_grad()
             self.manual_backward(total.sum())

@@ -139,7 +139,7 @@ class SharedMeter:
             self._not_counted += time.perf_counter() - begin
 
     def computing(self, rows: Sequence[int]) -> None:
-        """Which samples, by their places in the batch, the next forwards are for."""
+        """Which samples, by their places in the batch, the next forward and backward passes are for."""
         self._rows = list(rows)
 
     def state(self, number: int) -> dict[str, Any]:
@@ -166,13 +166,12 @@ class SharedMeter:
     def _count(self, velocity: Tensor) -> None:
         if self._paused:
             return
-        rows = list(self._rows)
-        self._count_each(rows, 1)
+        self._count_each(1)
         if velocity.requires_grad:
-            velocity.register_hook(lambda gradient: self._count_each(rows, 2))
+            velocity.register_hook(lambda gradient: self._count_each(2))
 
-    def _count_each(self, rows: Sequence[int], passes: int) -> None:
-        for row in rows:
+    def _count_each(self, passes: int) -> None:
+        for row in self._rows:
             self._meters[row].forwards += passes
 
 

@@ -114,7 +114,7 @@ def test_single(solve: Solve, models: Models) -> None:
 def test_pass_at_k_takes_the_lowest_loss(solve: Solve, models: Models) -> None:
     videos = [video_of(models, number) for number in range(3)]
     numbers = list(range(9))
-    reward = TeacherReward(models.teacher, Queries(GOAL, tuple(PROCESS)), SAMPLE.fps, numbers)
+    reward = TeacherReward(models.teacher, [Queries(GOAL, tuple(PROCESS))], SAMPLE.fps, numbers)
     with torch.no_grad():
         losses = [multi_vqa_loss(reward(video[None])).item() for video in videos]
     best = losses.index(min(losses))

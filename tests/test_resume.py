@@ -32,7 +32,7 @@ from ttopt.models.load import Models
 from ttopt.models.reasoner import StandardDecoder
 from ttopt.models.teacher import prompts as words
 from ttopt.optimization import state as resume
-from ttopt.record.result import NON_FINITE, Result
+from ttopt.record.result import ACCEPTED, ALL_STEPS, NON_FINITE, Result
 from ttopt.record.run_folder import STATE, RunFolder
 from ttopt.run import run as engine
 from ttopt.run.console import Console
@@ -113,6 +113,56 @@ def test_a_killed_optimization_goes_on_to_the_same_result(models: Models, settin
     fit(models, s, tmp_path / "killed", note=notes.append)
     assert notes == ["a goes on after step 2", "a goes on after step 4"]
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+def test_a_killed_batch_goes_on_to_the_same_result(
+    dataset: list[Sample], models: Models, settings: Make, tmp_path: Path, quiet: Console
+) -> None:
+    """Two samples side by side, of which one has stopped when the process dies."""
+    o = STEPS | {"tau": 0.0}
+
+    def run(name: str, tau: float, kill: int = -1) -> dict[str, Any]:
+        s = settings(
+            run_dir=str(tmp_path / name), limit=2, batch_samples=2, optimization=o | {"tau": tau}, logging=EVERY
+        )
+        extra = lambda settings: [*callbacks.standard(settings), Kill(kill)]  # noqa: E731
+        found = fit_all(s, quiet, extra, lambda _: models)
+        assert not found.problems
+        return {r.sample: content(found.folder / "samples" / r.sample) for r in found.results}
+
+    curves = run("probe", 0.0)
+    losses = {name: _losses(tmp_path / "probe/samples" / name) for name in curves}
+    low = min(losses, key=lambda name: min(losses[name][:3]))
+    tau = sorted(losses[low][:3])[0] * 1.000001
+    assert min(losses["ab".replace(low, "")]) > tau, (
+        "one must stop, and the other go on, for this test to mean anything"
+    )
+    whole = run("whole", tau)
+    with pytest.raises(Killed):
+        run("killed", tau, 4)
+    states = list((tmp_path / "killed/samples").glob(f".*/{STATE}"))
+    assert len(states) == 2
+    again = run("killed", tau)
+    for name in whole:
+        for result in (whole[name]["result.json"], again[name]["result.json"]):
+            assert result["stop"] == (ACCEPTED if name == low else ALL_STEPS)
+        for key in ("optimization", "seeds", "accepted"):
+            assert _close(again[name]["result.json"][key], whole[name]["result.json"][key]), (name, key)
+
+
+def _losses(folder: Path) -> list[float]:
+    return [float(line.split(",")[1]) for line in (folder / "curves.csv").read_text().splitlines()[1:]]
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Equal up to the rounding of batched products."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_close(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(_close, a, b))
+    if isinstance(a, float):
+        return bool(a == pytest.approx(b, rel=1e-4, abs=1e-5))
+    return bool(a == b)
 
 
 def half(path: Path) -> None:

@@ -183,12 +183,12 @@ class TestTimeTraining(L.LightningModule):
         """Starts rows from stored adapters where their loss is lower than that of fresh ones, which have no effect."""
         if not any(near):
             return
-        fresh = self._grades(*self.losses(range(len(self.rows))), step=0)
+        fresh = self._grades(*self.losses(), step=0)
         states = [self.adapter.state_dict(number) for number in range(len(near))]
         for number, each in enumerate(near):
             if each:
                 self.adapter.load_state_dict(each.state, number)
-        stored = self._grades(*self.losses(range(len(self.rows))), step=0)
+        stored = self._grades(*self.losses(), step=0)
         for number, each in enumerate(near):
             if each:
                 used = stored[number].total < fresh[number].total  # False for NaN
@@ -211,9 +211,10 @@ class TestTimeTraining(L.LightningModule):
                 return
             self._step(total[[place for place, number in enumerate(rows) if not self.rows[number].stop]])
 
-    def losses(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Predict, decode, grade: every query's loss (b,Q) and the weighted one (b,) of these rows, with gradients."""
-        self.computing(list(rows))
+    def losses(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Predict, decode, grade: every query's loss (b,Q) and the weighted one (b,) of these rows (None: all)."""
+        rows = list(range(len(self.rows)) if rows is None else rows)
+        self.computing(rows)
         with self.timer("predict"):
             latents = self.predict(rows)
         with self.timer("decode"):
@@ -307,7 +308,7 @@ class TestTimeTraining(L.LightningModule):
     @torch.no_grad()
     def evaluate(self, rows: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """As ``losses``, of the weights as they are, without gradients."""
-        return self.losses(range(len(self.rows)) if rows is None else rows)
+        return self.losses(rows)
 
     def _weights(self, number: int) -> list[Tensor]:
         return [parameter[number].detach().clone() for parameter in self.lora]

@@ -142,6 +142,8 @@ ACCEPTS = [
     f"<THINKING>{VERDICT}</THINKING>{SURE}",
     f"[THINK]{VERDICT}[/THINK]{SURE}",
     f"{SURE}<|im_end|>",
+    f"<|im_start|> assistant \n{SURE}",
+    f"<|start_header_id|>assistant<|end_header_id|>\n\n{SURE}<|eot_id|>",
     f"<|begin_of_box|>{SURE}<|end_of_box|>",
     f"<|channel|>analysis<|message|>{VERDICT}<|end|><|start|>assistant<|channel|>final<|message|>{SURE}<|return|>",
     f"<|channel|>final <|constrain|>json<|message|>{SURE}",

@@ -23,7 +23,11 @@ THOUGHTS = re.compile(r"<(/?)(?:think|thinking|thoughts?|reasoning)\s*>|\[(/?)TH
 # gpt-oss writes in channels: "<|channel|>analysis<|message|>...<|end|><|start|>assistant<|channel|>final<|message|>..."
 CHANNEL = re.compile(r"<\|channel\|>\s*+(\w+)[^<]*+(?:<\|constrain\|>[^<]*+)?<\|message\|>")
 CHANNEL_END = re.compile(r"<\|(?:end|return|start|channel|call)\|>")
-CONTROL = re.compile(r"<[|｜][^<>\s]{1,40}?[|｜]>|</?s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]")
+# Some servers send the head of the turn, too: "<|im_start|>assistant".
+CONTROL = re.compile(
+    r"<\|(?:im_start|start_header_id|start)\|>\s*+(?:assistant|model)\b"
+    r"|<[|｜][^<>\s]{1,40}?[|｜]>|</?s>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]"
+)
 
 
 def parse_reply(reply: str, schema: type[T]) -> T:

@@ -28,9 +28,10 @@ from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.evaluate.statistics import estimate, failures_cut, paired
 from ttopt.miniworld.world import distances
-from ttopt.models.reasoner import Reasoner, Schedule, StandardDecoder
+from ttopt.models.reasoner import Reasoner, StandardDecoder
 from ttopt.models.reasoner.batched import BatchedAdapter
 from ttopt.models.reasoner.condition import latent_statistics
+from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.teacher.teacher import Teacher
 from ttopt.optimization.algorithm import kept_video, noise_seed, seed_of
 from ttopt.optimization.batched import BatchReward, optimize_batch
@@ -48,7 +49,7 @@ class Evaluation:
         light = weights / "light_decoder" if settings.decoder.kind == "light" else None
         self.reasoner = Reasoner.load(
             weights / "reasoner",
-            schedule=Schedule(tuple(r.sigmas), r.renoise),
+            schedule=schedule_of(r),
             transformer=weights / "base/transformer" if r.transformer == EMBEDDED_BASE else r.transformer,
             light_decoder=light,
         )

@@ -142,7 +142,8 @@ def check(settings: FitSettings) -> None:
         (settings.logging.previews_every >= 0, "logging.previews_every is below 0", "give 0 for no previews"),
         (settings.logging.state_every >= 0, "logging.state_every is below 0", "give 0 for no states"),
         (
-            bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True),
+            isinstance(sigmas, str)
+            or (bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True)),
             f"reasoner.sigmas is {sigmas}",
             "give falling noise levels from 1 to above 0 such as '[1.0,0.75,0.5,0.25]'",
         ),

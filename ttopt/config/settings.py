@@ -18,6 +18,8 @@ import yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+NoiseLevels = Literal["turbo", "turbo_training", "lightning", "fastwan"]
+
 EMBEDDED = "embedded"
 EMBEDDED_BASE = "embedded-base"
 WEIGHTS = Path(__file__).parent.parent / "miniworld/weights"
@@ -88,8 +90,10 @@ class ReasonerSettings:
     """Precision of the frozen weights; the adapter is always float32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    sigmas: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25])
-    """Noise levels of the few-step schedule, starting at 1, without the final 0."""
+    sigmas: list[float] | NoiseLevels = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25])
+    """Noise levels of the schedule, starting at 1, without the final 0; or those of a public model by its name:
+    turbo and turbo_training (Wan2.2-TI2V-5B-Turbo makes its videos with the first, and was trained with the second),
+    lightning (LightX2V's LoRAs for Wan2.2-A14B), fastwan."""
     renoise: bool = False
     """Add fresh noise after each step (DMD sampling) instead of an Euler step."""
     loras: list[LoraSettings] = field(default_factory=list)

@@ -29,7 +29,6 @@ from ttopt.models.reasoner import (
     LightDecoder,
     LightDecoderConfig,
     Reasoner,
-    Schedule,
     StandardDecoder,
 )
 from ttopt.models.reasoner.condition import encode_channels, encode_first_frame, latent_shape
@@ -37,6 +36,7 @@ from ttopt.models.reasoner.decoder import Decoder
 from ttopt.models.reasoner.float8 import is_frozen_linear
 from ttopt.models.reasoner.light_decoder import read_config, shrunk
 from ttopt.models.reasoner.loading import BOUNDARY, DTYPES
+from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.reasoner.speed import block_range
 from ttopt.models.teacher.attention import PACKED
 from ttopt.models.teacher.vision import Vision, speed_up
@@ -299,7 +299,7 @@ def meta_models(settings: FitSettings) -> MetaModels:
         vae,
         text_encoder,
         None,
-        Schedule(tuple(r.sigmas), r.renoise),
+        schedule_of(r),
         light,
         low_noise,
         index.get("boundary_ratio") or BOUNDARY,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from ttopt.config.settings import LoraSettings
 from ttopt.errors import UserError
 from ttopt.models.checkpoint import shards
-from ttopt.models.hub import on_hub
+from ttopt.models.hub import fetched, hub_file, on_hub
 
 Loras = tuple[Sequence[LoraSettings], Sequence[LoraSettings]]  # of the transformer and of the second expert
 
@@ -112,21 +111,15 @@ def lora_file(lora: str) -> Path:
     """
     if Path(lora).is_file():
         return Path(lora)
-    repository, file = _hub_lora(lora)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
-        raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
+    return fetched(*_hub_lora(lora), "reasoner")
 
 
 def _hub_lora(lora: str) -> tuple[str, str]:
     """Repository and file; UserError for a name that cannot be on the hub."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
-    if match is None or not on_hub(match[1]):
+    found = hub_file(lora)
+    if found is None:
         raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
-    return match[1], match[2]
+    return found
 
 
 def _index(folder: Path) -> dict[str, Any]:

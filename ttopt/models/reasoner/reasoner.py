@@ -99,7 +99,13 @@ class Reasoner:
         )
         light = None
         if light_decoder is not None:
-            light = LightDecoder.load(light_decoder, shrink=shrink, dtype=getattr(torch, dtype), device=device)
+            light = LightDecoder.load(
+                light_decoder,
+                shrink=shrink,
+                dtype=getattr(torch, dtype),
+                device=device,
+                statistics=(parts.vae.config["latents_mean"], parts.vae.config["latents_std"]),
+            )
         return cls(
             parts.transformer,
             parts.vae,

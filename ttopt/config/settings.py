@@ -82,8 +82,9 @@ class ReasonerSettings:
     model: str = EMBEDDED
     """Diffusers folder or hub id with transformer, vae, text_encoder and tokenizer; "embedded": the shipped one."""
     transformer: str | None = None
-    """Another folder or hub id for the transformer alone, e.g. a step-distilled one; "embedded-base": the embedded
-    one before its distillation."""
+    """Another folder or hub id for the transformer alone, e.g. a step-distilled one, or a single file as ComfyUI's users
+    have it (file.safetensors, or owner/name/file.safetensors on the hub); "embedded-base": the embedded one before its
+    distillation."""
     low_noise_transformer: str | None = None
     """The same for the second expert of Wan2.2-A14B; to be given together with transformer."""
     dtype: Dtype = "float32"

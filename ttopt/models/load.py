@@ -110,6 +110,8 @@ def _load(settings: FitSettings) -> Models:
         low_noise_loras=r.low_noise_loras,
         low_noise_transformer=r.low_noise_transformer,
         ignore_image=r.ignore_image,
+        guidance=r.guidance,
+        negative_prompt=r.negative_prompt,
         offload=r.offload,
         mesh=all_processes(device) if r.shard else None,
     )

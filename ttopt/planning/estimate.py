@@ -299,10 +299,11 @@ def meta_models(settings: FitSettings) -> MetaModels:
         vae,
         text_encoder,
         None,
-        schedule_of(r),
+        replace(schedule_of(r), solver="euler"),  # whose steps need as many forwards as UniPC's
         light,
         low_noise,
         index.get("boundary_ratio") or BOUNDARY,
+        guidance=r.guidance,
         activation_checkpointing=block_range(
             r.activation_checkpointing, len(transformer.blocks), "reasoner.activation_checkpointing"
         ),
@@ -360,7 +361,7 @@ def _condition(models: MetaModels, text: Tensor, shape: tuple[int, int, int, int
         channels = encode_channels(image, reasoner.vae, sample.frames)
     elif not settings.reasoner.ignore_image:
         first = encode_first_frame(image, reasoner.vae)
-    return Condition(text, first, shape, channels)
+    return Condition(text, first, shape, channels, text if reasoner.guidance > 1 else None)
 
 
 def _grade(models: MetaModels, frames: Tensor) -> tuple[Tensor, int]:

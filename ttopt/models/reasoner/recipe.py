@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ttopt.config.settings import ReasonerSettings
-from ttopt.models.reasoner.sampler import Schedule
+from ttopt.models.reasoner.sampler import Schedule, shifted
 
 # Shifted by 5, as Wan's are in training, 1, 0.75, 0.5, 0.25 become 1, 0.9375, 0.8333, 0.625. Those of
 # Wan2.2-TI2V-5B-Turbo were shifted in its training; its own inference does not shift them.
@@ -48,4 +48,9 @@ def size_warning(transformer: Any, height: int, width: int) -> str | None:
 def schedule_of(settings: ReasonerSettings) -> Schedule:
     """The noise levels and the kind of steps that the settings ask for. Raises UserError."""
     sigmas = settings.sigmas
-    return Schedule(NOISE_LEVELS[sigmas] if isinstance(sigmas, str) else tuple(sigmas), settings.renoise)
+    if sigmas == "shifted":
+        assert settings.steps is not None and settings.shift is not None, "checked with the settings"
+        levels = shifted(settings.steps, settings.shift, settings.solver)
+    else:
+        levels = NOISE_LEVELS[sigmas] if isinstance(sigmas, str) else tuple(sigmas)
+    return Schedule(levels, settings.renoise, settings.solver)

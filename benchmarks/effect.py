@@ -30,8 +30,9 @@ from ttopt.errors import UserError
 from ttopt.evaluate.statistics import estimate, failures_cut, paired
 from ttopt.miniworld.world import distances
 from ttopt.models.load import Models
-from ttopt.models.reasoner import Adapter, Condition, Reasoner, Schedule, StandardDecoder
+from ttopt.models.reasoner import Adapter, Condition, Reasoner, StandardDecoder
 from ttopt.models.reasoner.condition import latent_statistics
+from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.teacher.teacher import Teacher
 from ttopt.optimization.algorithm import TeacherReward, begin, choose, grade, render, start_noise, train
 from ttopt.optimization.reward import multi_vqa_loss
@@ -50,7 +51,7 @@ class Evaluation:
         light = weights / "light_decoder" if settings.decoder.kind == "light" else None
         self.reasoner = Reasoner.load(
             weights / "reasoner",
-            schedule=Schedule(tuple(r.sigmas), r.renoise),
+            schedule=schedule_of(r),
             transformer=weights / "base/transformer" if r.transformer == EMBEDDED_BASE else r.transformer,
             light_decoder=light,
         )

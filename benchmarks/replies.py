@@ -37,8 +37,9 @@ from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import rule_truths
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, TWO_STOPS, make_task
 from ttopt.miniworld.world import read, render
-from ttopt.models.reasoner import Reasoner, Schedule
+from ttopt.models.reasoner import Reasoner
 from ttopt.models.reasoner.condition import latent_statistics
+from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.teacher.teacher import Teacher
 from ttopt.optimization.seeds import noise_seed
 
@@ -141,7 +142,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     settings = parse_fit(["--config", "mini"]).reasoner
-    reasoner = Reasoner.load(args.weights / "reasoner", schedule=Schedule(tuple(settings.sigmas), settings.renoise))
+    reasoner = Reasoner.load(args.weights / "reasoner", schedule=schedule_of(settings))
     teacher = Teacher.load(args.teacher or args.weights / "teacher")
     chat = Teacher.load(args.chat or args.weights / "chat")
     rng = np.random.default_rng(args.seed)

@@ -12,6 +12,7 @@ import pytest
 from ttopt.config.parsing import CONFIG_FOLDERS, changed, config_path, parse_fit, setting_names
 from ttopt.config.settings import flat, to_dict, to_yaml
 from ttopt.errors import UserError
+from ttopt.models.reasoner.recipe import schedule_of
 
 # Those with methods belong to another command: tests/test_compare.py reads them.
 SHIPPED = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:" not in p.read_text())
@@ -35,7 +36,7 @@ def test_paper_numbers() -> None:
     s = parse_fit(["--config", "wan22_5b"])
     o = s.optimization
     assert (o.steps, o.lr, o.tau, o.goal_weight, o.denoise_step) == (40, 5e-5, 0.22, 0.5, "first")
-    assert (s.adapter.rank, s.teacher.frames, s.sample.frames, len(s.reasoner.sigmas)) == (16, 24, 89, 4)
+    assert (s.adapter.rank, s.teacher.frames, s.sample.frames, len(schedule_of(s.reasoner))) == (16, 24, 89, 4)
 
 
 def test_later_arguments_win_and_names_may_have_dashes(tmp_path: Path) -> None:

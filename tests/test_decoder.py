@@ -209,6 +209,21 @@ def test_light_decoder_reads_a_public_file(
     assert torch.equal(loaded(latents, ALL), decoder(latents, ALL))
 
 
+def test_lighttae_gets_the_latents_of_the_vae(tmp_path: Path, latents: Tensor) -> None:
+    """LightX2V's own decoders: normalized latents, read by taew, are to be scaled back first."""
+    decoder = small_decoder()
+    for name in ("taew2_1", "lighttaew2_1"):
+        save_file(decoder.state_dict(), tmp_path / f"{name}.safetensors")
+    mean, std = [0.1 * n for n in range(16)], [1.0 + 0.05 * n for n in range(16)]
+    plain = LightDecoder.load(tmp_path / "taew2_1.safetensors", statistics=(mean, std))
+    scaled = LightDecoder.load(tmp_path / "lighttaew2_1.safetensors", statistics=(mean, std))
+    raw = latents * torch.tensor(std).view(1, -1, 1, 1, 1) + torch.tensor(mean).view(1, -1, 1, 1, 1)
+    assert torch.equal(plain(latents, ALL), decoder(latents, ALL))
+    assert torch.equal(scaled(latents, ALL), decoder(raw, ALL))
+    with pytest.raises(UserError, match=r"lighttaew2_1\.safetensors needs the VAE's latents_mean"):
+        LightDecoder.load(tmp_path / "lighttaew2_1.safetensors")
+
+
 def test_switching_time_upscaling_off_keeps_the_newest_frames(tmp_path: Path, latents: Tensor) -> None:
     decoder = small_decoder()
     decoder.save(tmp_path)

@@ -13,10 +13,12 @@ from pipelines import scheduler_of
 from tiny import tiny_reasoner_folder, tiny_sample
 from torch import Tensor
 
+from ttopt.config.parsing import parse_fit
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.models.reasoner import Adapter, Reasoner, Schedule
 from ttopt.models.reasoner.condition import clean_prompt
+from ttopt.models.reasoner.recipe import schedule_of
 
 EULER = Schedule((1.0, 0.757, 0.522))
 RENOISE = Schedule((1.0, 0.757, 0.522), renoise=True)
@@ -285,3 +287,20 @@ def test_user_errors(folder: Path, reasoner: Reasoner, tmp_path: Path) -> None:
     odd = Sample(id="odd", prompt="move", image=None, frames=9, fps=8, height=40, width=48)
     with pytest.raises(UserError, match="multiples of 16"):
         reasoner.condition(odd)
+
+
+# --- noise levels
+
+
+def test_public_noise_levels_have_names() -> None:
+    shifted = [5 * sigma / (1 + 4 * sigma) for sigma in (1.0, 0.75, 0.5, 0.25)]
+    for config, levels, renoise in (
+        ("wan22_5b", (1.0, 0.75, 0.5, 0.25), True),
+        ("wan22_14b", tuple(round(sigma, 4) for sigma in shifted), False),
+        ("fastwan22_5b", (1.0, 0.757, 0.522), True),
+    ):
+        assert schedule_of(parse_fit(["--config", config]).reasoner) == Schedule(levels, renoise)
+    trained = parse_fit(["--config", "wan22_5b", "--reasoner.sigmas", "turbo_training"])
+    assert schedule_of(trained.reasoner).sigmas == schedule_of(parse_fit(["--config", "wan22_14b"]).reasoner).sigmas
+    own = parse_fit(["--config", "wan22_5b", "--reasoner.sigmas", "[1.0, 0.5]"])
+    assert schedule_of(own.reasoner) == Schedule((1.0, 0.5), renoise=True)

@@ -142,7 +142,26 @@ def check(settings: FitSettings) -> None:
         (settings.logging.previews_every >= 0, "logging.previews_every is below 0", "give 0 for no previews"),
         (settings.logging.state_every >= 0, "logging.state_every is below 0", "give 0 for no states"),
         (
-            bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True),
+            (sigmas == "shifted") == (r.steps is not None) == (r.shift is not None),
+            f"reasoner.sigmas is {sigmas}, steps {r.steps} and shift {r.shift}",
+            "give sigmas shifted with both, e.g. 20 and 5, or none of them",
+        ),
+        (r.steps is None or 1 <= r.steps <= 200, f"reasoner.steps is {r.steps}", "give 1 to 200"),
+        (r.shift is None or 1 <= r.shift <= 100, f"reasoner.shift is {r.shift}", "give 1 to 100, e.g. 5"),
+        (
+            not (r.renoise and r.solver != "euler"),
+            f"reasoner.renoise is given with solver {r.solver}",
+            "give --reasoner.solver euler or --reasoner.renoise false",
+        ),
+        (r.guidance == 0 or 1 <= r.guidance <= 100, f"reasoner.guidance is {r.guidance}", "give 0, or 1 to 100"),
+        (
+            not r.negative_prompt or r.guidance > 1,
+            "reasoner.negative_prompt is given without guidance",
+            "give --reasoner.guidance too, e.g. 5",
+        ),
+        (
+            isinstance(sigmas, str)
+            or (bool(sigmas) and sigmas[0] == 1 and sigmas[-1] > 0 and sigmas == sorted(set(sigmas), reverse=True)),
             f"reasoner.sigmas is {sigmas}",
             "give falling noise levels from 1 to above 0 such as '[1.0,0.75,0.5,0.25]'",
         ),

@@ -231,6 +231,11 @@ def _readable(message: str) -> str:
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
     message = " ".join(re.sub(r'Parser key "([^"]+)":', r"--\1:", message).split())
     message = re.sub(
+        r"Does not validate .* Subtypes: \[list\[(\w+)\], Literal\[(.*?)\]\] Errors: .* Given value:",
+        r"Expected a list of \1s or one of \2. Got value:",
+        message,
+    )
+    message = re.sub(
         r"Does not validate .* Subtypes: \[(.*), NoneType\] Errors: .* Given value:",
         r"Expected a \1. Got value:",
         message,

@@ -18,6 +18,8 @@ import yaml
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+NoiseLevels = Literal["turbo", "turbo_training", "lightning", "fastwan", "shifted"]
+
 EMBEDDED = "embedded"
 EMBEDDED_BASE = "embedded-base"
 WEIGHTS = Path(__file__).parent.parent / "miniworld/weights"
@@ -80,16 +82,30 @@ class ReasonerSettings:
     model: str = EMBEDDED
     """Diffusers folder or hub id with transformer, vae, text_encoder and tokenizer; "embedded": the shipped one."""
     transformer: str | None = None
-    """Another folder or hub id for the transformer alone, e.g. a step-distilled one; "embedded-base": the embedded
-    one before its distillation."""
+    """Another folder or hub id for the transformer alone, e.g. a step-distilled one, or a single file as ComfyUI's
+    users have it (file.safetensors, or owner/name/file.safetensors on the hub); "embedded-base": the embedded one
+    before its distillation."""
     low_noise_transformer: str | None = None
     """The same for the second expert of Wan2.2-A14B; to be given together with transformer."""
     dtype: Dtype = "float32"
     """Precision of the frozen weights; the adapter is always float32."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
-    sigmas: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25])
-    """Noise levels of the few-step schedule, starting at 1, without the final 0."""
+    sigmas: list[float] | NoiseLevels = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25])
+    """Noise levels of the schedule, starting at 1, without the final 0; or those of a public model by its name:
+    turbo and turbo_training (Wan2.2-TI2V-5B-Turbo makes its videos with the first, and was trained with the second),
+    lightning (LightX2V's LoRAs for Wan2.2-A14B), fastwan. shifted: as many as steps says, shifted by shift."""
+    steps: int | None = None
+    """With sigmas shifted: how many steps; undistilled models need 20 to 50."""
+    shift: float | None = None
+    """With sigmas shifted: by how much towards more noise; Wan2.2's own is 5."""
+    solver: Literal["euler", "unipc"] = "euler"
+    """How a step is taken: Euler's, or UniPC's of second order (as diffusers' UniPCMultistepScheduler)."""
+    guidance: float = 0.0
+    """Classifier-free guidance, for models that were not distilled, e.g. 5: a second forward a step without the prompt.
+    0 or 1: none."""
+    negative_prompt: str = ""
+    """With guidance: what the video should not look like, in place of no prompt."""
     renoise: bool = False
     """Add fresh noise after each step (DMD sampling) instead of an Euler step."""
     loras: list[LoraSettings] = field(default_factory=list)

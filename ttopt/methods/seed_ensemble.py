@@ -33,6 +33,11 @@ class SeedEnsemble:
         """Raises UserError if the schedule has no step left for the mean."""
         reasoner, meter = context.models.reasoner, context.meter
         schedule = reasoner.schedule
+        if schedule.solver != "euler":
+            raise UserError(
+                f"the seed ensemble cannot average what {schedule.solver} remembers of earlier steps; give "
+                "--reasoner.solver euler"
+            )
         if self.steps >= len(schedule):
             raise UserError(f"the schedule has {len(schedule)} steps; ensemble fewer than that, not {self.steps}")
         seeds = [noise_seed(context.settings.seed, sample, number) for number in range(self.seeds)]

@@ -14,9 +14,10 @@ from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
 from ttopt.errors import UserError, is_out_of_memory
 from ttopt.models.distributed import COMMAND, is_distributed
 from ttopt.models.quiet import quiet_loading
-from ttopt.models.reasoner import Adapter, Reasoner, Schedule, StandardDecoder
+from ttopt.models.reasoner import Adapter, Reasoner, StandardDecoder
 from ttopt.models.reasoner.decoder import Decoder
 from ttopt.models.reasoner.float8 import to_float8
+from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.reasoner.sharding import all_processes
 from ttopt.models.reasoner.speed import block_range, compiled_block, set_attention
 from ttopt.models.teacher import Teacher
@@ -97,7 +98,7 @@ def _load(settings: FitSettings) -> Models:
         raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
     reasoner = Reasoner.load(
         weights_path(r.model, "reasoner", "reasoner.model"),
-        schedule=Schedule(tuple(r.sigmas), r.renoise),
+        schedule=schedule_of(r),
         transformer=weights_path("embedded", "base/transformer", "reasoner.transformer")
         if r.transformer == EMBEDDED_BASE
         else r.transformer,
@@ -110,6 +111,8 @@ def _load(settings: FitSettings) -> Models:
         low_noise_loras=r.low_noise_loras,
         low_noise_transformer=r.low_noise_transformer,
         ignore_image=r.ignore_image,
+        guidance=r.guidance,
+        negative_prompt=r.negative_prompt,
         offload=r.offload,
         mesh=all_processes(device) if r.shard else None,
     )

@@ -29,7 +29,6 @@ from ttopt.models.reasoner import (
     LightDecoder,
     LightDecoderConfig,
     Reasoner,
-    Schedule,
     StandardDecoder,
 )
 from ttopt.models.reasoner.condition import encode_channels, encode_first_frame, latent_shape
@@ -37,6 +36,7 @@ from ttopt.models.reasoner.decoder import Decoder
 from ttopt.models.reasoner.float8 import is_frozen_linear
 from ttopt.models.reasoner.light_decoder import read_config, shrunk
 from ttopt.models.reasoner.loading import BOUNDARY, DTYPES
+from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.reasoner.speed import block_range
 from ttopt.models.teacher.attention import PACKED
 from ttopt.models.teacher.vision import Vision, speed_up
@@ -299,10 +299,11 @@ def meta_models(settings: FitSettings) -> MetaModels:
         vae,
         text_encoder,
         None,
-        Schedule(tuple(r.sigmas), r.renoise),
+        replace(schedule_of(r), solver="euler"),  # whose steps need as many forwards as UniPC's
         light,
         low_noise,
         index.get("boundary_ratio") or BOUNDARY,
+        guidance=r.guidance,
         activation_checkpointing=block_range(
             r.activation_checkpointing, len(transformer.blocks), "reasoner.activation_checkpointing"
         ),
@@ -360,7 +361,7 @@ def _condition(models: MetaModels, text: Tensor, shape: tuple[int, int, int, int
         channels = encode_channels(image, reasoner.vae, sample.frames)
     elif not settings.reasoner.ignore_image:
         first = encode_first_frame(image, reasoner.vae)
-    return Condition(text, first, shape, channels)
+    return Condition(text, first, shape, channels, text if reasoner.guidance > 1 else None)
 
 
 def _grade(models: MetaModels, frames: Tensor) -> tuple[Tensor, int]:

@@ -45,7 +45,7 @@ def file_digest(path: Path) -> str:
 def model_digest(settings: FitSettings) -> str:
     """Of what an adapter fits: the frozen video model and the adapter's shape."""
     r = settings.reasoner
-    found = hashlib.sha256(repr((settings.adapter, r.ignore_image)).encode())
+    found = hashlib.sha256(repr((settings.adapter, r.ignore_image, r.guidance, r.negative_prompt)).encode())
     for name in (r.model, r.transformer, r.low_noise_transformer):
         _add_named(found, name, "reasoner")
     for loras in (r.loras, r.low_noise_loras):

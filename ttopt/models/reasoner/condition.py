@@ -6,7 +6,7 @@ import html
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ftfy
@@ -30,16 +30,23 @@ class Condition:
     ``text`` (B, L, D) in the transformer's dtype, zeros after each prompt's end; ``first_frame``
     (B, C, 1, h, w) float32 normalized latents, or None for text-to-video; ``shape`` (C, T, h, w) of one
     video's latents. ``channels`` (B, 4 + C, T, h, w) float32, in image-to-video models that see the first frame as
-    further input channels instead (Wan2.2-I2V-A14B).
+    further input channels instead (Wan2.2-I2V-A14B). ``negative`` (B, L, D), like ``text``: what guidance leads away
+    from; None without guidance.
     """
 
     text: Tensor
     first_frame: Tensor | None
     shape: tuple[int, int, int, int]
     channels: Tensor | None = None
+    negative: Tensor | None = None
 
     def __len__(self) -> int:
         return self.text.shape[0]
+
+    def unguided(self) -> Condition:
+        """The same with the negative prompt in the prompt's place."""
+        assert self.negative is not None
+        return replace(self, text=self.negative, negative=None)
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
@@ -73,8 +80,9 @@ class Condition:
         return cls(text, first_frame, conditions[0].shape, together([each.channels for each in conditions]))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
-        optional = [None if tensor is None else function(tensor) for tensor in (self.first_frame, self.channels)]
-        return Condition(function(self.text), optional[0], self.shape, optional[1])
+        tensors = (self.first_frame, self.channels, self.negative)
+        first_frame, channels, negative = (None if tensor is None else function(tensor) for tensor in tensors)
+        return Condition(function(self.text), first_frame, self.shape, channels, negative)
 
 
 def clean_prompt(prompt: str) -> str:

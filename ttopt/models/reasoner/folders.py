@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from ttopt.config.settings import LoraSettings
 from ttopt.errors import UserError
 from ttopt.models.checkpoint import shards
-from ttopt.models.hub import on_hub
+from ttopt.models.hub import fetched, hub_file, on_hub
 
 Loras = tuple[Sequence[LoraSettings], Sequence[LoraSettings]]  # of the transformer and of the second expert
 
@@ -28,8 +27,9 @@ WEIGHTS = {
 @dataclass(frozen=True)
 class Places:
     """Folders of a reasoner's parts; ``low_noise``: of the second expert, if there is one. ``index``: model_index.json,
-    empty where there is none."""
+    empty where there is none. A transformer may be a single file, whose config.json is that of the ``model``'s."""
 
+    model: Path
     transformer: Path
     low_noise: Path | None
     vae: Path
@@ -43,10 +43,14 @@ def check_local(
 ) -> None:
     """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
     for name in (model, transformer, low_noise_transformer):
-        if name is not None and not Path(name).is_dir() and not on_hub(str(name)):
+        if name is None or Path(name).is_dir() or (name != model and _is_file(name)):
+            continue
+        if not on_hub(str(name)):
             raise UserError(
                 f"reasoner: no folder {name}; give a folder in the diffusers layout or a hub id (owner/name)"
             )
+        if str(name).startswith("Wan-AI/") and not str(name).endswith("-Diffusers"):
+            raise UserError(f"reasoner: {name} is not in the diffusers layout; give {name}-Diffusers")
     for name, part in ((transformer, "transformer"), (low_noise_transformer, "transformer_2")):
         if name is not None and Path(name).is_dir():
             _expert(Path(name), part, True)
@@ -77,10 +81,14 @@ def find(
     experts = []
     for name, part in ((transformer, "transformer"), (low_noise_transformer, "transformer_2")):
         place = folder / part
-        if name is not None:
+        if name is not None and _is_file(name):
+            on_hub_as = None if Path(name).is_file() or not weights else hub_file(str(name))
+            place = fetched(*on_hub_as, "reasoner") if on_hub_as else Path(name)
+        elif name is not None:
             place = _expert(local_folder(name, ["transformer", part], weights), part, weights)
         experts.append(place)
     return Places(
+        folder,
         experts[0],
         experts[1] if two_experts else None,
         folder / "vae",
@@ -100,7 +108,8 @@ def local_folder(model: str | Path, parts: list[str], weights: bool = True) -> P
     kinds = ("*.json", "*.safetensors", "*.model") if weights else ("*.json", "*.model")
     try:
         patterns = [f"{part}/{kind}" for part in parts for kind in kinds]
-        return Path(snapshot_download(str(model), allow_patterns=[*patterns, "model_index.json", "config.json"]))
+        always = ("model_index.json", "config.json", "transformer/config.json", "transformer_2/config.json")
+        return Path(snapshot_download(str(model), allow_patterns=[*patterns, *always]))
     except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
         raise UserError(f"reasoner: no folder {model}, and the hub does not give it either ({error})") from error
 
@@ -112,21 +121,15 @@ def lora_file(lora: str) -> Path:
     """
     if Path(lora).is_file():
         return Path(lora)
-    repository, file = _hub_lora(lora)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
-        raise UserError(f"reasoner: no LoRA file {lora}, and the hub does not give it either ({error})") from error
+    return fetched(*_hub_lora(lora), "reasoner")
 
 
 def _hub_lora(lora: str) -> tuple[str, str]:
     """Repository and file; UserError for a name that cannot be on the hub."""
-    match = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+\.safetensors)", lora)
-    if match is None or not on_hub(match[1]):
+    found = hub_file(lora)
+    if found is None:
         raise UserError(f"reasoner: no LoRA {lora}; give a safetensors file, or owner/name/file.safetensors")
-    return match[1], match[2]
+    return found
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -153,9 +156,17 @@ def _check_model(
     """Whether there are two experts; UserError for what is missing in a model's folder or does not fit it."""
     named = _index(folder).get("transformer_2")  # [null, null] where there is none
     two_experts = (folder / "transformer_2").is_dir() or (isinstance(named, list) and named[:1] != [None])
+    if _is_original(folder):
+        raise UserError(
+            f"reasoner: {folder} holds original Wan weights; give the same model in the diffusers layout, such as "
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers, and a single file of original weights as reasoner.transformer"
+        )
     given = {"transformer": transformer, "transformer_2": low_noise_transformer}
     experts = ["transformer", "transformer_2"] if two_experts else ["transformer"]
-    for part in (*(part for part in experts if given[part] is None), "vae", "text_encoder"):
+    for part in experts:
+        if given[part] is None or _is_file(given[part]):  # a file has no config.json of its own
+            _check_weights(folder / part, part, weights and given[part] is None)
+    for part in ("vae", "text_encoder"):
         _check_weights(folder / part, part, weights)
     if not any((folder / "tokenizer" / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise UserError(f"reasoner: {folder / 'tokenizer' / 'tokenizer.json'} is missing; is the download complete?")
@@ -169,6 +180,23 @@ def _check_model(
         if what is not None and not two_experts:
             raise UserError(f"reasoner: {folder} has no second expert for {what}; leave it out")
     return two_experts
+
+
+def _is_file(name: str | Path | None) -> bool:
+    """Whether a transformer is named as a single file, here or on the hub."""
+    is_weights = str(name).endswith(".safetensors")
+    return is_weights and (Path(str(name)).is_file() or hub_file(str(name)) is not None)
+
+
+def _is_original(folder: Path) -> bool:
+    """Whether a folder is in the layout of Wan's own repositories."""
+    if (folder / "high_noise_model").is_dir():
+        return True
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("_class_name") == "WanModel"
 
 
 def _expert(folder: Path, part: str, weights: bool) -> Path:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ttopt.errors import UserError, brief
 from ttopt.models.checkpoint import check_finite
+from ttopt.models.hub import fetched, hub_file
 from ttopt.models.reasoner.decoder import TIME_SCALE, check_frames, straight_through_clamp
 
 LAST_UPSCALE = 18  # index of the last up-scaling; behind it no frame looks back at another
@@ -89,10 +90,23 @@ class LightDecoder(nn.Module):
     """TAEHV decoder: normalized latents to frames.
 
     The latents are the transformer's own: no latent mean and std are applied, as for the public taew weights.
+    ``statistics`` are the VAE's mean and std of each channel, for weights that take the VAE's own latents
+    (LightX2V's lighttaew).
     """
 
-    def __init__(self, config: LightDecoderConfig | None = None) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        config: LightDecoderConfig | None = None,
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
+        mean, std = statistics or ([0.0], [1.0])
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1, 1), persistent=False)
+        self.is_scaled = statistics is not None
         config = config or LightDecoderConfig()
         self.config = config
         self.growth = 2 ** sum(config.time_upscale)  # decoded frames per latent frame
@@ -130,6 +144,8 @@ class LightDecoder(nn.Module):
         decoded = [(2 * frame + step) // (2 * step) + self.growth - 1 for frame in wanted]
         latents = latents[:, :, : max(decoded) // self.growth + 1]  # causal: the later ones change nothing
 
+        if self.is_scaled:
+            latents = latents * self.std + self.mean
         dtype = next(self.parameters()).dtype
         layers = list(self.decoder)
         x = latents.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*T, C, h, w)
@@ -169,8 +185,11 @@ class LightDecoder(nn.Module):
         shrink: int = 0,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
+        statistics: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> LightDecoder:
         """Read a folder written by ``save``, or a public TAEHV file (.safetensors or .pth), frozen, in evaluation mode.
+
+        A file whose name begins with lighttae takes the VAE's own latents, whose ``statistics`` it then needs.
 
         Switching up-scalings off makes frames smaller and fewer, for a grader that would shrink them anyway;
         ``shrink`` switches off the last that many in space.
@@ -192,7 +211,12 @@ class LightDecoder(nn.Module):
             time_upscale=time_upscale or config.time_upscale,
             space_upscale=shrunk(space_upscale or config.space_upscale, shrink),
         )
-        model = cls(config)
+        scaled = weights.name.startswith("lighttae")
+        if scaled and statistics is None:
+            raise UserError(
+                f"light decoder: {weights} needs the VAE's latents_mean and latents_std; load it with a model"
+            )
+        model = cls(config, statistics if scaled else None)
         for index, layer in enumerate(model.decoder):
             name = f"decoder.{index}.conv.weight"
             if isinstance(layer, TimeGrow) and name in state:
@@ -210,7 +234,10 @@ class LightDecoder(nn.Module):
 
 
 def weights_file(path: Path) -> Path:
-    """The file of a light decoder's folder or the file itself; UserError if it is missing."""
+    """The file of a light decoder's folder, the file itself, or one of the hub, fetched; UserError if it is missing."""
+    on_hub = None if path.exists() else hub_file(path.as_posix(), (".safetensors", ".pth"))
+    if on_hub is not None:
+        return fetched(*on_hub, "light decoder")
     weights = path / "model.safetensors" if path.is_dir() else path
     if not weights.is_file():
         raise UserError(f"light decoder: {weights} is missing; give a folder made by LightDecoder.save or a taew file")

@@ -21,6 +21,7 @@ from ttopt.models.checkpoint import check_finite
 from ttopt.models.reasoner.folders import WEIGHTS, Loras, check_local, find, lora_file
 from ttopt.models.reasoner.lora import LoraFile, merge
 from ttopt.models.reasoner.sharding import shard
+from ttopt.models.reasoner.single_file import find_weights, load_single
 from ttopt.models.tokenizer import load_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,18 +67,24 @@ def load_networks(
     vae_shape = _shape(AutoencoderKLWan, places.vae)
     _check_statistics(vae_shape, places.vae)
     _read_config(UMT5EncoderModel, places.text_encoder)
-    lora_files = []
-    for place, chosen in ((places.transformer, loras[0]), (places.low_noise, loras[1])):
+    shapes, lora_files = [], []
+    for part, place, chosen in (
+        ("transformer", places.transformer, loras[0]),
+        ("transformer_2", places.low_noise, loras[1]),
+    ):
         if place is not None:
-            shape = _shape(WanTransformer3DModel, place)
+            shape = _shape(WanTransformer3DModel, place if place.is_dir() else places.model / part)
             _check_channels(shape, vae_shape)
+            if place.is_file():
+                find_weights(place, _sizes(shape))
+            shapes.append(shape)
             lora_files.append(_lora_files(shape, chosen))
     places = find(model, transformer, low_noise_transformer, loras[1], weights=True)
 
-    network = _load_transformer(places.transformer, dtype, lora_files[0], mesh)
+    network = _load_transformer(places.transformer, shapes[0], dtype, lora_files[0], mesh)
     low_noise = None
     if places.low_noise is not None:
-        low_noise = _load_transformer(places.low_noise, dtype, lora_files[1], mesh)
+        low_noise = _load_transformer(places.low_noise, shapes[1], dtype, lora_files[1], mesh)
     vae = _load(AutoencoderKLWan, places.vae, torch_dtype=DTYPES[vae_dtype])
     text_encoder = _load(UMT5EncoderModel, places.text_encoder, dtype=DTYPES[dtype])
     with naming(f"reasoner: {places.tokenizer}"):
@@ -102,13 +109,16 @@ def load_networks(
 
 
 def _load_transformer(
-    folder: Path, dtype: str, loras: Sequence[LoraFile], mesh: DeviceMesh | None
+    place: Path, shape: WanTransformer3DModel, dtype: str, loras: Sequence[LoraFile], mesh: DeviceMesh | None
 ) -> WanTransformer3DModel:
-    # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
-    network = _load(WanTransformer3DModel, folder, torch_dtype=DTYPES[dtype])
+    if place.is_dir():
+        # torch_dtype at loading, never .to(bf16) later: diffusers then keeps time embedder, norms, RoPE in fp32.
+        network: WanTransformer3DModel = _load(WanTransformer3DModel, place, torch_dtype=DTYPES[dtype])
+    else:
+        network = load_single(place, shape, DTYPES[dtype])
     merge(network, loras)
     if mesh is not None:  # before the next network is read, and before this one would have to fit on a device
-        check_finite(network, "reasoner", folder, WEIGHTS["transformer"])
+        check_finite(network, "reasoner", place, WEIGHTS["transformer"])
         shard(network.requires_grad_(False), mesh)
     return network
 
@@ -148,8 +158,11 @@ def _shape(kind: Any, folder: Path) -> Any:
 
 
 def _lora_files(transformer: nn.Module, loras: Sequence[LoraSettings]) -> list[LoraFile]:
-    shapes = {name: tuple(parameter.shape) for name, parameter in transformer.named_parameters()}
-    return [LoraFile(lora_file(lora.file), lora.strength, shapes) for lora in loras]
+    return [LoraFile(lora_file(lora.file), lora.strength, _sizes(transformer)) for lora in loras]
+
+
+def _sizes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
 
 
 def _check_statistics(vae: AutoencoderKLWan, folder: Path) -> None:

@@ -55,6 +55,8 @@ class Reasoner:
     boundary: float = 0.0
     ignore_image: bool = False  # the model was distilled without a first frame (FastWan)
     clean_frame: bool = True  # an image may be given as the clean first latent frame
+    guidance: float = 0.0  # of 1 or less: none
+    negative_prompt: str = ""
     offload: bool = False  # the text encoder and the expert that is not needed wait in the CPU's memory
     activation_checkpointing: Collection[int] = ()  # blocks whose activations the backward pass computes again
     run_block: Callable[..., Tensor] | None = None  # a compiled block
@@ -76,6 +78,8 @@ class Reasoner:
         low_noise_loras: Sequence[LoraSettings] = (),
         low_noise_transformer: str | Path | None = None,
         ignore_image: bool = False,
+        guidance: float = 0.0,
+        negative_prompt: str = "",
         vae_dtype: str = "float32",
         offload: bool = False,
         mesh: DeviceMesh | None = None,
@@ -99,7 +103,13 @@ class Reasoner:
         )
         light = None
         if light_decoder is not None:
-            light = LightDecoder.load(light_decoder, shrink=shrink, dtype=getattr(torch, dtype), device=device)
+            light = LightDecoder.load(
+                light_decoder,
+                shrink=shrink,
+                dtype=getattr(torch, dtype),
+                device=device,
+                statistics=(parts.vae.config["latents_mean"], parts.vae.config["latents_std"]),
+            )
         return cls(
             parts.transformer,
             parts.vae,
@@ -111,6 +121,8 @@ class Reasoner:
             parts.boundary,
             ignore_image,
             parts.clean_frame,
+            guidance,
+            negative_prompt,
             offload,
             advance=forward.advance if mesh is None else sharding.advance,
         )
@@ -145,12 +157,17 @@ class Reasoner:
             warnings.warn(f"sample {samples[0].id}: {advice}", stacklevel=2)
         with visiting(self.text_encoder, self.device) if self.offload else nullcontext():
             text = embed_prompts(prompts, self.tokenizer, self.text_encoder, self.dtype, self.device)
+            negative = None
+            if self.guidance > 1:
+                one = embed_prompts([self.negative_prompt], self.tokenizer, self.text_encoder, self.dtype, self.device)
+                negative = one.expand(len(samples), -1, -1)
         images = [sample.image for sample in samples if sample.image is not None]
         if self.takes_channels:
             if not images:
                 raise UserError(f"sample {samples[0].id} has no image to animate; give --sample.image")
             pixels = torch.stack(images).to(self.device)
-            return Condition(text, None, shape, encode_channels(pixels, self.vae, samples[0].frames))
+            channels = encode_channels(pixels, self.vae, samples[0].frames)
+            return Condition(text, None, shape, channels, negative)
         if images and self.ignore_image:
             warnings.warn("this model was distilled without a first frame: the image is ignored", stacklevel=2)
             images = []
@@ -160,7 +177,7 @@ class Reasoner:
                 "model_index.json lacks expand_timesteps); give Wan2.2-TI2V-5B, or --reasoner.ignore_image true"
             )
         first_frame = encode_first_frame(torch.stack(images).to(self.device), self.vae) if images else None
-        return Condition(text, first_frame, shape)
+        return Condition(text, first_frame, shape, negative=negative)
 
     def noise(self, condition: Condition, seeds: Sequence[int]) -> Tensor:
         """Pure noise z1 (B, C, T, h, w) float32, item b from ``seeds[b]``, the same on every device."""
@@ -172,8 +189,16 @@ class Reasoner:
 
         With a first frame, as Wan2.2-TI2V was trained: the first latent frame of the input is the clean
         condition and its tokens carry timestep 0. A condition of one video serves a batch of any size.
-        ``prefix``, from ``self.prefix`` with the same arguments, is where the forward begins.
+        ``prefix``, from ``self.prefix`` with the same arguments, is where the forward begins. With guidance there is
+        a second forward, without the prompt, and the velocity leads away from that one's.
         """
+        velocity = self._forward(latents, sigma, condition, prefix)
+        if condition.negative is None:
+            return velocity
+        other = self._forward(latents, sigma, condition.unguided())
+        return other + self.guidance * (velocity - other)
+
+    def _forward(self, latents: Tensor, sigma: float, condition: Condition, prefix: Activation | None = None) -> Tensor:
         x = prefix or self.prefix(latents, sigma, condition)
         expert = self._expert(sigma)
         x = self.advance(expert, x, len(expert.blocks), self.activation_checkpointing, self.run_block)
@@ -232,7 +257,13 @@ class Reasoner:
             generators = [generator] * latents.shape[0]
         else:
             generators = list(generator)
+        solver = sampler.unipc(self.schedule) if self.schedule.solver == "unipc" else None
         for step in range(count):
+            if solver is not None:
+                timestep = solver.timesteps[step]
+                velocity = self.velocity(latents, float(timestep) / sampler.TIMESTEPS, condition)
+                latents = solver.step(velocity, timestep, latents, return_dict=False)[0]
+                continue
             sigma, next_sigma = self.schedule.sigmas[step], self.schedule.next_sigma(step)
             velocity = self.velocity(latents, sigma, condition)
             if self.schedule.renoise and next_sigma > 0.0:

@@ -1,8 +1,20 @@
-"""Sizes a model was trained for; off them it still runs, but its videos fall apart."""
+"""What public models were trained for, off which they still run but their videos fall apart: sizes and noise levels."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from ttopt.config.settings import ReasonerSettings
+from ttopt.models.reasoner.sampler import Schedule, shifted
+
+# Shifted by 5, as Wan's are in training, 1, 0.75, 0.5, 0.25 become 1, 0.9375, 0.8333, 0.625. Those of
+# Wan2.2-TI2V-5B-Turbo were shifted in its training; its own inference does not shift them.
+NOISE_LEVELS = {
+    "turbo": (1.0, 0.75, 0.5, 0.25),
+    "turbo_training": (1.0, 0.9375, 0.8333, 0.625),
+    "lightning": (1.0, 0.9375, 0.8333, 0.625),
+    "fastwan": (1.0, 0.757, 0.522),
+}
 
 # (in_channels, blocks) of a public transformer -> (height, width) of its recipe, as its model card names them.
 RECIPES: dict[tuple[int, int], tuple[str, tuple[tuple[int, int], ...]]] = {
@@ -31,3 +43,14 @@ def size_warning(transformer: Any, height: int, width: int) -> str | None:
 
     h, w = min(sizes, key=distance)
     return f"{height}x{width} (height x width) is off the recipe of {name}; the nearest good size is {h}x{w}"
+
+
+def schedule_of(settings: ReasonerSettings) -> Schedule:
+    """The noise levels and the kind of steps that the settings ask for. Raises UserError."""
+    sigmas = settings.sigmas
+    if sigmas == "shifted":
+        assert settings.steps is not None and settings.shift is not None, "checked with the settings"
+        levels = shifted(settings.steps, settings.shift, settings.solver)
+    else:
+        levels = NOISE_LEVELS[sigmas] if isinstance(sigmas, str) else tuple(sigmas)
+    return Schedule(levels, settings.renoise, settings.solver)

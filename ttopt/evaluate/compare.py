@@ -119,6 +119,7 @@ def show(found: Comparison, console: Console) -> None:
         table.add_row(*cells)
     console.output.print(table)
     if found.official:
+        console.print(f"{next(iter(found.official.values())).name}: the benchmark's own numbers")
         console.output.print(_own_numbers(found))
     for row in found.table:
         lost = [s for s in row.failed if found.entries[row.method][s].failed]
@@ -136,7 +137,7 @@ def _own_numbers(found: Comparison) -> Table:
     """The benchmark's own numbers: a row for every method and metric, a column for every group of samples."""
     verdicts = found.official
     groups = list(dict.fromkeys(group for v in verdicts.values() for group in v.summary))
-    table = Table(title=f"{next(iter(verdicts.values())).name}: the benchmark's own numbers", title_justify="left")
+    table = Table()
     for header in ("method", "metric"):
         table.add_column(header, no_wrap=True)
     for group in groups:

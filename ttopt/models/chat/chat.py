@@ -52,11 +52,18 @@ class Jpeg:
 
 
 @dataclass(frozen=True)
+class Mp4:
+    """A video file, for servers whose models take one."""
+
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Message:
-    """What one side says: texts and images (3,H,W) float in [0,1], in order."""
+    """What one side says: texts, images (3,H,W) float in [0,1] and video files, in order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[str | Tensor | Jpeg, ...]
+    parts: tuple[str | Tensor | Jpeg | Mp4, ...]
 
     @property
     def text(self) -> str:
@@ -359,20 +366,24 @@ def fingerprint(messages: Sequence[Message]) -> str:
 
 
 def _content(message: Message) -> Any:
-    if not message.images:
+    if all(isinstance(part, str) for part in message.parts):
         return message.text
     return [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {
-            "type": "image_url",
-            "image_url": {"url": f"data:image/{_kind(part)};base64,{base64.b64encode(part).decode()}"},
-        }
-        for part in message.encoded
+        {"type": "text", "text": given} if isinstance(given, str) else _media(part, given)
+        for part, given in zip(message.parts, message.encoded, strict=True)
     ]
 
 
-def _file(part: Tensor | Jpeg) -> bytes:
+def _media(part: str | Tensor | Jpeg | Mp4, file: bytes) -> dict[str, Any]:
+    content = base64.b64encode(file).decode()
+    if isinstance(part, Mp4):
+        return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{content}"}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/{_kind(file)};base64,{content}"}}
+
+
+def _file(part: Tensor | Jpeg | Mp4) -> bytes:
+    if isinstance(part, Mp4):
+        return part.content
     file = io.BytesIO()
     image = part.image if isinstance(part, Jpeg) else part
     picture = Image.fromarray(to_uint8(image[None])[0])

@@ -513,6 +513,10 @@ def test_vbvr_counts_what_the_kit_skips(kit: Kit, tmp_path: Path, capsys: pytest
     ]
     assert main([*args, "--logging.wandb", "disabled", "--report", "false"]) == 2
     out, err = capsys.readouterr()
+    assert [row["method"] for row in json.loads((tmp_path / "run/comparison.json").read_text())["rows"]] == [
+        "videos",
+        "static",
+    ], "the baseline stands beside it"
     assert "the benchmark's own numbers" in out and re.search(r"task .* 0\.2 ", out) and "benchmark score" in out
     assert f"no video for {samples[3].id}; counted as 0" in err and "no circle" in err
 

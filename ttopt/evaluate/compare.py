@@ -63,11 +63,17 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     families = {sample.id: sample.family for sample in samples}
     tabulate(settings, folder, families, complete=False)  # so that an interrupted comparison has a page too
     load, problems = Loader(console.print), []
-    with open_workers(settings) as workers:
-        for name, own in each.items():
-            console.print(f"{name}:")
-            run = fit_all(own, console, callbacks, load, workers)
-            problems += [f"{name}: {problem}" for problem in run.problems]
+    try:
+        with open_workers(settings) as workers:
+            for name, own in each.items():
+                console.print(f"{name}:")
+                run = fit_all(own, console, callbacks, load, workers)
+                problems += [f"{name}: {problem}" for problem in run.problems]
+    except KeyboardInterrupt:
+        tabulate(settings, folder, families, problems, complete=False)
+        if settings.report:
+            console.print(f"page of what is done: {write_report(folder)}")
+        raise
     grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)

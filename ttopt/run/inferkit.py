@@ -3,15 +3,18 @@
 An entry of its catalog (vbvrinferkit/runner/MODEL_CATALOG.py):
 
     "ttopt-wan22-5b": {"wrapper_module": "ttopt.run.inferkit", "wrapper_class": "TtoptWrapper", "model": "wan22_5b",
-                       "family": "ttopt", "args": {"method": "ttopt.methods.TeacherLora"}}
+                       "description": "Wan2.2 5B, optimized at test time by its teacher", "family": "ttopt",
+                       "args": {"method": "ttopt.methods.TeacherLora", "settings": {"seed": 1}}}
 
-``model`` names a configuration of ttopt. InferKit hands over the paths of the ground truth too (``question_data``):
-only the image, the prompt and the duration are looked at.
+``model`` names a configuration of ttopt, ``settings`` changes it. InferKit's runner says how many frames of which size
+it wants; it hands over the paths of the ground truth too (``question_data``), which are not looked at.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
 import shutil
 import tempfile
 import time
@@ -20,11 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ttopt.config.parsing import changed, parse_fit
-from ttopt.config.settings import MethodSettings
-from ttopt.data.files import first_frame, fitted_length
+from ttopt.config.settings import MethodSettings, SampleSettings
+from ttopt.data.files import first_frame, fitted_length, fitted_size
 from ttopt.data.sample import Sample
+from ttopt.data.video import read_image
 from ttopt.errors import UserError
 from ttopt.methods import Context, make_method
 from ttopt.models.load import Models, load_models
@@ -64,38 +69,63 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         text_prompt: str,
         duration: float = 8.0,
         output_filename: str | None = None,
+        *,
+        num_frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """One video of about ``duration`` seconds; InferKit's eight fields. Never raises for a sample that fails,
-        nor for too little memory, which is tried once more with everything recomputed."""
+        """One video of about ``num_frames`` frames, else ``duration`` seconds, of about ``height`` x ``width`` pixels,
+        else the image's aspect; no longer or larger than the configuration's. InferKit's eight fields.
+
+        Never raises for a sample that fails, nor for too little memory, which is tried once more with everything
+        recomputed.
+        """
         begin, name = time.perf_counter(), f"ttopt-{uuid.uuid4().hex[:12]}"
         answer = {"success": False, "video_path": None, "error": None, "generation_id": name, "model": self.model}
         try:
-            metadata = self._sparingly(Path(image_path), text_prompt, duration, output_filename or f"{name}.mp4")
+            sample = self._sample(Path(image_path), text_prompt, duration, num_frames, height, width)
+            metadata = self._sparingly(sample, output_filename or f"{name}.mp4")
             answer |= {"success": True, "video_path": metadata.pop("video_path"), "status": "success"}
         except (UserError, OSError, torch.OutOfMemoryError) as error:
             metadata, full = {}, isinstance(error, torch.OutOfMemoryError)
-            answer |= {"error": advice(self.settings) if full else str(error), "status": "failed"}
+            answer |= {"error": in_catalog(advice(self.settings) if full else str(error)), "status": "failed"}
         return {**answer, "duration_seconds": time.perf_counter() - begin, "metadata": metadata}
 
-    def _sparingly(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:
+    def _sample(
+        self, image: Path, prompt: str, duration: float, frames: int | None, height: int | None, width: int | None
+    ) -> Sample:
+        form = self.settings.sample
+        if not image.is_file():
+            raise UserError(f"image {image}: there is no such file; check the task's first frame")
+        picture = first_frame(image, form) if height is None or width is None else self._fitted(image, height, width)
+        wanted = round(duration * form.fps) if frames is None else frames
+        # What decides the seeds: the same task gets the same video again.
+        name = hashlib.sha256(prompt.encode() + image.read_bytes()).hexdigest()[:16]
+        size = picture.shape[1], picture.shape[2]
+        return Sample(name, prompt, picture, fitted_length(wanted, form), form.fps, *size)
+
+    def _fitted(self, image: Path, height: int, width: int) -> Tensor:
+        """The image in the size that is wanted, or as much of that as the configuration allows."""
+        form: SampleSettings = self.settings.sample
+        if min(height, width) < form.multiple:
+            raise UserError(f"{width}x{height} pixels are wanted; the model's least is {form.multiple}x{form.multiple}")
+        if height * width < form.height * form.width:
+            form = dataclasses.replace(form, height=height, width=width)
+        return read_image(image, *fitted_size(height, width, form))
+
+    def _sparingly(self, sample: Sample, output: str) -> dict[str, Any]:
         try:
-            return self._solve(image, prompt, duration, output)
+            return self._solve(sample, output)
         except torch.OutOfMemoryError:
             if self._models is None or not spare(self._models[0]):
                 raise
         release(reserve=True)  # not in the except clause: there, the first try's tensors still live
-        return self._solve(image, prompt, duration, output)
+        return self._solve(sample, output)
 
-    def _solve(self, image: Path, prompt: str, duration: float, output: str) -> dict[str, Any]:
+    def _solve(self, sample: Sample, output: str) -> dict[str, Any]:
         from ttopt.models.chat.chat import make_chat
 
-        form = self.settings.sample
-        frames = fitted_length(round(duration * form.fps), form)
-        picture = first_frame(image, form)
-        # What decides the seeds: the same task gets the same video again.
-        name = hashlib.sha256(prompt.encode() + image.read_bytes()).hexdigest()[:16]
-        sample = Sample(name, prompt, picture, frames, form.fps, picture.shape[1], picture.shape[2])
         if self._models is None:
             models = load_models(self.settings)
             self._models = models, make_chat(self.settings.chat, models.teacher)
@@ -115,8 +145,18 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
             "stop": result.stop,
             "seeds": result.seeds,
             "cost": vars(result.cost),
-            "frames": frames,
-            "fps": form.fps,
+            "frames": sample.frames,
+            "fps": sample.fps,
             "height": sample.height,
             "width": sample.width,
         }
+
+
+def in_catalog(text: str) -> str:
+    """A message in which what the command line calls --a.b is a setting of the catalog's entry."""
+    found = re.sub(r"--([a-z_]+(?:\.[a-z_]+)*)", r"\1", text)
+    return (
+        text
+        if found == text
+        else f'{found} (in the "settings" of the "args" of the model\'s entry in MODEL_CATALOG.py)'
+    )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import io
 import json
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rich.console
 from conftest import GOAL, PROCESS
 from tiny import tiny_sample
 from tiny_fit import fit_sample
@@ -21,9 +23,12 @@ from ttopt.config.parsing import CONFIG_FOLDERS
 from ttopt.config.settings import to_yaml
 from ttopt.data import miniworld
 from ttopt.data.find import given_queries
+from ttopt.data.video import write_video
 from ttopt.errors import UserError
+from ttopt.evaluate import compare as comparing
 from ttopt.evaluate.compare import compare
 from ttopt.evaluate.comparison import Comparison
+from ttopt.record.result import Graded
 from ttopt.run import loader
 from ttopt.run.console import Console
 from ttopt.run.loader import Loader
@@ -80,6 +85,56 @@ def test_all_methods_on_all_samples_then_only_what_is_missing(tiny: list[str], m
     assert config.read_text() == before, "what is refused changes nothing"
     fewer = parse_compare([*tiny, "--only", "[single,LoRA]", "--limit", "1"])
     assert [(row.method, row.score.n) for row in run(fewer).table] == [("single", 1), ("LoRA", 1)]
+
+
+def test_an_interrupted_comparison_shows_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second system is interrupted; nothing of it counts 0, and the next call goes on."""
+    (sample,) = miniworld.samples("id", ["move"], 3, 1)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / f"{sample.id}.mp4", miniworld.true_video(sample), 8)
+    args = ["evaluate", "--videos", f"[{tmp_path / 'a'},{tmp_path / 'b'}]", "--seed", "3", "--families", "[move]"]
+    args += ["--limit", "1", "--questions", "false", "--logging.wandb", "disabled", "--run-dir", str(tmp_path / "run")]
+    fit_all = comparing.fit_all
+
+    def interrupted(settings: Any, *rest: Any) -> Any:
+        if settings.run_dir.endswith("b"):
+            raise KeyboardInterrupt
+        return fit_all(settings, *rest)
+
+    monkeypatch.setattr(comparing, "fit_all", interrupted)
+    assert main(args) == 130
+    assert "page of what is done: " in capsys.readouterr().out
+    assert main(["report", "--run-dir", str(tmp_path / "run")]) == 0
+    page = (tmp_path / "run/report.html").read_text()
+    assert "This comparison is not complete" in page and page.count("<video muted") == 1 and "not done yet" in page
+    rows = json.loads((tmp_path / "run/comparison.json").read_text())["rows"]
+    assert [(row["score"]["n"], row["failed"], row["left_out"]) for row in rows] == [(1, [], []), (0, [], [sample.id])]
+    monkeypatch.setattr(comparing, "fit_all", fit_all)
+    assert main(args) == 0
+    assert f"page: {tmp_path / 'run/report.html'}" in capsys.readouterr().out.replace("\n", "")
+    assert "not complete" not in (tmp_path / "run/report.html").read_text()
+
+
+def test_the_first_table_is_of_the_videos_that_are_judged() -> None:
+    """Their losses, which video was kept, and repairs without a step apart."""
+    from test_report import optimization
+    from test_table import result
+
+    made = []
+    for name, kept, steps in (("a", "adapter", 4), ("b", "prediction", 0), ("c", "base", 2)):
+        seen = {"video_before": Graded(0.9, [0.1]), "video_after": Graded(0.25, [0.8])}
+        own = dataclasses.replace(optimization(), kept=kept, steps=steps, **seen)
+        made.append(result(name, kept != "base", optimization=own))
+    output = rich.console.Console(width=140, file=io.StringIO())
+    Console(output).summary(made)
+    assert isinstance(output.file, io.StringIO)
+    said = output.file.getvalue()
+    assert said.count("0.900 → 0.250") == 3 and "0.400" not in said, "not those of the predictions"
+    assert all(word in said for word in ("adapter", "prediction", "frozen"))
+    assert "right by the scorer: 0 of 3 → 2 of 3; 2 repaired (1 without a step), 0 broken" in said
 
 
 def test_a_benchmark_gets_its_layout(tiny: list[str], tmp_path: Path) -> None:

@@ -58,6 +58,37 @@ def test_a_video_and_eight_fields(wrapper: Any, tmp_path: Path) -> None:
     assert read_video(Path(answer["video_path"])).shape == (9, 3, 48, 48), "square, of the model's size, 4k+1 frames"
 
 
+@pytest.mark.parametrize(
+    "frames, height, width, made",
+    [(9, 96, 96, (9, 48, 48)), (11, 48, 48, (9, 48, 48)), (5, 32, 48, (5, 32, 48))],
+    ids=["larger", "longer", "smaller"],
+)
+def test_length_and_size_are_those_that_the_runner_asks_for(
+    frames: int, height: int, width: int, made: tuple[int, int, int], wrapper: Any, tmp_path: Path
+) -> None:
+    """InferKit's runner passes num_frames, height and width, and no duration; the configuration bounds both."""
+    Image.new("RGB", (width, height), "red").save(tmp_path / "first.png")
+    sample = wrapper._sample(tmp_path / "first.png", "go", 8.0, frames, height, width)
+    assert (sample.frames, sample.height, sample.width) == made
+
+
+def test_the_runner_gets_what_it_asks_for(wrapper: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (48, 32), "red").save(tmp_path / "first.png")
+    answer = wrapper.generate(tmp_path / "first.png", "go", num_frames=5, height=32, width=48, question_data={"id": 1})
+    assert answer["success"], answer["error"]
+    assert read_video(Path(answer["video_path"])).shape == (5, 3, 32, 48) and answer["metadata"]["frames"] == 5
+    tiny = wrapper.generate(tmp_path / "first.png", "go", num_frames=5, height=2, width=3)
+    assert "3x2 pixels are wanted" in tiny["error"]
+
+
+def test_messages_name_what_inferkit_users_can_change(wrapper: Any) -> None:
+    from ttopt.run.inferkit import in_catalog  # only where InferKit is there
+
+    said = in_catalog("the memory is too small; give --reasoner.offload true")
+    assert said.startswith('the memory is too small; give reasoner.offload true (in the "settings"')
+    assert in_catalog("nothing -- to change") == "nothing -- to change"
+
+
 def test_what_fails_is_said_and_not_raised(wrapper: Any, tmp_path: Path) -> None:
     answer = wrapper.generate(tmp_path / "missing.png", "move", duration=1)
     assert set(answer) == FIELDS and not answer["success"] and answer["video_path"] is None
@@ -81,7 +112,7 @@ def test_too_little_memory_is_tried_once_more_and_not_raised(
         models.reasoner.activation_checkpointing = ()
         models.teacher.set_activation_checkpointing(False)
     assert tries == [False, True] and set(answer) == FIELDS and not answer["success"]
-    assert "memory is too small" in answer["error"]
+    assert "memory is too small" in answer["error"] and "--" not in answer["error"]
 
 
 def test_without_inferkit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video_rate, write_video
 from ttopt.errors import UserError
 from ttopt.evaluate.judges import genvire, ruler, vbvr
-from ttopt.models.chat import ChatError, Message, Reply
+from ttopt.models.chat import ChatError, Message, Mp4, Reply
 from ttopt.models.teacher import Teacher
 
 FORM = SampleSettings(frames=9, fps=8, height=48, width=48, multiple=16)
@@ -97,14 +98,17 @@ def test_ruler_arithmetic(science: list[Sample]) -> None:
     assert ruler.sample_score(by_id["chemistry.1"], metrics["chemistry.1"]) == pytest.approx(4.5 / 4)
     assert ruler.sample_score(by_id["color.1"], metrics["color.1"]) == pytest.approx(1.0)
     found = ruler.summary(science, metrics)
-    assert found["category science"] == pytest.approx(50 * (4.5 / 4 + 1) / 2, abs=0.01)
-    assert found["Instruction Following"] == pytest.approx((50 + 100) / 2), "science and game; vision rules have none"
-    assert found["Visual Consistency"] == pytest.approx((75 + 100 + 100) / 3, abs=0.01)
+    assert found["science"]["overall"] == pytest.approx(50 * (4.5 / 4 + 1) / 2, abs=0.01)
+    assert found["science"]["Visual Consistency"] == pytest.approx(75) and "Instruction Following" in found["game"]
+    every = found["overall"]
+    assert every["Instruction Following"] == pytest.approx((50 + 100) / 2), "science and game; vision rules have none"
+    assert "Instruction Following" not in found["vision rule"]
+    assert every["Visual Consistency"] == pytest.approx((75 + 100 + 100) / 3, abs=0.01)
     overall = ((50 + 100) / 2 + (75 + 100 + 100) / 3 + (50 + 100 + 50) / 3 + (37.5 + 100 + 0) / 3) / 4
-    assert found["overall"] == pytest.approx(overall, abs=0.01)
-    assert found["Instruction Following, without games"] == pytest.approx(50)
+    assert every["overall"] == pytest.approx(overall, abs=0.01)
+    assert found["without games"]["Instruction Following"] == pytest.approx(50)
     nothing = ruler.summary(science, {s.id: ruler.metric_scores(s, None) for s in science})
-    assert nothing["overall"] == 0, "what is missing counts 0"
+    assert nothing["overall"]["overall"] == 0, "what is missing counts 0"
 
 
 def test_ruler_protocol(science: list[Sample], tmp_path: Path) -> None:
@@ -186,9 +190,11 @@ def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     try:
         assert main(args) == 2
         out, err = capsys.readouterr()
-        assert (
-            "color.1: judge at http" in err and '"category science": 87.5' in out and '"category vision rule": 0' in out
-        )
+        assert "color.1: judge at http" in err and "no verdict on color.1; counted as 0" in out
+        kept = json.loads((tmp_path / "run/comparison.json").read_text())
+        own = next(iter(kept["official"].values()))["summary"]
+        assert (own["science"]["overall"], own["vision rule"]["overall"]) == (87.5, 0)
+        assert kept["rows"][0]["failed"] == ["color.1"] and kept["score"] == "benchmark score"
         server.answers = [ok('<think>.</think><answer>["Good", "Good", "Good"]</answer>')]
         assert main(args) == 0 and len(server.requests) == 3, "only what had failed is asked"
         assert server.requests[0]["max_tokens"] == 8192
@@ -217,8 +223,8 @@ def test_a_verdict_is_reused_only_for_the_same_samples_and_instruction(
     args += ["--logging.wandb", "disabled", "--report", "false", "--judge_prompt", str(prompt), "--limit"]
     try:
         prompt.write_text("Judge.")
-        assert main([*args, "1"]) == 0 and '"overall": 100.0' in capsys.readouterr().out
-        assert main([*args, "2"]) == 2 and '"overall": 50.0' in capsys.readouterr().out
+        assert main([*args, "1"]) == 0 and re.search(r"overall .* 100 ", capsys.readouterr().out)
+        assert main([*args, "2"]) == 2 and re.search(r"overall .* 50 ", capsys.readouterr().out)
         assert len(server.requests) == 1
         prompt.write_text("Judge well.")
         assert main([*args, "1"]) == 0 and len(server.requests) == 2
@@ -228,58 +234,224 @@ def test_a_verdict_is_reused_only_for_the_same_samples_and_instruction(
 
 # Gen-ViRe
 
+HINT = 'hint = """\nReply {"Criterion_1": {"score": <value>}}"""\n'
+UPLOADS = """
+def upload_and_wait(client, file_path, name):
+    file_obj = client.files.upload(file=file_path)
+    return file_obj
+input_image_path = task_config.get("input_image_path", "")
+eval_task_description = task_config["eval_task_description"]
+"""
+# What the judge sees in each task, as the benchmark's scripts say it; these are written for the test.
+SCRIPTS = {
+    "arc": """
+full = eval_task_description + hint
+try:
+    a = upload_and_wait(client, input_image_path, "in")
+    b = upload_and_wait(client, answer_image_path, "answer")
+    c = upload_and_wait(client, last_frame_image_path, "frame")
+    response = client.models.generate_content(model=m, contents=[full, "in:", a, "truth:", b, "frame:", c])
+except Exception:
+    raise
+""",
+    "symmetry": """
+eval_prompt = task.get("eval_task_description") or task.get("eval_system_prompt", "")
+final = eval_prompt + hint
+a = upload_and_wait(client, gt_image_path, "gt")
+b = upload_and_wait(client, last_frame_path, "frame")
+response = client.models.generate_content(model=m, contents=[final, "truth:", a, "frame:", b])
+""",
+    "matching_color": """
+system = f\"\"\"You count lines.\"\"\"
+full = system + "\\n\\n" + eval_task_description + hint
+a = upload_and_wait(client, input_image_path, "in")
+b = upload_and_wait(client, last_frame_image_path, "frame")
+response = client.models.generate_content(model=m, contents=[full, "in:", a, "frame:", b])
+""",
+    "maze": """
+full = eval_task_description + hint
+a = upload_and_wait(client, input_image_path, "in")
+b = upload_and_wait(client, video_path, "video")
+response = client.models.generate_content(model=m, contents=[full, "in:", a, "video:", b])
+""",
+    "gui": """
+prompt = eval_task_description
+video_file = client.files.upload(file=video_path)
+while video_file.state.name == "PROCESSING":
+    video_file = client.files.get(name=video_file.name)
+response = client.models.generate_content(model=m, contents=[prompt, video_file])
+""",
+    "rotation": """
+target_image_path = os.path.join(ROOT, task["last_frame_image_path_half"])
+choices_image_path = os.path.join(ROOT, task["gt_image_path"])
+def upload_file(file_path, desc):
+    return client.files.upload(file=file_path)
+a = upload_file(target_image_path, "target")
+b = upload_file(choices_image_path, "choices")
+final = eval_prompt + hint
+response = client.models.generate_content(model=m, contents=[final, "target:", a, "choices:", b])
+""",
+}
+SCRIPTS["multi_step"] = SCRIPTS["maze"]
+# script, main and sub category, id, the rubric beside its text, what is shown, replies and what they are worth
+TASKS: list[tuple[str, str, str, str, dict[str, Any], list[str], list[tuple[str, float]]]] = [
+    ("arc", "abstract_reasoning", "2d_rule_extrapolation", "01",
+     {"input_image_path": "input_images/in.png", "answer_image_path": "answer_images/gt.png"}, ["in", "gt", "frame"],
+     [('{"Criterion_1": {"score": 3}, "Criterion_2": {"score": 2}, "Criterion_3": {"score": 1}}', 0.75),
+      ('```json\n{"Criterion_1_Pattern": {"score": 8}, "Note": {"score": 9}}\n```', 1.0),
+      ('{"Criterion_1": {"score": 3}, "Criterion_2": {}}', 0.375)]),
+    ("symmetry", "abstract_reasoning", "symmetry", "random_02", {"gt_image_path": "elsewhere/input_images/gt.png"},
+     ["gt", "frame"],
+     [('{"Criterion_1": {"score": 1}, "Criterion_2": {"score": 0}, "Criterion_3": {"score": 0}}', 0.3333),
+      ('{"Criterion_1": {"score": 1}, "Criterion_2": {"score": 1}}', 1.0), ('{"Criterion_1": {"score": 0}}', 0.0)]),
+    ("matching_color", "perceptual_reasoning", "matching_color", "01",
+     {"input_image_path": "input_images/in.png", "max_score": 5}, ["in", "frame"],
+     [('{"Criterion_1": {"score": 2}, "Criterion_2": {"score": 1}}', 0.6), ('{"Criterion_1": {"score": 5}}', 1.0),
+      ('{"Criterion_1": {"score": 1}}', 0.2)]),
+    ("maze", "spatial_reasoning", "maze", "01", {"input_image_path": "input_images/in.png"}, ["in", "video"],
+     [('{"Criterion_1_Path": {"Score": 1}, "Criterion_2_Goal": {"Score": 0}}', 0.5),
+      ('{"标准_1": {"分数": 1}, "标准_2": {"分数": 1}}', 1.0),
+      ('{"Criterion_1": {"score": 1}, "Criterion_2": {"score": 1}}', 0.0)]),
+    ("multi_step", "planning_reasoning", "multi_step_procedural_planning", "03",
+     {"input_image_path": "input_images/gone.png"}, ["in", "video"],
+     [('It is good. {"Criterion_1": {"score": 1}, "Criterion_2": {"score": 0.5}}', 0.75)] * 3),
+    ("gui", "planning_reasoning", "gui_reasoning", "02", {}, ["video"],
+     [('{"video_meets_requirements": true, "overall_score": 0.85}', 0.85), ('{"overall_score": 0}', 0.0),
+      ('{"overall_score": 1.0, "Criterion_1": {"score": 0}}', 1.0)]),
+    ("rotation", "analogy_reasoning", "rotation", "2DRotation-90_1",
+     {"gt_image_path": "far/input_images/gt.png", "correct_answer": "A"}, ["quarter", "gt"],
+     [("It turns.\nFinal Answer: A", 1.0), ("final answer: B", 0.0), ("Final Answer: different object type", 0.0)]),
+]  # fmt: skip
+FOLDERS = {"abstract_reasoning": "c1_abstract_reasoning", "analogy_reasoning": "c4_analogy_resoning",
+           "perceptual_reasoning": "c3_perceptural_reasoning", "planning_reasoning": "c5_planing_reasoning",
+           "spatial_reasoning": "c6_spatial_reasoning"}  # fmt: skip
 
-def test_genvire(tmp_path: Path) -> None:
-    common = {"image": "in.png", "i2v_prompt": "solve", "sub_category": "x"}
-    rows = [
-        common | {"main_category": "A", "id": 1, "eval_json_path": "mean.json"},
-        common | {"main_category": "A", "id": 2, "eval_json_path": "sum.json", "needs_frame_extraction": True},
-        common | {"main_category": "B", "id": 3, "eval_json_path": "none.json"},
-        common | {"main_category": "B", "id": 4, "eval_json_path": "mean.json", "needs_frame_extraction": True,
-                  "frame_crop_mode": "left_half"},
-    ]  # fmt: skip
-    Image.new("RGB", (48, 48), "red").save(tmp_path / "in.png")
-    (tmp_path / "samples.json").write_text(json.dumps(rows))
-    (tmp_path / "mean.json").write_text('{"criteria": ["solved?", {"name": "smooth?"}]}')
-    (tmp_path / "sum.json").write_text('{"criteria": ["a", "b"], "max_score": 10}')
-    samples = genvire_data.samples("id", None, 0, 9, root=tmp_path, form=FORM)
-    for sample in samples:
-        film(tmp_path / "videos" / genvire_data.output_path(sample))
-    scores = [[1, 0.5], [0, 0], [1, 1], [5, 2], [0, 0], [5, 5]]
-    by_sample = {s.id: s for s in samples}
-    ordered = [by_sample[name] for name in ("A.x.1", "A.x.2", "B.x.3", "B.x.4")]
-    judge = Judge(*(json.dumps({"reason": "r", "scores": s}) for s in scores), "unused")
-    found = genvire.judge_all(judge, tmp_path / "videos", ordered, samples, tmp_path / "work", "m")
-    assert found.scores == {"A.x.1": pytest.approx((0.75 + 0 + 1) / 3), "A.x.2": pytest.approx((0.7 + 0 + 1) / 3)}
-    assert set(found.errors) == {"B.x.3", "B.x.4"} and "left_half" in found.errors["B.x.4"]
-    half = (sum(found.scores.values()) / 2) / 2
-    assert found.summary == {
-        "A": round(2 * half, 4), "B": 0.0, "average": round(half, 4),
-        "unsupported": 1, "average without unsupported": round(half, 4),
-    }  # fmt: skip
-    alone = genvire.summary([by_sample["A.x.1"], by_sample["B.x.4"]], {"A.x.1": 0.5})
-    assert (alone["average"], alone["average without unsupported"]) == (0.25, 0.5)
-    assert len(judge.asked[3][0].images) == len(judge.asked[0][0].images) + 1, "the last frame once more"
-    assert genvire.judge_all(judge, tmp_path / "videos", ordered, samples, tmp_path / "work", "m") == found
-    assert len(judge.asked) == 6, "replies are kept"
+
+@pytest.fixture
+def genvire_root(tmp_path: Path) -> Path:
+    """The code's layout with one sample of every kind of task, and the data set's records in it."""
+    root, rows = tmp_path / "GVR", []
+    (root / "data").mkdir(parents=True)
+    Image.new("RGB", (60, 40), "red").save(root / "data/first.png")
+    for script, main_category, sub, number, rubric, _, _ in TASKS:
+        folder = root / FOLDERS[main_category] / sub
+        for name, color in (("input_images/in", "red"), ("input_images/gt", "lime"), ("answer_images/gt", "lime")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40), color).save(folder / f"{name}.png")
+        own = rubric | ({} if script == "rotation" else {"eval_task_description": f"Judge {script}."})
+        (folder / f"{script}_eval.json").write_text(json.dumps({number: own, "99": {}}))
+        (folder / f"{script}_eval.py").write_text(HINT + UPLOADS + SCRIPTS[script])
+        (folder.parent / f"prompt_{sub}.json").write_text('{"eval_task_description": "Judge analogies."}')
+        rows.append({
+            "main_category": main_category, "sub_category": sub, "id": number, "i2v_prompt": "secret prompt",
+            "image": "data/first.png", "needs_frame_extraction": script not in ("maze", "gui"),
+            "frame_crop_mode": "right_half" if script == "rotation" else "full",
+            "eval_json_path": str((folder / f"{script}_eval.json").relative_to(root)),
+        })  # fmt: skip
+    (root / "data/train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return root
 
 
-def test_genvire_scores_must_be_in_range(tmp_path: Path) -> None:
-    """A criterion's own maximum where the rubric states one, else only the sum is bounded."""
-    unstated: dict[str, Any] = {"criteria": ["a", "b"], "max_score": 10}
-    stated: dict[str, Any] = {"criteria": [{"name": str(most), "max_score": most} for most in (5, 3, 2)]}
-    cases: list[tuple[dict[str, Any], list[float], list[list[float]]]] = [
-        (unstated, [8, 2], [[8, 3], [1], [1, 2, 3], [-1, 0], [float("nan"), 0]]),
-        (stated | {"max_score": 10}, [5, 3, 2], [[4, 4, 2], [0, 0, 3]]),
-        (stated, [5, 3, 2], [[4, 4, 2]]),
-        ({"criteria": ["a", "b"]}, [1, 1], [[2, 0]]),
-    ]
-    for rubric, right, wrongs in cases:
-        schema: Any = genvire._schema(rubric)
-        assert genvire.run_score(rubric, schema.model_validate({"scores": right}).scores) == 1
-        for wrong in wrongs:
-            with pytest.raises(ValueError):
-                schema.model_validate({"scores": wrong})
+def quarters(path: Path) -> None:
+    """A video that ends in four colors; the lower right one is blue."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    last = torch.zeros(3, 48, 48)
+    last[0, :24], last[1, :, :24], last[2, 24:, 24:] = 1, 1, 1
+    write_video(path, torch.stack([torch.zeros(3, 48, 48)] * 4 + [last]), 8)
+
+
+def test_genvire_is_what_its_code_computes(genvire_root: Path, tmp_path: Path) -> None:
+    """Seven kinds of tasks: what the judge sees, in order, and what its replies are worth, by the rules of each."""
+    samples = genvire_data.samples("train", None, 0, 99, root=genvire_root, form=FORM)
+    by_kind = {sample.answer["sub_category"]: sample for sample in samples}
+    found, asked = {}, {}
+    for script, _, sub, _, _, shown, replies in TASKS:
+        sample = by_kind[sub]
+        quarters(tmp_path / "videos" / genvire_data.output_path(sample))
+        judge = Judge(*(reply for reply, _ in replies), "unused")
+        one = genvire.judge_all(judge, tmp_path / "videos", [sample], samples, tmp_path / "work", "m")
+        assert not one.errors, one.errors
+        assert list(one.parts[sample.id].values()) == [worth for _, worth in replies], script
+        assert one.scores[sample.id] == pytest.approx(sum(worth for _, worth in replies) / 3)
+        found[sample.id], asked[script] = one.scores[sample.id], judge.asked
+        assert len(judge.asked) == 3, "three runs"
+        (message,) = judge.asked[0]
+        text = next(part for part in message.parts if isinstance(part, str))
+        assert text.startswith(("Judge ", "You count lines.\n\nJudge")) and "secret prompt" not in message.text
+        assert ("Criterion_1" in text) == (script != "gui"), "the script's own hint"
+        files = [part for part in message.parts if not isinstance(part, str)]
+        assert [what(file) for file in files] == shown, script
+        again = genvire.judge_all(Judge("unused"), tmp_path / "videos", [sample], samples, tmp_path / "work", "m")
+        assert again == one, "replies are kept"
+    numbers = genvire.summary(samples, found)
+    categories = {name: value["score"] for name, value in numbers.items() if name != "average"}
+    assert len(categories) == 5 and categories["planning_reasoning"] == pytest.approx((0.75 + 0.6167) / 2, abs=1e-4)
+    assert numbers["average"]["score"] == pytest.approx(sum(categories.values()) / 5, abs=1e-4)
+    assert genvire.summary(samples, {})["average"]["score"] == 0, "what is missing counts 0"
+
+
+def what(file: Any) -> str:
+    if isinstance(file, Mp4):
+        return "video" if file.content[4:8] == b"ftyp" else "?"
+    r, g, b = (round(float(channel)) for channel in file.mean((1, 2)))
+    if file.shape[1:] == (24, 24):
+        return "quarter" if b and not r and not g else "?"
+    return {(1, 0, 0): "in", (0, 1, 0): "gt"}.get((r, g, b), "frame" if file.shape[1:] == (48, 48) else "?")
+
+
+def test_genvire_knows_all_its_tasks() -> None:
+    """24 sub-categories; the five that state no maximum but the sum's share have one by default."""
+    assert len(genvire.RULES) == 24
+    five = '{"Criterion_1": {"score": 3}, "Criterion_2": {"score": 2}}'
+    worth = {"raven_matrix": 5 / 8, "3d_rule_extrapolation": 5 / 8, "sudoku": 0.5556, "cross_word": 0.5556}
+    for kind, expected in worth.items():
+        assert genvire.RULES[kind](five, {}) == pytest.approx(expected)
+    assert genvire.RULES["sudoku"](five, {"max_score": 5}) == 1
+
+
+@pytest.mark.parametrize(
+    "kind, reply, problem",
+    [
+        ("symmetry", "none", "no JSON object"),
+        ("symmetry", '{"Criterion_1": {"score": "1"}}', "'1' is no score"),
+        ("symmetry", '{"Criterion_1": {"score": NaN}}', "is no score"),
+        ("symmetry", '{"Criterion_1": 1}', "no criterion"),
+        ("symmetry", '{"Criterion_1": {"score": 2}}', "add up to 2, but 0 to 1"),
+        ("sudoku", '{"Criterion_1": {"score": 10}}', "add up to 10, but 0 to 9"),
+        ("gui_reasoning", '{"Criterion_1": {"score": 1}}', "no overall_score"),
+        ("gui_reasoning", '{"overall_score": 85}', "0 to 1 is possible"),
+        ("rotation", '{"Criterion_1": {"score": 1}}', "no .Final Answer"),
+        ("vla", '{"Criterion_1": ' + "[" * 9999, "JSON"),
+    ],
+)
+def test_genvire_replies_that_are_none(kind: str, reply: str, problem: str) -> None:
+    task: Any = SimpleNamespace(rule=genvire.RULES[kind], rubric={})
+    judge = Judge(reply)
+    with pytest.raises(ChatError, match=f"asked 3 times: .*{problem}.*its last reply"):
+        genvire.ask(judge, [Message("user", ("?",))], task)
+    assert len(judge.asked) == 3
+
+
+BROKEN = [
+    ("arc_eval.json", "[]", "must hold a JSON object"), ("arc_eval.json", "{", "cannot be read"),
+    ("arc_eval.json", "{}", "has no sample '01'"), ("arc_eval.json", None, "must be a checkout of Gen-ViRe's code"),
+    ("arc_eval.py", None, "must be a checkout"), ("arc_eval.py", "print(", "is no Python"),
+    ("arc_eval.py", "x = 1", "shows the judge nothing"),
+    ("arc_eval.py", "client.models.generate_content(contents=[what])", "not known what what is"),
+    ("answer_images/gt.png", None, "gt.png cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, content, problem", BROKEN)
+def test_genvire_says_what_is_wrong_with_a_checkout(
+    file: str, content: str | None, problem: str, genvire_root: Path, tmp_path: Path
+) -> None:
+    path = genvire_root / "c1_abstract_reasoning/2d_rule_extrapolation" / file
+    path.unlink() if content is None else path.write_text(content)
+    samples = genvire_data.samples("train", ["2d_rule_extrapolation"], 0, 9, root=genvire_root, form=FORM)
+    film(tmp_path / "videos" / genvire_data.output_path(samples[0]))
+    found = genvire.judge_all(Judge("unused"), tmp_path / "videos", samples, samples, tmp_path / "work", "m")
+    assert problem in found.errors[samples[0].id] and not found.scores
 
 
 # VBVR-Bench, with a stand-in for the kit of the same interface
@@ -321,10 +493,10 @@ def test_vbvr_counts_what_the_kit_skips(kit: Kit, tmp_path: Path, capsys: pytest
     world = ["--dataset", "vbvr", "--root", str(tmp_path / "world"), "--videos", f"[{tmp_path / 'videos'}]"]
     settings = parse_evaluate([*world, "--official", "true"])
     found = vbvr.evaluator(settings)(tmp_path / "videos", samples[:3], samples, tmp_path / "work")
-    assert found.scores == {samples[0].id: 0.8}
-    assert found.summary["task, overall"] == found.summary["task, in domain"] == pytest.approx(0.2), "0.8 of four"
-    assert found.summary["weighted, overall"] == pytest.approx(0.25)
+    assert found.scores == {samples[0].id: 0.8} and found.parts[samples[0].id] == {"task": 0.8, "weighted": 1.0}
+    assert found.summary["overall"] == found.summary["in domain"] == {"task": 0.2, "weighted": 0.25}, "of four"
     assert "no circle" in found.errors[samples[1].id] and "no rules" in found.errors[samples[2].id]
+    assert found.errors[samples[2].id].endswith("counted as 0 in task and weighted")
     assert capsys.readouterr().out == "" and "much" in (tmp_path / "work/log.txt").read_text()
 
     args = [
@@ -341,7 +513,11 @@ def test_vbvr_counts_what_the_kit_skips(kit: Kit, tmp_path: Path, capsys: pytest
     ]
     assert main([*args, "--logging.wandb", "disabled", "--report", "false"]) == 2
     out, err = capsys.readouterr()
-    assert '"task, overall": 0.2' in out and "benchmark score" in out
+    assert [row["method"] for row in json.loads((tmp_path / "run/comparison.json").read_text())["rows"]] == [
+        "videos",
+        "static",
+    ], "the baseline stands beside it"
+    assert "the benchmark's own numbers" in out and re.search(r"task .* 0\.2 ", out) and "benchmark score" in out
     assert f"no video for {samples[3].id}; counted as 0" in err and "no circle" in err
 
 
@@ -388,7 +564,7 @@ def test_evaluate_scores_videos_without_any_model(
     rows = {row["method"]: row for row in json.loads((tmp_path / "run/comparison.json").read_text())["rows"]}
     # mp4 files of 48x48 pixels lose colours, so that the scorer refuses some that are right.
     assert rows["right"]["score"]["mean"] >= 0.5 and rows["still"]["score"]["mean"] == 0
-    assert rows["still"]["gain"]["difference"]["high"] <= 0 and (tmp_path / "run/report.html").exists()
+    assert rows["still"]["gain"]["worse"] >= 2 and (tmp_path / "run/report.html").exists()
     assert rows["right"]["ssim"] > 0.9999
 
     assert main([*args, "--reference", "still", "--report", "false"]) == 2

@@ -148,6 +148,33 @@ def test_many_videos_are_linked_instead(comparison: Path, monkeypatch: pytest.Mo
     assert len(sources) == 5 and all((comparison / source).is_file() for source in sources)
 
 
+def test_a_benchmarks_own_numbers_are_on_the_page(comparison: Path) -> None:
+    """By group and metric, with what has no verdict; a judgment that failed changes no column."""
+    config = comparison / "config.yaml"
+    changes = {"official: false": "official: true", "miniworld": "vbvr", "root: null": "root: somewhere"}
+    text = config.read_text()
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    config.write_text(text)
+    summary = {"overall": {"task": 0.366, "weighted": 0.711}, "in domain": {"task": 0.3891}}
+    verdict = {
+        "name": "VBVR-Bench task score", "scores": {"a": 0.8}, "summary": summary, "provenance": {},
+        "errors": {"b": "no circle <here>; counted as 0"}, "parts": {"a": {"task": 0.8, "weighted": 0.9}},
+    }  # fmt: skip
+    of = {"samples": ["a", "b", "c"], "videos": {"a": "now", "b": "now"}, "prompt": ""}
+    (comparison / "methods/single/official.json").write_text(json.dumps({"of": of, "verdict": verdict}))
+    text = write_report(comparison).read_text()
+    cells = re.findall(r"<td>(.*?)</td>", text[text.index('class="own"') :])
+    assert cells[:6] == ["task", "0.366", "0.3891", "weighted", "0.711", ""]
+    assert '<th scope="col">benchmark score</th>' in text and "task 0.8, weighted 0.9" in text
+    table = json.loads((comparison / "comparison.json").read_text())
+    assert [row["failed"] for row in table["rows"]] == [["b", "c"], ["a", "b", "c"]]
+    assert (
+        "<b>single</b>, b: no circle &lt;here&gt;; counted as 0" in text
+        and "<b>LoRA &amp; loop</b>, a: no verdict" in text
+    )
+
+
 def test_page_of_a_fit(tmp_path: Path) -> None:
     place = tmp_path / "run/samples/a"
     write_result(place, "a", "move", True, 9, optimization=optimization())

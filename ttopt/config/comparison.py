@@ -125,6 +125,9 @@ def parse_evaluate(args: Sequence[str]) -> CompareSettings:
         Compared(name, "ttopt.methods.Existing", {"videos": str(Path(folder).resolve())})
         for name, folder in zip(names, settings.videos, strict=True)
     ]
+    if settings.official and settings.dataset == "vbvr" and "static" not in names:
+        # Its scorer gives a repeated first frame more than it gives leading models: no number should stand alone.
+        systems.append(Compared("static", "ttopt.methods.Static"))
     shared = {spec.name: getattr(settings, spec.name) for spec in dataclasses.fields(CompareSettings)}
     reference = names[0] if settings.reference == CompareSettings.reference else settings.reference
     if reference not in names:

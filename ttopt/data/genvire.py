@@ -1,12 +1,13 @@
 """Gen-ViRe (arXiv 2511.13853): 6 categories x 4 x 3 samples, judged with a rubric by a vision-language model.
 
-``root`` holds the samples as .json, .jsonl or .parquet (fields main_category, sub_category, id, image, i2v_prompt and
-the judge's needs_frame_extraction, frame_crop_mode, eval_json_path) and the rubrics. A model sees ``image`` and
-``i2v_prompt``.
+``root`` is a checkout of the benchmark's code, with the rubrics, that also holds the data set's samples as .json,
+.jsonl or .parquet (fields main_category, sub_category, id, image, i2v_prompt and the judge's needs_frame_extraction,
+frame_crop_mode, eval_json_path), in itself or in data/. A model sees ``image`` and ``i2v_prompt``.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,20 +59,24 @@ def _records(file: Path) -> list[dict[str, Any]]:
 
 def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     name = sample_id(row["main_category"], row["sub_category"], field(row, "id", row["sub_category"]))
-    given = field(row, "image", name)
-    if isinstance(given, dict):  # as parquet holds images
-        content = field(given, "bytes", name)
-        if not isinstance(content, bytes):
-            raise UserError(f"{name}: the image's bytes are none; fetch the data set again")
-        image = first_frame(content, form)
-    else:
-        image = first_frame(inside(root, given), form)
-    answer = {key: value for key, value in row.items() if key != "image"} | {"root": root}
+    source = open_image(field(row, "image", name), root, name)
+    image = first_frame(source if isinstance(source, Path) else source.getvalue(), form)
+    answer = {**row, "root": root}
     height, width = image.shape[1:]
     prompt = words(row, "i2v_prompt", name)
     sample = Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["main_category"]), "", answer)
     output_path(sample)  # a record that names no place for its video is refused now, not when all videos are made
     return sample
+
+
+def open_image(given: Any, root: Path, name: str) -> Path | io.BytesIO:
+    """The file of a record's image, or its bytes, as parquet holds them. Raises UserError."""
+    if not isinstance(given, dict):
+        return inside(root, given)
+    content = field(given, "bytes", name)
+    if not isinstance(content, bytes):
+        raise UserError(f"{name}: the image's bytes are none; fetch the data set again")
+    return io.BytesIO(content)
 
 
 def output_path(sample: Sample) -> Path:

@@ -63,11 +63,17 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     families = {sample.id: sample.family for sample in samples}
     tabulate(settings, folder, families, complete=False)  # so that an interrupted comparison has a page too
     load, problems = Loader(console.print), []
-    with open_workers(settings) as workers:
-        for name, own in each.items():
-            console.print(f"{name}:")
-            run = fit_all(own, console, callbacks, load, workers)
-            problems += [f"{name}: {problem}" for problem in run.problems]
+    try:
+        with open_workers(settings) as workers:
+            for name, own in each.items():
+                console.print(f"{name}:")
+                run = fit_all(own, console, callbacks, load, workers)
+                problems += [f"{name}: {problem}" for problem in run.problems]
+    except KeyboardInterrupt:
+        tabulate(settings, folder, families, problems, complete=False)
+        if settings.report:
+            console.print(f"page of what is done: {write_report(folder)}")
+        raise
     grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)
@@ -119,6 +125,7 @@ def show(found: Comparison, console: Console) -> None:
         table.add_row(*cells)
     console.output.print(table)
     if found.official:
+        console.print(f"{next(iter(found.official.values())).name}: the benchmark's own numbers")
         console.output.print(_own_numbers(found))
     for row in found.table:
         lost = [s for s in row.failed if found.entries[row.method][s].failed]
@@ -136,7 +143,7 @@ def _own_numbers(found: Comparison) -> Table:
     """The benchmark's own numbers: a row for every method and metric, a column for every group of samples."""
     verdicts = found.official
     groups = list(dict.fromkeys(group for v in verdicts.values() for group in v.summary))
-    table = Table(title=f"{next(iter(verdicts.values())).name}: the benchmark's own numbers", title_justify="left")
+    table = Table()
     for header in ("method", "metric"):
         table.add_column(header, no_wrap=True)
     for group in groups:

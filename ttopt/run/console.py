@@ -19,6 +19,7 @@ from ttopt.optimization.training import TestTimeTraining
 from ttopt.record.result import Result, Scored
 
 TABLE_WIDTH = 140  # when the output is a file, not a terminal
+KEPT = {"base": "frozen", "adapter": "adapter", "prediction": "prediction"}  # whose video it is that is judged
 SHOWN = 4  # samples that are worked on, by name
 
 
@@ -50,6 +51,7 @@ class Console:
             table.add_column(name, overflow="fold")
         for name in ("steps", "loss before → after"):
             table.add_column(name, justify="right")
+        table.add_column("kept")
         table.add_column("why it stopped")
         table.add_column("scorer before → after")
         for name in ("video s", "seconds"):
@@ -61,7 +63,8 @@ class Console:
                 escape(printable(r.family)) or "-",
                 escape(printable(r.split)) or "-",
                 str(o.steps) if o else f"{r.details['clips']} clips" if "clips" in r.details else "-",
-                f"{_number(o.prediction_before.loss)} → {_number(o.prediction_after.loss)}" if o else "-",
+                f"{_number(o.video_before.loss)} → {_number(o.video_after.loss)}" if o else "-",
+                KEPT.get(o.kept, escape(printable(o.kept))) if o else "-",
                 escape(printable(r.stop)),
                 _scores(r),
                 f"{r.cost.generated_seconds:.1f}",
@@ -69,12 +72,14 @@ class Console:
             )
         self.output.print(table)
         after = [r.score.success for r in results if r.score]
-        before = [
-            r.optimization.score_before.success for r in results if r.optimization and r.optimization.score_before
+        both = [
+            (r.optimization.score_before.success, r.score.success, r.optimization.steps)
+            for r in results
+            if r.score and r.optimization and r.optimization.score_before
         ]
         if after:
-            was = f"{sum(before)} of {len(before)} → " if before else ""
-            self.output.print(f"right by the scorer: {was}{sum(after)} of {len(after)}")
+            was = f"{sum(was for was, _, _ in both)} of {len(both)} → " if both else ""
+            self.output.print(f"right by the scorer: {was}{sum(after)} of {len(after)}{_changes(both)}")
 
     def print(self, text: str) -> None:
         self.output.print(escape(printable(text)), soft_wrap=True, highlight=False)
@@ -141,6 +146,16 @@ class _ShowLoss(L.Callback):
         loss, goal = (sum(values) / len(grades) for values in zip(*((g.total, g.p_yes[0]) for g in grades)))
         text = f"loss {_number(loss)}  goal {goal:.2f}"
         self._progress.update(self._task, completed=pl_module.steps, text=text)
+
+
+def _changes(both: Sequence[tuple[bool, bool, int]]) -> str:
+    """What became of the frozen model's videos: right before, right after, steps."""
+    if not both:
+        return ""
+    steps = [steps for was, now, steps in both if now and not was]
+    broken = sum(was and not now for was, now, _ in both)
+    without = f" ({steps.count(0)} without a step)" if steps.count(0) else ""
+    return f"; {len(steps)} repaired{without}, {broken} broken"
 
 
 def _number(value: float) -> str:

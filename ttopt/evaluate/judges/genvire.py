@@ -1,42 +1,52 @@
-"""Gen-ViRe's judge and arithmetic (arXiv 2511.13853): a rubric of criteria a sub-category, several judge runs averaged.
+"""Gen-ViRe's judge and arithmetic (arXiv 2511.13853), as the benchmark's code has them (L-CodingSpace/GVR).
 
-A sample's rubric (``eval_json_path``) holds ``criteria``, some with a maximum of their own, and, for some samples,
-``max_score``. The score of a run is the sum of the criteria over ``max_score``, or over their maxima (1 where none is
-stated, so that it is their mean); the average is that of the main categories' means. Where a sample asks for the last
-frame by itself (``needs_frame_extraction``) the judge gets it after the video's frames. How it is cropped for a
-``frame_crop_mode`` is not known here: such samples count 0, and the average without them is given beside.
+``root`` is a checkout of that code with the data set's files in it: a sample's ``eval_json_path`` names its rubric
+there, {sample id: {eval_task_description, input_image_path, max_score, ...}}, and beside it lies the task's script,
+which says what the judge sees (ttopt/evaluate/judges/genvire_script.py). A reply is scored by the rule of its task:
+
+    sum / max_score        2d and 3d rules, Raven (max_score 8 where none is stated), crossword, sudoku (9), matching
+                           (the number of criteria)
+    mean of criteria       symmetry, geometry, graphs, assembling, steps, tools, driving, obstacles, robot arms
+    mean of "Score"        maze, whose script reads no other spelling but its Chinese one
+    the right letter       color, reflect, resize, rotation: "Final Answer: A"
+    overall_score          gui
+
+A sample's score is the mean of three judge runs, a category's that of its samples, the average that of the categories.
+The benchmark leaves out what has no score; here it counts 0.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, Field, create_model
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ttopt.config.comparison import CompareSettings
 from ttopt.data.files import inside
-from ttopt.data.genvire import output_path
+from ttopt.data.genvire import open_image, output_path
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video
-from ttopt.errors import UserError
+from ttopt.data.video import UNREADABLE, fit_image, read_video
+from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server
-from ttopt.evaluate.judges.ruler import frames
-from ttopt.models.chat import Chat, Message, ask, fingerprint
+from ttopt.evaluate.judges.genvire_script import contents
+from ttopt.models.chat import Chat, ChatError, Message, Mp4, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
+SHOWN = 300  # characters of a reply that an error message quotes
 RUNS = 3
-OWN_MAXIMUM = ("max_score", "max", "points")  # what a rubric may call a criterion's own maximum
-WHOLE = (None, "", "none", "full")  # crop modes that leave a frame as it is
+ASKED = 3  # times in a run, before a reply that cannot be read becomes an error
+CROPS = ("full", "right_half")
+ANSWER = re.compile(r"Final Answer:\s*([A-C]|different object type)", re.IGNORECASE)
 
-QUESTION = """\
-These are: the input image, the frames of a generated video in order{last}. The video was made for: "{prompt}"
-Score it by each criterion on its own, from 0 to the number behind it, {total} for all together:
-{criteria}
-Reply with JSON only: {{"reason": "...", "scores": [one number a criterion, in order]}}"""
+Rubric = dict[str, Any]
+Rule = Callable[[str, Rubric], float]  # reply, rubric -> 0..1; raises ValueError
 
 
 def evaluator(settings: CompareSettings) -> Evaluator:
@@ -57,121 +67,253 @@ def judge_all(
     errors: dict[str, str] = {}
     for sample in judged:
         try:
-            rubric = rubric_of(sample)
-            messages = question(sample, rubric, videos / output_path(sample))
-            schema, key = _schema(rubric), fingerprint(messages)
+            task = task_of(sample)
+            messages = question(task, videos / output_path(sample))
+            key = fingerprint(messages)
+            found = []
             for run in range(1, RUNS + 1):
                 path = work / f"run_{run}" / output_path(sample).with_suffix(".json")
-                kept = read_json(path)
-                if kept.get("asked") != [model, key]:
-                    reply: Any = ask(chat, messages, schema)
-                    kept = {"asked": [model, key], "scores": reply.scores, "reason": reply.reason}
+                score = _kept(read_json(path), [model, key], task)
+                if score is None:
+                    reply, score = ask(chat, messages, task)
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
-                runs.setdefault(sample.id, []).append(run_score(rubric, kept["scores"]))
+                    content = {"asked": [model, key], "reply": reply, "normalized_score": score}
+                    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+                found.append(score)
+            runs[sample.id] = found
         except UserError as error:  # also a ChatError: a judge that fails in one run leaves the sample unjudged
             errors[sample.id] = str(error)
-            runs.pop(sample.id, None)
     scores = {sample: mean_of(values) for sample, values in runs.items()}
-    return Judgment("Gen-ViRe score", scores, summary(samples, scores), errors, {"judge": model, "runs": str(RUNS)})
+    parts = {s: {f"run {n}": value for n, value in enumerate(values, start=1)} for s, values in runs.items()}
+    about = {"judge": model, "runs": str(RUNS)}
+    return Judgment("Gen-ViRe score", scores, summary(samples, scores), errors, about, parts)
 
 
-def rubric_of(sample: Sample) -> dict[str, Any]:
-    """The rubric of a sample's sub-category. Raises UserError."""
-    row: dict[str, Any] = sample.answer
-    name = row.get("eval_json_path")
-    if not name:
-        raise UserError("the sample names no rubric (eval_json_path)")
-    if unsupported(sample):
-        raise UserError(
-            f"its last frame should be cropped ({row['frame_crop_mode']}), which is not known; counted as 0"
-        )
-    path = inside(row["root"], str(name))
+def _kept(content: dict[str, Any], asked: list[str], task: Task) -> float | None:
+    reply = content.get("reply")
+    if content.get("asked") != asked or not isinstance(reply, str):
+        return None
     try:
-        rubric = json.loads(path.read_text(encoding="utf-8"))
-        criteria = rubric["criteria"]
-        if not isinstance(criteria, list) or not criteria:
-            raise ValueError("criteria is empty")
-        maxima, total = _maxima(rubric)
-        if not min(*maxima, total) > 0:
-            raise ValueError("a maximum is not above 0")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"rubric {path} cannot be read ({error!r}); fetch the data set again") from error
-    result: dict[str, Any] = rubric
-    return result
+        return task.rule(reply, task.rubric)
+    except ValueError:
+        return None
 
 
-def question(sample: Sample, rubric: dict[str, Any], video: Path) -> list[Message]:
-    """What the judge is asked about one video."""
-    parts: list[str | Tensor] = [] if sample.image is None else [sample.image]
-    parts += frames(video)
-    last = ""
-    if sample.answer.get("needs_frame_extraction"):
-        parts.append(read_video(video)[-1])
-        last = ", and once more its last frame"
-    maxima, total = _maxima(rubric)
-    numbered = enumerate(zip(rubric["criteria"], maxima, strict=True), start=1)
-    criteria = "\n".join(f"{number}. {_text(item)} ({most:g})" for number, (item, most) in numbered)
-    text = QUESTION.format(last=last, prompt=sample.prompt, total=f"{total:g}", criteria=criteria)
-    return [Message("user", (*parts, text))]
+@dataclass(frozen=True)
+class Task:
+    """One sample in the benchmark's terms."""
+
+    sample: Sample
+    rubric: Rubric
+    text: str  # of the rubric
+    folder: Path  # of the rubric and its script
+    script: Path
+    rule: Rule
 
 
-def run_score(rubric: dict[str, Any], scores: Sequence[float]) -> float:
-    """0..1: the sum of the criteria over what they may reach together."""
-    return sum(scores) / _maxima(rubric)[1]
+def task_of(sample: Sample) -> Task:
+    """A sample's rubric, script and rule. Raises UserError."""
+    row: dict[str, Any] = sample.answer
+    root, kind = row["root"], str(row["sub_category"])
+    if kind not in RULES:
+        raise UserError(
+            f"{sample.id}: it is not known how {kind!r} is scored; the sub-categories are {', '.join(RULES)}"
+        )
+    if not row.get("eval_json_path"):
+        raise UserError(f"{sample.id}: the record names no rubric (eval_json_path); fetch the data set again")
+    path = inside(root, str(row["eval_json_path"]))
+    content = _json(path)
+    rubric = content.get(str(row["id"]))
+    if not isinstance(rubric, dict):
+        raise UserError(f"rubric {path} has no sample {row['id']!r}; fetch the benchmark's code again")
+    text = rubric.get("eval_task_description")
+    if text is None:  # the analogies share one, in the folder above
+        shared = inside(root, (path.parent.parent / f"prompt_{kind}.json").relative_to(root))
+        text = _json(shared).get("eval_task_description")
+    if not isinstance(text, str):
+        raise UserError(f"rubric {path}: {row['id']} has no eval_task_description; fetch the benchmark's code again")
+    return Task(sample, rubric, text, path.parent, path.with_suffix(".py"), RULES[kind])
 
 
-def summary(samples: Sequence[Sample], scores: dict[str, float]) -> dict[str, Any]:
-    """Each main category's mean, and the mean of these; a sample without a verdict counts 0. Where there are samples
-    that cannot be judged here, also how many, and the average without them."""
-    found = _means(samples, scores)
-    known = [sample for sample in samples if not unsupported(sample)]
-    if len(known) < len(samples):
-        found["unsupported"] = len(samples) - len(known)
-        found["average without unsupported"] = _means(known, scores)["average"]
+def question(task: Task, video: Path) -> list[Message]:
+    """What the judge is asked about one video, as the task's script asks it."""
+    script = inside(task.sample.answer["root"], task.script.relative_to(task.sample.answer["root"]))
+    parts: list[str | Tensor | Mp4] = []
+    for part in contents(_read(script), task.text, script):
+        if isinstance(part, str):
+            parts.append(part)
+        elif part.what == "video":
+            parts.append(Mp4(video.read_bytes()))
+        elif part.what == "frame":
+            parts.append(last_frame(video, task.sample))
+        else:
+            parts.append(_image(task, part.what))
+    return [Message("user", tuple(parts))]
+
+
+def last_frame(video: Path, sample: Sample) -> Tensor:
+    """A video's last frame (3,H,W); of ``right_half`` its lower right quarter."""
+    crop = sample.answer.get("frame_crop_mode") or "full"
+    if crop not in CROPS:
+        raise UserError(f"{sample.id}: frame_crop_mode is {crop!r}, which is not known; it may be {' or '.join(CROPS)}")
+    frame = read_video(video)[-1]
+    height, width = frame.shape[1:]
+    return frame[:, height // 2 :, width // 2 :] if crop == "right_half" else frame
+
+
+def _image(task: Task, what: str) -> Tensor:
+    """An image that the rubric names; the input image is the data set's own where the code's copy is missing."""
+    root, name = task.sample.answer["root"], task.rubric.get(f"{what}_image_path")
+    if what == "answer" and task.sample.answer["sub_category"] == "raven_matrix":  # named after the input
+        stem = Path(str(task.rubric.get("input_image_path", ""))).name.replace(".png", "")
+        name = f"gt_images/{stem}_gt.png"
+    path = None
+    if name:
+        _, folder, rest = str(name).rpartition("input_images/")  # some are given from elsewhere
+        path = inside(root, (task.folder / (folder + rest)).relative_to(root))
+    if what == "input" and (path is None or not path.is_file()):
+        return _tensor(open_image(task.sample.answer["image"], root, task.sample.id), task.sample.id)
+    if path is None:
+        raise UserError(f"{task.sample.id}: the rubric names no {what}_image_path; fetch the benchmark's code again")
+    return _tensor(path, path)
+
+
+def _tensor(source: Any, where: object) -> Tensor:
+    try:
+        with Image.open(source) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except UNREADABLE as error:
+        raise UserError(f"image {where} cannot be read ({brief(error)}); fetch the benchmark's code again") from error
+    return fit_image(image, image.height, image.width)
+
+
+def ask(chat: Chat, messages: Sequence[Message], task: Task) -> tuple[str, float]:
+    """A reply that can be scored, and its score. Raises ChatError after ASKED others."""
+    problem, cure = "", ""
+    for _ in range(ASKED):
+        reply = chat.reply(messages)
+        if reply.cut:
+            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
+            continue
+        try:
+            return reply.text, task.rule(reply.text, task.rubric)
+        except ValueError as error:
+            problem, cure = f"{error}; its last reply: {reply.text[:SHOWN]!r}", "use another judge"
+    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
+
+
+def summary(samples: Sequence[Sample], scores: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Each main category's mean, and before them the mean of these; a sample without a verdict counts 0."""
+    categories = sorted({sample.family for sample in samples})
+    found = {c: mean_of([scores.get(s.id, 0.0) for s in samples if s.family == c]) for c in categories}
+    found = {"average": mean_of(list(found.values())), **found}
+    return {name: {"score": round(value, 4)} for name, value in found.items()}
+
+
+# The rules. A reply's keys are Criterion_1, Criterion_2_Something, ...
+
+
+def _criteria(reply: str, keys: Sequence[str] = ("score",), also: str = "Criterion_") -> list[float]:
+    """The scores of a reply's criteria; a criterion without one of the ``keys`` counts 0, as in the scripts."""
+    found = []
+    for name, value in _object(reply).items():
+        if name.startswith(("Criterion_", also)) and isinstance(value, dict):
+            found.append(_number(next((value[key] for key in keys if key in value), 0)))
+    if not found:
+        raise ValueError("there is no criterion in it")
     return found
 
 
-def unsupported(sample: Sample) -> bool:
-    """Whether its last frame should be cropped in a way that is not known here."""
-    row: dict[str, Any] = sample.answer
-    return bool(row.get("needs_frame_extraction")) and row.get("frame_crop_mode") not in WHOLE
+def _part(reached: float, most: float) -> float:
+    if most <= 0:
+        return 0.0
+    if not 0 <= reached <= most + 1e-9:
+        raise ValueError(f"the scores add up to {reached:g}, but 0 to {most:g} is possible")
+    return round(reached / most, 4)
 
 
-def _means(samples: Sequence[Sample], scores: dict[str, float]) -> dict[str, float]:
-    categories = sorted({sample.family for sample in samples})
-    found = {c: mean_of([scores.get(s.id, 0.0) for s in samples if s.family == c]) for c in categories}
-    return {name: round(value, 4) for name, value in {**found, "average": mean_of(list(found.values()))}.items()}
+def of_most(default: float | None) -> Rule:
+    """The sum over max_score; ``default`` None: the number of criteria."""
+
+    def rule(reply: str, rubric: Rubric) -> float:
+        scores = _criteria(reply)
+        return _part(sum(scores), _number(rubric.get("max_score", len(scores) if default is None else default)))
+
+    return rule
 
 
-def _maxima(rubric: dict[str, Any]) -> tuple[list[float], float]:
-    """The highest score of each criterion, and of all together, which alone bounds those that state none."""
-    total = float(rubric.get("max_score") or 0)
-    maxima = []
-    for item in rubric["criteria"]:
-        own = [item[name] for name in OWN_MAXIMUM if name in item] if isinstance(item, dict) else []
-        maxima.append(float(own[0]) if own else total or 1.0)
-    return maxima, total or sum(maxima)
+def mean(reply: str, rubric: Rubric) -> float:
+    scores = _criteria(reply)
+    return _part(sum(scores), len(scores))
 
 
-def _text(criterion: Any) -> str:
-    if not isinstance(criterion, dict):
-        return str(criterion)
-    return "; ".join(f"{name}: {value}" for name, value in criterion.items())
+def maze(reply: str, rubric: Rubric) -> float:
+    scores = _criteria(reply, ("分数", "Score"), "标准_")
+    return _part(sum(scores), len(scores))
 
 
-def _schema(rubric: dict[str, Any]) -> type[BaseModel]:
-    maxima, total = _maxima(rubric)
-    count = len(maxima)
+def letter(reply: str, rubric: Rubric) -> float:
+    found = ANSWER.search(reply)
+    if not found:
+        raise ValueError('there is no "Final Answer: A, B, C or different object type"')
+    return float(found[1].strip() == rubric.get("correct_answer"))
 
-    def bounded(scores: list[float]) -> list[float]:
-        for number, (score, most) in enumerate(zip(scores, maxima, strict=True), start=1):
-            if score > most:
-                raise ValueError(f"score {number} is {score:g}, but at most {most:g} is possible")
-        if sum(scores) > total + 1e-6:
-            raise ValueError(f"the scores add up to {sum(scores):g}, but at most {total:g} is possible")
-        return scores
 
-    number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    scores = Annotated[list[number], Field(min_length=count, max_length=count), AfterValidator(bounded)]
-    return create_model("Scores", reason=(str, ""), scores=(scores, ...))
+def overall(reply: str, rubric: Rubric) -> float:
+    content = _object(reply)
+    if "overall_score" not in content:
+        raise ValueError("there is no overall_score")
+    score = _number(content["overall_score"])
+    if not 0 <= score <= 1:
+        raise ValueError(f"overall_score is {score:g}, but 0 to 1 is possible")
+    return score
+
+
+def _object(reply: str) -> dict[str, Any]:
+    found = re.search(r"\{.*\}", reply.replace("```json", "").replace("```", ""), re.DOTALL)
+    try:
+        content = json.loads(found[0]) if found else None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its JSON is broken ({brief(error)})") from error
+    if not isinstance(content, dict):
+        raise ValueError("there is no JSON object in it")
+    return content
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no score"[:100])
+    return float(value)
+
+
+RULES: dict[str, Rule] = {
+    "2d_rule_extrapolation": of_most(8), "3d_rule_extrapolation": of_most(8), "raven_matrix": of_most(8),
+    "symmetry": mean,
+    "cross_word": of_most(9), "sudoku": of_most(9), "geometric_reasoning": mean, "graph_tr": mean,
+    "matching_color": of_most(None), "matching_num": of_most(None), "matching_pairs": of_most(None),
+    "matching_shape": of_most(None),
+    "color": letter, "reflect": letter, "resize": letter, "rotation": letter,
+    "assemble_reasoning": mean, "gui_reasoning": overall, "multi_step_procedural_planning": mean,
+    "tool_use_selection": mean,
+    "auto_drive": mean, "maze": maze, "spatial_obstacle": mean, "vla": mean,
+}  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    text = _read(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({brief(error)}); fetch the benchmark's code again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object; fetch the benchmark's code again")
+    return content
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({brief(error)}); --root must be a checkout of Gen-ViRe's code"
+        ) from error

@@ -71,19 +71,30 @@ def judge_all(
         try:
             messages = question(sample, root, videos / output_path(sample), system)
             key = fingerprint(messages)
-            kept = read_json(path)
-            if kept.get("asked") != [model, key]:
-                labels, text = ask(chat, messages, len(sample.answer["checklist"]))
-                kept = {"asked": [model, key], "eval_results": labels, "reply": text}
+            count = len(sample.answer["checklist"])
+            labels = _kept(read_json(path), [model, key], count)
+            if labels is None:
+                labels, text = ask(chat, messages, count)
+                content = {"asked": [model, key], "eval_results": labels, "reply": text}
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps(kept, indent=1, ensure_ascii=False))
-            answers[sample.id] = kept["eval_results"]
+                write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+            answers[sample.id] = labels
         except UserError as error:  # a file of the data set, or a ChatError
             errors[sample.id] = str(error)
     metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
     scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}
     parts = {s: {metric: 50 * value for metric, value in metrics[s].items()} for s in answers}
     return Judgment("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model}, parts)
+
+
+def _kept(content: dict[str, Any], asked: list[str], count: int) -> list[str] | None:
+    reply = content.get("reply")
+    if content.get("asked") != asked or not isinstance(reply, str):
+        return None
+    try:
+        return labels_of(reply, count)
+    except ValueError:
+        return None
 
 
 def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:

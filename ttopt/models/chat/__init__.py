@@ -8,7 +8,7 @@ from ttopt.models.chat.asking import ask
 from ttopt.models.chat.errors import ChatError
 from ttopt.models.chat.local import LocalChat, Nobody
 from ttopt.models.chat.make import make_chat
-from ttopt.models.chat.messages import Chat, Jpeg, Message, Reply, fingerprint
+from ttopt.models.chat.messages import Chat, Jpeg, Message, Mp4, Reply, fingerprint
 from ttopt.models.chat.server import OpenAIChat
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Jpeg",
     "LocalChat",
     "Message",
+    "Mp4",
     "Nobody",
     "OpenAIChat",
     "Reply",

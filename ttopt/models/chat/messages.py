@@ -24,11 +24,18 @@ class Jpeg:
 
 
 @dataclass(frozen=True)
+class Mp4:
+    """A video file, for servers whose models take one."""
+
+    content: bytes
+
+
+@dataclass(frozen=True)
 class Message:
-    """What one side says: texts and images (3,H,W) float in [0,1], in order."""
+    """What one side says: texts, images (3,H,W) float in [0,1] and video files, in order."""
 
     role: Literal["system", "user", "assistant"]
-    parts: tuple[str | Tensor | Jpeg, ...]
+    parts: tuple[str | Tensor | Jpeg | Mp4, ...]
 
     @property
     def text(self) -> str:
@@ -79,7 +86,9 @@ def fingerprint(messages: Sequence[Message]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _file(part: Tensor | Jpeg) -> bytes:
+def _file(part: Tensor | Jpeg | Mp4) -> bytes:
+    if isinstance(part, Mp4):
+        return part.content
     file = io.BytesIO()
     image = part.image if isinstance(part, Jpeg) else part
     picture = Image.fromarray(to_uint8(image[None])[0])

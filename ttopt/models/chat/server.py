@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
+from torch import Tensor
 
 from ttopt.config.settings import ChatSettings
 from ttopt.data.replies import storable
@@ -31,7 +32,7 @@ from ttopt.models.chat.answers import (
 )
 from ttopt.models.chat.connection import Answer, Connection, NoAnswerError
 from ttopt.models.chat.errors import ChatError
-from ttopt.models.chat.messages import Message, Reply
+from ttopt.models.chat.messages import Jpeg, Message, Mp4, Reply
 from ttopt.models.distributed import from_rank_zero
 
 SHOWN = 300  # characters of a reply or an error page that an error message quotes
@@ -195,17 +196,19 @@ def refused_field(answer: Answer, request: dict[str, Any]) -> str | None:
 
 
 def _content(message: Message) -> Any:
-    if not message.images:
+    if all(isinstance(part, str) for part in message.parts):
         return message.text
     return [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {
-            "type": "image_url",
-            "image_url": {"url": f"data:image/{_kind(part)};base64,{base64.b64encode(part).decode()}"},
-        }
-        for part in message.encoded
+        {"type": "text", "text": given} if isinstance(given, str) else _media(part, given)
+        for part, given in zip(message.parts, message.encoded, strict=True)
     ]
+
+
+def _media(part: str | Tensor | Jpeg | Mp4, file: bytes) -> dict[str, Any]:
+    content = base64.b64encode(file).decode()
+    if isinstance(part, Mp4):
+        return {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{content}"}}
+    return {"type": "image_url", "image_url": {"url": f"data:image/{_kind(file)};base64,{content}"}}
 
 
 def _kind(file: bytes) -> str:

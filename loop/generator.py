@@ -15,8 +15,9 @@ from loop.journal import Journal, Made
 from loop.settings import LoopSettings
 from loop.step import Step
 from loop.trace import Trace
+from ttopt.data.images import write_image
 from ttopt.data.sample import Sample
-from ttopt.data.video import write_image, write_video
+from ttopt.data.video import write_video
 from ttopt.methods.base import Context
 from ttopt.models.chat.chat import Message, fingerprint
 from ttopt.optimization.algorithm import noise_name, seed_of

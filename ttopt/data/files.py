@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ttopt.config.settings import SampleSettings
-from ttopt.data.video import UNREADABLE, fit_image
+from ttopt.data.images import UNREADABLE, fit_image
 from ttopt.errors import UserError, brief
 
 T = TypeVar("T")

@@ -7,9 +7,9 @@ import importlib
 from pathlib import Path
 
 from ttopt.config.settings import FitSettings
+from ttopt.data.images import read_image
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer
-from ttopt.data.video import read_image
 from ttopt.errors import UserError
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_frames, sample_frames, video_rate
+from ttopt.data.video import read_video, sample_frames, video_rate
 from ttopt.errors import UserError
 from ttopt.evaluate.table import Judged
 from ttopt.models.teacher import Queries
@@ -51,7 +51,7 @@ def grade(
             beside = [settings.reference, _stamp(base)]
             if old.get("beside") == beside and (old["p_yes"] is not None or queries is None):
                 continue
-            video = read_frames(mine)
+            video = read_video(mine / "video.mp4")
             p_yes = old["p_yes"]
             if p_yes is None and queries is not None:
                 p_yes = _p_yes(video, video_rate(mine / "video.mp4") or sample.fps, queries, settings, load)
@@ -77,7 +77,7 @@ def _p_yes(video: Tensor, fps: float, queries: Queries, settings: CompareSetting
 
 def _drift(video: Tensor, base: Path) -> Mapping[str, float | None]:
     """SSIM and PSNR to the reference's video; None where there is none of this length and size."""
-    other = read_frames(base) if (base / "video.mp4").exists() else None
+    other = read_video(base / "video.mp4") if (base / "video.mp4").exists() else None
     if other is None or other.shape != video.shape:
         return {"ssim": None, "psnr": None}
     return metrics.drift(video, other)

@@ -1,6 +1,6 @@
 """One sample -> one Trainer -> one result folder.
 
-video.mp4  base.mp4        the optimized video, and the frozen model's from the same noise; before_after.png  frames.png
+video.mp4  base.mp4        the optimized video, and the frozen model's from the same noise; before_after.png
 curves.csv  curves.png     loss and P("Yes") of every query at every step
 previews/  adapter/        what the teacher saw; the LoRA
 result.json  config.yaml   numbers, seeds, versions; the settings

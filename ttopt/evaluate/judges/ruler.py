@@ -20,9 +20,10 @@ from torch import Tensor
 
 from ttopt.config.comparison import CompareSettings
 from ttopt.data.files import inside
+from ttopt.data.images import UNREADABLE, fit_image
 from ttopt.data.ruler import METRICS, output_path
 from ttopt.data.sample import Sample
-from ttopt.data.video import UNREADABLE, fit_image, read_video_rate
+from ttopt.data.video import read_video_rate
 from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server
 from ttopt.models.chat.chat import Chat, ChatError, Jpeg, Message, fingerprint

@@ -2,7 +2,7 @@
 
 ``root`` holds the samples as .json, .jsonl or .parquet (fields main_category, sub_category, id, image, i2v_prompt and
 the judge's needs_frame_extraction, frame_crop_mode, eval_json_path) and the rubrics. A model sees ``image`` and
-``i2v_prompt``.
+``i2v_prompt``; fields that are not named here are the judge's, or the benchmark's business.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     else:
         image = first_frame(inside(root, given), form)
     answer = {key: value for key, value in row.items() if key != "image"} | {"root": root}
-    height, width = image.shape[1:]
     prompt = words(row, "i2v_prompt", name)
-    sample = Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["main_category"]), "", answer)
+    sample = Sample(
+        name, prompt, image, form.frames, form.fps, image.height, image.width, str(row["main_category"]), "", answer
+    )
     output_path(sample)  # a record that names no place for its video is refused now, not when all videos are made
     return sample
 

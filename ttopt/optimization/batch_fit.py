@@ -226,4 +226,4 @@ def batched(method: Method, samples: Sequence[Sample], settings: FitSettings) ->
 
 
 def _format(sample: Sample) -> tuple[object, ...]:
-    return sample.frames, sample.fps, sample.height, sample.width, sample.image is None
+    return sample.frames, sample.fps, sample.height, sample.width, sample.first_frame is None

@@ -95,7 +95,7 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         picture = first_frame(image, form)
         # What decides the seeds: the same task gets the same video again.
         name = hashlib.sha256(prompt.encode() + image.read_bytes()).hexdigest()[:16]
-        sample = Sample(name, prompt, picture, frames, form.fps, picture.shape[1], picture.shape[2])
+        sample = Sample(name, prompt, picture, frames, form.fps, picture.height, picture.width)
         if self._models is None:
             models = load_models(self.settings)
             self._models = models, make_chat(self.settings.chat, models.teacher)

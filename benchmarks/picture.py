@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ttopt.data.video import read_frames, read_video
+from ttopt.data.video import read_video
 from ttopt.record.result import Result
 
 SIDE = 192  # pixels of a video
@@ -30,7 +30,7 @@ def frames_of(video: Tensor) -> list[Image.Image]:
 def column(folder: Path) -> list[Image.Image]:
     """One sample: its prompt, the frozen model's video, the optimized one, each frame a picture."""
     result = Result.load(folder)
-    base, video = frames_of(read_video(folder / "base.mp4")), frames_of(read_frames(folder))
+    base, video = frames_of(read_video(folder / "base.mp4")), frames_of(read_video(folder / "video.mp4"))
     before = result.optimization.score_before if result.optimization else None
     font, found = ImageFont.load_default(12), []
     for first, second in zip(base, video, strict=True):

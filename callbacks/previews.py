@@ -6,7 +6,8 @@ from typing import Any
 
 import lightning as L
 
-from ttopt.data.video import strip, write_image
+from ttopt.data.images import write_image
+from ttopt.data.video import strip
 from ttopt.errors import UserError
 from ttopt.optimization.training import Row, TestTimeTraining
 

@@ -39,7 +39,9 @@ class Chain:
                 purpose = noise_name(number * self.clips + clip)
                 seeds[purpose] = seed_of(context.settings.seed, sample.id, purpose)
                 start = made[-1][-1] if made else sample.image
-                made.append(context.generate(dataclasses.replace(sample, image=start, answer=None), seeds[purpose]))
+                made.append(
+                    context.generate(dataclasses.replace(sample, first_frame=start, answer=None), seeds[purpose])
+                )
             videos.append(join(made))
         best, error = 0, ""
         if self.k > 1:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ttopt.data.images import write_image
 from ttopt.data.sample import Sample
-from ttopt.data.video import write_image, write_video
+from ttopt.data.video import write_video
 from ttopt.models.chat import Message, fingerprint
 from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_name, seed_of
@@ -55,7 +56,7 @@ class Generator:
         condition, frames = step.start, reasoner_length(step.frames, s.shortest_clip)
         if kept is not None:  # its last frame comes again as the first of what is made
             condition, frames = kept[-1], reasoner_length(step.frames - len(kept) + 1, s.shortest_clip)
-        part = dataclasses.replace(sample, prompt=step.prompt, image=condition, frames=frames, answer=None)
+        part = dataclasses.replace(sample, prompt=step.prompt, first_frame=condition, frames=frames, answer=None)
         purpose = noise_name(number)
         seed = self.seeds[purpose] = seed_of(self.context.settings.seed, sample.id, purpose)
         folder = self.folder / CLIPS

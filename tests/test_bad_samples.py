@@ -116,10 +116,17 @@ FOLDERS: list[tuple[Files, str]] = [  # a folder of images and prompts
     ({"a.txt": ""}, "sample a: the prompt is empty"),
     ({"a.txt": b"\xff\xfe go"}, "data/a.txt is no UTF-8 text; write it anew"),
     (PAIR | {"a.png": b""}, "image data/a.png cannot be read; fetch the data set again"),
-    (PAIR | {"a.png": PNG[:60]}, "image data/a.png cannot be read"),
+    (PAIR | {"a.png": PNG[:20]}, "image data/a.png cannot be read"),
+    (PAIR | {"a.jpg": PNG}, "data/a.jpg and a.png are both of sample a; keep one of them"),
+    (PAIR | {"a.JPG": PNG}, "data/a.JPG and a.png are both of sample a; keep one of them"),
+    (PAIR | {"a.heic": b"0"}, "data/a.heic is no image that can be read; make it a PNG file, or move it elsewhere"),
+    ({"a.txt": "go", "a.mp4": b"0"}, "data/a.mp4 is no image that can be read; make it a PNG file, or move it"),
+    (PAIR | {"b.heic": b"0"}, "data/b.heic has no prompt; write it into data/b.txt"),
+    (PAIR | {"b.tif": b"0"}, "data/b.tif has no prompt"),
+    ({"readme.txt": "go", "readme.png": b""}, "image data/readme.png cannot be read"),
     (PAIR | {"a.png": b"<svg/>"}, "image data/a.png cannot be read"),
-    ({"my photo.png": PNG, "my photo.txt": "go"}, "sample id 'my photo' cannot name a folder"),
-    ({".txt": "go"}, "sample id '.txt' cannot name a folder"),
+    ({"my photo.png": PNG, "my photo.txt": "go"}, "sample id 'my photo' cannot name a folder: .. a .jsonl file"),
+    ({".txt": "go", "._a.txt": "go", "Thumbs.db": "", "README.txt": "about"}, "data holds no prompts"),
     ({"con.txt": "go"}, "sample id 'con' cannot name a folder: use .. no name that Windows keeps for itself"),
     ({"a.txt": "go", "A.txt": "come"}, "the samples A and a would share a folder; give each its own name"),
 ]
@@ -132,12 +139,18 @@ LINES: list[tuple[str | bytes, str]] = [  # a .jsonl file
     ('{"prompt": "go"} {"prompt": "come"}', "data.jsonl, line 1: Extra data"),
     (b'{"prompt": "\xff"}', "data.jsonl cannot be read ('utf-8' codec"),
     ("[" * 100_000, "data.jsonl, line 1: it is nested too deeply"),
-    ('{"pormpt": "go"}', "data.jsonl, record 1: prompt: Field required"),
+    ("{}", "data.jsonl, record 1: prompt: Field required"),
+    ('{"pormpt": "go"}', "data.jsonl, record 1: unknown key 'pormpt'; the nearest is 'prompt'"),
+    ('{"prompt": "go", "image_path": "a.png"}', "record 1: unknown key 'image_path'; the nearest is 'image'"),
+    ('{"prompt": "go"}\n{"prompt": "go", "imag": "a.png"}', "record 2: unknown key 'imag'; the nearest is 'image'"),
+    ('{"prompt": "go", "prompt": "come"}', "data.jsonl, line 1: the key 'prompt' comes twice"),
     ('{"prompt": ""}', "sample 00001: the prompt is empty"),
     ('{"prompt": null}', "data.jsonl, record 1: prompt: Input should be a valid string"),
     ('{"prompt": 3}', "data.jsonl, record 1: prompt: Input should be a valid string"),
     ('{"prompt": ["go"]}', "data.jsonl, record 1: prompt: Input should be a valid string"),
-    ('{"prompt": "\\ud800"}', "sample 00001: the prompt '\\ud800' is no UTF-8; write it anew"),
+    ('\n{"prompt": "\\ud800"}', "data.jsonl, line 2: half of a character, '\\ud800'; fetch the data set again"),
+    ('{"prompt": "go", "family": "\\uDFFF"}', "data.jsonl, line 1: half of a character, '\\udfff'"),
+    ('{"prompt": "go", "\\ud83d": 1}', "data.jsonl, line 1: half of a character, '\\ud83d'"),
     ('{"prompt": "go", "frames": 10}', "sample 00001: 10 frames; Wan videos have 4k+1 frames"),
     ('{"prompt": "go", "frames": 9.7}', "record 1: frames: Input should be a valid integer"),
     ('{"prompt": "go", "frames": "9"}', "record 1: frames: Input should be a valid integer"),
@@ -195,6 +208,7 @@ BENCHMARKS: list[tuple[tuple[str, Files], str]] = [
     (ruler(checklist=[{"Beauty": "is it?"}]), "the checklist must be a list of {metric: question}; metrics: Instr"),
     (ruler(checklist="x("), "data.jsonl, record 1: the checklist cannot be read; fetch the data set again"),
     (ruler(checklist="[" * 5000), "data.jsonl, record 1: the checklist cannot be read"),
+    (("ruler", {"data.jsonl": '{"prompt": "\\ud800"}'}), "data/data.jsonl, line 1: half of a character"),
     (ruler(input_image_path=5), "image data/5: there is no such file; check --root"),
     (ruler(input_image_path="../a.png"), "../a.png lies outside data; check the data set"),
     (ruler(input_image_path="a\0b"), "'a\\x00b' in the data set data cannot name a file (embedded null byte)"),
@@ -238,8 +252,11 @@ def test_any_id_stays_in_its_folder(name: str, tmp_path: Path) -> None:
         assert re.fullmatch(r"[\w.-]+", sample.id, re.ASCII) and sample.id[0] not in ".-" and sample.id[-1] != "."
 
 
+KEYS = ["prompt", "id", "image", "frames", "fps", "family"]
+
+
 @FEW
-@given(row=st.dictionaries(st.sampled_from(["prompt", "id", "image", "frames", "fps", "family"]), JSON))
+@given(row=st.dictionaries(st.sampled_from(KEYS), JSON) | st.dictionaries(st.text() | st.sampled_from(KEYS), JSON))
 def test_any_line(place: Path, row: dict[str, Any]) -> None:
     """A sample, or one sentence."""
     (place / "data.jsonl").write_text(json.dumps({"prompt": "go"} | row))

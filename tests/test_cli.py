@@ -53,7 +53,6 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
             "config.yaml",
             "curves.csv",
             "curves.png",
-            "frames.png",
             "previews",
             "result.json",
             "video.mp4",

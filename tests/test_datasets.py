@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ SMALL = SampleSettings(frames=89, fps=24, height=48, width=48, multiple=16)
 
 def seen(sample: Sample) -> Sample:
     """A sample as models see it."""
-    return dataclasses.replace(sample, answer=None, image=None)
+    return dataclasses.replace(sample, answer=None, first_frame=None)
 
 
 def picture(path: Path, width: int = 64, height: int = 48, colour: str = "red") -> None:
@@ -86,7 +88,7 @@ def test_vbvr_answers_reach_no_model(world: Path) -> None:
         (place / "final_frame.png").unlink()
         (place / "metadata.json").unlink()
         video = place / "ground_truth.mp4"
-        write_video(video, torch.rand_like(read_video(video)), 8)
+        write_video(video, 1 - read_video(video), 8)
     after = vbvr.samples("all", None, 0, 100, root=world, form=SMALL)
     assert [seen(sample) for sample in after] == [seen(sample) for sample in before]
     for old, new in zip(before, after, strict=True):
@@ -173,6 +175,40 @@ def test_folder(tmp_path: Path) -> None:
     assert (one.id, one.frames, one.fps, one.family) == ("00001", 9, 8, "f")
     assert (two.id, two.frames, two.fps, two.image) == ("00002", 81, 24, None)
     assert folder.output_path(one) == Path("00001.mp4")
+
+
+def test_a_folder_takes_images_of_many_kinds_and_no_litter(tmp_path: Path) -> None:
+    for ending in ("avif", "gif", "tif", "jfif", "jpe", "jp2", "webp", "bmp", "PNG"):
+        picture(tmp_path / f"{ending}.{ending}", 64, 64)
+        (tmp_path / f"{ending}.txt").write_text("go")
+    for name in ("._gif.txt", ".DS_Store", "Thumbs.db", "desktop.ini", "README.txt", "notes.md"):
+        (tmp_path / name).write_text("litter")
+    (tmp_path / "__MACOSX").mkdir()
+    found = folder.samples("id", None, 0, 99, root=tmp_path, form=SMALL)
+    assert len(found) == 9
+    for sample in found:
+        assert sample.image is not None and sample.image[0].min() > 0.9 and sample.image[1].max() < 0.1, sample.id
+
+
+def test_thousands_of_samples_cost_neither_time_nor_memory(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 944, 944)
+    record = {"prompt": "go", "image": "a.png"}
+    (tmp_path / "all.jsonl").write_text("\n".join([json.dumps(record)] * 5000))
+    begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = folder.samples("id", None, 0, 5000, root=tmp_path / "all.jsonl", form=FORM)
+    assert len(found) == 5000 and time.process_time() - begin < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024, "KB; 15 images as tensors"
+    assert found[-1].image is not None and found[-1].image.shape == (3, 928, 928)
+
+
+def test_a_time_that_python_does_not_know(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    times = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    parquet.write_table(pyarrow.table({"i2v_prompt": ["go"], "when": times}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet cannot be read \(.+\); fetch the data set again"):
+        genvire.samples("id", None, 0, 9, root=tmp_path, form=FORM)
 
 
 Make = Callable[[Path], Any]

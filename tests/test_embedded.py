@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from benchmarks.replies import plan_rows
 from training.miniworld.corruptions import corrupt
 from training.miniworld.vae import decode, encode, exchanged
 from ttopt.config.parsing import parse_fit
-from ttopt.config.settings import WEIGHTS, OptimizationSettings
+from ttopt.config.settings import WEIGHTS, MethodSettings, OptimizationSettings
 from ttopt.data import miniworld
+from ttopt.data.video import read_video, write_video
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
 from ttopt.miniworld.world import FPS, FRAMES, SPRITES, WALL, distances, render
@@ -29,6 +31,10 @@ from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.teacher import Teacher
 from ttopt.optimization.seeds import seed_of
 from ttopt.optimization.training import TestTimeTraining
+from ttopt.record.finish import scored
+from ttopt.record.result import Scored
+from ttopt.run.console import Console
+from ttopt.run.run import fit_all
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +134,48 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
     assert result["score"]["rules"] and result["optimization"]["queries"]["process"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert again.returncode == 0, "a finished run can be called again"
+
+
+SHORT = ["--config", "mini", "--split", "ood", "--seed", "3003", "--optimization.steps", "1", "--limit", "1",
+         "--optimization.starts", "1", "--adapter.rank", "4", "--logging.wandb", "disabled"]  # fmt: skip
+LOOP: dict[str, Any] = {"frames_per_second": 4, "shortest_clip": 9}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "static": ("ttopt.methods.Static", {}),
+    "single": ("ttopt.methods.Single", {}),
+    "pass at k": ("ttopt.methods.PassAtK", {"k": 2}),
+    "seed ensemble": ("ttopt.methods.SeedEnsemble", {"seeds": 2}),
+    "teacher LoRA": ("ttopt.methods.TeacherLora", {}),
+    "PE": ("loop.PromptRewrite", {}),
+    "VideoTPO": ("loop.VideoTPO", {"frames_per_second": 4}),
+    "chain": ("loop.Chain", {"clips": 2}),
+    "step loop": ("loop.StepLoop", LOOP),
+    "step loop with LoRA": ("loop.StepLoop", LOOP | {"inner": "teacher_lora"}),
+    "existing": ("ttopt.methods.Existing", {}),
+}
+
+
+@pytest.mark.parametrize("path, arguments", METHODS.values(), ids=METHODS.keys())
+def test_the_files_on_disk_are_what_was_scored(
+    path: str, arguments: dict[str, Any], embedded: Models, tmp_path: Path
+) -> None:
+    if path.endswith("Existing"):
+        for sample in miniworld.samples("ood", None, 3003, 1):
+            write_video(tmp_path / f"{sample.id}.mp4", miniworld.true_video(sample), sample.fps)
+        arguments = {"videos": str(tmp_path)}
+
+    def same(video: Path, score: Scored | None) -> bool:
+        read = scored(miniworld.score, sample, read_video(video))
+        assert read is not None and score is not None
+        return read == dataclasses.replace(score, partial=pytest.approx(score.partial, abs=2e-3))
+
+    settings = parse_fit([*SHORT, "--run-dir", str(tmp_path / "run")])
+    settings = dataclasses.replace(settings, method=MethodSettings(path, arguments))
+    found = fit_all(settings, Console(), load=lambda _: embedded)
+    assert len(found.results) == 1 and not found.problems
+    for sample, result in zip(miniworld.samples("ood", None, 3003, 1), found.results, strict=True):
+        folder = tmp_path / "run/samples" / sample.id
+        assert same(folder / "video.mp4", result.score)
+        assert result.optimization is None or same(folder / "base.mp4", result.optimization.score_before)
 
 
 def test_the_chat_model_plans() -> None:

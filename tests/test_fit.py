@@ -37,7 +37,7 @@ from ttopt.run.console import Console
 from ttopt.run.run import extra_callbacks, fit_all
 
 Make = Callable[..., FitSettings]
-MEDIA = {"video.mp4", "frames.png", "base.mp4", "before_after.png", "curves.png", "previews"}
+MEDIA = {"video.mp4", "base.mp4", "before_after.png", "curves.png", "previews"}
 FILES = MEDIA | {"curves.csv", "result.json", "config.yaml", "adapter"}
 
 
@@ -349,7 +349,7 @@ def test_nan_is_reported_and_the_others_go_on(
 
 
 def test_own_sample(settings: Make, tmp_path: Path) -> None:
-    from ttopt.data.video import write_image
+    from ttopt.data.images import write_image
 
     write_image(tmp_path / "x.png", torch.rand(3, 60, 90))
     samples, scorer = find_samples(settings(sample={"prompt": "go", "image": str(tmp_path / "x.png")}))

@@ -30,9 +30,10 @@ from ttopt.config.comparison import parse_compare
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings, LoggingSettings, MethodSettings
 from ttopt.data import miniworld
+from ttopt.data.images import read_image
 from ttopt.data.replies import parse_reply
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_image, read_video
+from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods import Context, make_method
 from ttopt.miniworld.multistep import legs

@@ -284,7 +284,7 @@ def test_user_errors(folder: Path, reasoner: Reasoner, tmp_path: Path) -> None:
         reasoner.condition([])
     with pytest.raises(UserError, match="differ"):
         reasoner.condition([tiny_sample("a"), tiny_sample("b", image=False)])
-    odd = Sample(id="odd", prompt="move", image=None, frames=9, fps=8, height=40, width=48)
+    odd = Sample(id="odd", prompt="move", first_frame=None, frames=9, fps=8, height=40, width=48)
     with pytest.raises(UserError, match="multiples of 16"):
         reasoner.condition(odd)
 

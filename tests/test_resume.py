@@ -241,7 +241,7 @@ def test_digest_covers_what_changes_results_and_nothing_else(settings: Make, tmp
     assert base == resume.digest(sample, dataclasses.replace(s, **free), queries)
     others = [
         resume.digest(dataclasses.replace(sample, prompt="move"), s, queries),
-        resume.digest(dataclasses.replace(sample, image=sample.image * 0.99), s, queries),
+        resume.digest(dataclasses.replace(sample, first_frame=sample.image * 0.99), s, queries),
         resume.digest(sample, dataclasses.replace(s, seed=1), queries),
         resume.digest(sample, s, None),
     ]

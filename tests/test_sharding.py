@@ -21,7 +21,7 @@ from tiny_fit import QUERIES, prepare
 from ttopt.__main__ import main
 from ttopt.config.checks import check
 from ttopt.config.settings import FitSettings, to_yaml
-from ttopt.data.video import write_image
+from ttopt.data.images import write_image
 from ttopt.errors import UserError
 from ttopt.models.distributed import joined
 from ttopt.models.load import Models, load_models

@@ -112,4 +112,4 @@ def tiny_sample(identifier: str = "a", prompt: str = "move the red square to the
     """A 48x48 sample of 9 frames with a random first image (or none)."""
     generator = torch.Generator().manual_seed(sum(map(ord, identifier)))
     picture = torch.rand((3, 48, 48), generator=generator) if image else None
-    return Sample(id=identifier, prompt=prompt, image=picture, frames=9, fps=8, height=48, width=48)
+    return Sample(id=identifier, prompt=prompt, first_frame=picture, frames=9, fps=8, height=48, width=48)

@@ -48,7 +48,8 @@ class SampleSettings:
     prompt: str | None = None
     """What should happen in the video."""
     image: str | None = None
-    """First frame (PNG, JPEG, ...), cropped and resized to width x height. Without it: text to video."""
+    """First frame (PNG, JPEG, ...), cropped and resized to width x height; what is transparent becomes white. Without
+    it: text to video."""
     id: str = "sample"
     """Name of the sample's result folder."""
     frames: int = 89

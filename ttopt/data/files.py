@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import math
 import re
@@ -11,15 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, ImageOps
-from torch import Tensor
-
 from ttopt.config.settings import SampleSettings
-from ttopt.data.video import UNREADABLE, fit_image
+from ttopt.data.images import FirstFrame, image_size
 from ttopt.errors import UserError, brief
 
 T = TypeVar("T")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+HALF = re.compile(r"\\u[dD][89a-fA-F]")  # perhaps of a character that two escapes stand for
 
 
 def fitted_size(height: int, width: int, form: SampleSettings) -> tuple[int, int]:
@@ -37,17 +33,10 @@ def fitted_length(frames: int, form: SampleSettings) -> int:
     return max(5, min(form.frames, 4 * (frames // 4) + 1))
 
 
-def first_frame(source: Path | bytes, form: SampleSettings) -> Tensor:
-    """An image (file or its bytes), fitted: (3,H,W) float32 in [0,1]. Raises UserError for what is no image."""
-    if isinstance(source, Path) and not source.is_file():
-        raise UserError(f"image {source}: there is no such file; check --root")
-    try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except UNREADABLE as error:
-        shown = source if isinstance(source, Path) else "in the data set"
-        raise UserError(f"image {shown} cannot be read; fetch the data set again") from error
-    return fit_image(image, *fitted_size(image.height, image.width, form))
+def first_frame(source: Path | bytes, form: SampleSettings) -> FirstFrame:
+    """An image (file or its bytes), fitted, of which only the header is read. Raises UserError for what is no image."""
+    name = str(source) if isinstance(source, Path) else "in the data set"
+    return FirstFrame(source, *fitted_size(*image_size(source, name), form), name)
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -64,19 +53,38 @@ def records(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".jsonl":
             for line in text.split("\n"):  # splitlines would also split at separators inside a text
                 if line.strip():
-                    rows.append(json.loads(line))
+                    rows.append(_parsed(line))
                 before += 1
         else:
-            rows = json.loads(text)
+            rows = _parsed(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {before + error.lineno}: {error.msg}; fetch the data set again") from error
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # also a number of thousands of digits
         raise UserError(f"{path}, line {before + 1}: {brief(error)}; fetch the data set again") from error
     except RecursionError as error:
         raise UserError(f"{path}, line {before + 1}: it is nested too deeply; fetch the data set again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} must hold JSON objects, one a sample")
     return rows
+
+
+def _parsed(text: str) -> Any:
+    """A JSON value. Raises ValueError also for a key that comes twice, and for half of a character."""
+    found = json.loads(text, object_pairs_hook=_once)
+    if HALF.search(text):
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"half of a character, {error.object[error.start]!r}") from error
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the key {twice!r} comes twice")
+    return found
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
@@ -86,8 +94,8 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is a parquet file; pip install -e '.[benchmarks]' to read it") from error
     try:
         rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own are among them
-        raise UserError(f"{path} cannot be read ({error}); fetch the data set again") from error
+    except Exception as error:  # of every kind: no parquet, no time that Python knows, no such time zone
+        raise UserError(f"{path} cannot be read ({brief(error)}); fetch the data set again") from error
     return rows
 
 

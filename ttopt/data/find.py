@@ -7,9 +7,9 @@ import importlib
 from pathlib import Path
 
 from ttopt.config.settings import FitSettings
+from ttopt.data.images import read_image
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer
-from ttopt.data.video import read_image
 from ttopt.errors import UserError
 
 
@@ -32,7 +32,7 @@ def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
         # Checked before the image is made as large as is asked for.
         sample = Sample(own.id, own.prompt, None, own.frames, own.fps, own.height, own.width)
         image = None if own.image is None else read_image(Path(own.image), own.height, own.width)
-        return [dataclasses.replace(sample, image=image)], None
+        return [dataclasses.replace(sample, first_frame=image)], None
     dataset = importlib.import_module(f"ttopt.data.{settings.dataset}")
     wanted = (settings.split, settings.families, settings.seed, settings.limit)
     if settings.root is not None and settings.dataset != "miniworld":

@@ -62,9 +62,10 @@ def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     source = open_image(field(row, "image", name), root, name)
     image = first_frame(source if isinstance(source, Path) else source.getvalue(), form)
     answer = {**row, "root": root}
-    height, width = image.shape[1:]
     prompt = words(row, "i2v_prompt", name)
-    sample = Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["main_category"]), "", answer)
+    sample = Sample(
+        name, prompt, image, form.frames, form.fps, image.height, image.width, str(row["main_category"]), "", answer
+    )
     output_path(sample)  # a record that names no place for its video is refused now, not when all videos are made
     return sample
 

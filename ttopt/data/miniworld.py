@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ttopt.data.images import write_image
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample
-from ttopt.data.video import write_image, write_video
+from ttopt.data.video import write_video
 from ttopt.errors import UserError
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import Score, score_videos

@@ -1,7 +1,8 @@
 """RULER-Bench (arXiv 2512.02622): rules of science, games, semantics, ...; judged by a vision-language model.
 
 ``root`` holds data.jsonl and the images that it names. A model sees ``prompt`` and ``input_image_path``; the
-explanation, the checklist and the ground-truth image are the judge's.
+explanation, the checklist and the ground-truth image are the judge's, and fields that are not named here the
+benchmark's business.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def _sample(row: dict[str, Any], root: Path, form: SampleSettings) -> Sample:
     prompt = words(row, "prompt", name)
     given = row.get("input_image_path")
     image = first_frame(inside(root, given), form) if given else None
-    height, width = (form.height, form.width) if image is None else image.shape[1:]
+    height, width = (form.height, form.width) if image is None else (image.height, image.width)
     sample = Sample(name, prompt, image, form.frames, form.fps, height, width, str(row["category"]), "", row)
     output_path(sample)  # a record that names no place for its video is refused now, not when all videos are made
     return sample

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ttopt.data.images import FirstFrame
 from ttopt.errors import UserError
 
 ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
@@ -22,13 +23,14 @@ FASTEST = 1000  # frames a second
 class Sample:
     """A condition c = (p, x) and the video's format (VLM-as-Teacher, section 3).
 
-    ``image`` is the first frame, (3, height, width) float32 in [0, 1], or None for text-to-video. ``answer`` belongs
-    to the scorer and must never reach a model. Raises UserError for a sample no model could use.
+    ``first_frame`` is an image (3, height, width) float32 in [0, 1], or where it is read from, or None for
+    text-to-video. ``answer`` belongs to the scorer and must never reach a model. Raises UserError for a sample no model
+    could use.
     """
 
     id: str
     prompt: str
-    image: Tensor | None
+    first_frame: Tensor | FirstFrame | None
     frames: int
     fps: int
     height: int
@@ -38,11 +40,7 @@ class Sample:
     answer: Any = None
 
     def __post_init__(self) -> None:
-        if not ID_PATTERN.fullmatch(self.id) or self.id.endswith(".") or DEVICE.fullmatch(self.id):
-            raise UserError(
-                f"sample id {self.id!r} cannot name a folder: use 1-120 letters, digits, '.', '_' or '-', "
-                "starting with a letter or digit, and no name that Windows keeps for itself, such as con or nul"
-            )
+        check_id(self.id)
         if not self.prompt.strip():
             raise UserError(f"sample {self.id}: the prompt is empty; give --sample.prompt 'what should happen'")
         try:
@@ -57,11 +55,29 @@ class Sample:
             raise UserError(
                 f"sample {self.id}: {self.width}x{self.height} pixels; give a width and height of 1 to {LARGEST}"
             )
-        if self.image is not None and tuple(self.image.shape) != (3, self.height, self.width):
+        first = self.first_frame
+        shape = (
+            (3, first.height, first.width) if isinstance(first, FirstFrame) else first if first is None else first.shape
+        )
+        if shape is not None and tuple(shape) != (3, self.height, self.width):
             raise UserError(
-                f"sample {self.id}: the image is {tuple(self.image.shape)}, "
+                f"sample {self.id}: the image is {tuple(shape)}, "
                 f"but the video is {self.height}x{self.width}; resize one of them"
             )
+
+    @property
+    def image(self) -> Tensor | None:
+        """The first frame's pixels, (3, height, width) float32 in [0, 1]; read each time. Raises UserError."""
+        return self.first_frame.pixels() if isinstance(self.first_frame, FirstFrame) else self.first_frame
+
+
+def check_id(name: str, cure: str = "") -> None:
+    """Raises UserError for a name that no folder can have on every file system."""
+    if not ID_PATTERN.fullmatch(name) or name.endswith(".") or DEVICE.fullmatch(name):
+        raise UserError(
+            f"sample id {name!r} cannot name a folder: use 1-120 letters, digits, '.', '_' or '-', "
+            f"starting with a letter or digit, and no name that Windows keeps for itself, such as con or nul{cure}"
+        )
 
 
 Scorer = Callable[[Sample, Tensor], Any]  # sample, video (T,3,H,W) in [0,1] -> object with success, partial, rules

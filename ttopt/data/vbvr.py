@@ -56,7 +56,7 @@ def _sample(split: str, place: Path, root: Path, form: SampleSettings) -> Sample
     frames, fps = _length(place / "ground_truth.mp4", form)
     return Sample(
         sample_id(task, place.name), text(prompt, root), image, frames, fps,
-        image.shape[1], image.shape[2], task.removesuffix(ENDING), split, place,
+        image.height, image.width, task.removesuffix(ENDING), split, place,
     )  # fmt: skip
 
 

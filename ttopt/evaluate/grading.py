@@ -14,13 +14,13 @@ from torch import Tensor
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
-from ttopt.data.video import FRAMES, read_frames, sample_frames, video_rate
+from ttopt.data.video import read_video, sample_frames, video_rate
 from ttopt.errors import UserError
 from ttopt.evaluate.files import Grades, Questions, read_each
 from ttopt.models.teacher import Queries
 from ttopt.record import metrics
 from ttopt.record.identity import sample_digest, teacher_digest
-from ttopt.record.plain import check_png, check_video, there
+from ttopt.record.plain import check_video, there
 from ttopt.record.result import FILE, Result, json_safe
 from ttopt.record.run_folder import write_text, writing
 from ttopt.run.loader import Loader
@@ -53,7 +53,7 @@ def grade(
             same = old is not None and (old.of, old.asked, old.beside) == (stamp, questions, beside)
             if same and (p_yes is not None or queries is None):
                 continue
-            video = read_frames(mine)
+            video = read_video(mine / "video.mp4")
             if p_yes is None and queries is not None:
                 p_yes = _p_yes(video, video_rate(mine / "video.mp4") or sample.fps, queries, settings, load)
             judged[sample.id] = Grades(
@@ -78,8 +78,6 @@ def _stamp(place: Path, root: Path) -> str | None:
     if not there(place / FILE) or not there(place / "video.mp4"):
         return None
     check_video(place / "video.mp4", root)
-    if there(place / FRAMES):
-        check_png(place / FRAMES, root)
     return Result.load(place, place.name, root).finished
 
 
@@ -93,7 +91,7 @@ def _p_yes(video: Tensor, fps: float, queries: Queries, settings: CompareSetting
 
 def _drift(video: Tensor, base: Path | None) -> Mapping[str, float | None]:
     """SSIM and PSNR to the reference's video; None where there is none of this length and size."""
-    other = read_frames(base) if base else None
+    other = read_video(base / "video.mp4") if base else None
     if other is None or other.shape != video.shape:
         return {"ssim": None, "psnr": None}
     return metrics.drift(video, other)

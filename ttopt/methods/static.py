@@ -17,7 +17,8 @@ class Static:
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         """Raises UserError for text to video, which has no first frame."""
-        if sample.image is None:
+        image = sample.image
+        if image is None:
             raise UserError("there is no first frame to repeat; leave the method static out for text to video")
-        video = sample.image.expand(sample.frames, -1, -1, -1)
+        video = image.expand(sample.frames, -1, -1, -1)
         return context.finish(sample, video, folder, method="static", seeds={}, stop="first frame repeated")

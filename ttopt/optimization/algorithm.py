@@ -83,7 +83,7 @@ class Prepared:
         """Samples of one kind can share a batch: the same format, number of queries and steps taken."""
         s, state = self.sample, self.state
         steps = -1 if state is None else 0 if state.stop else len(state.grades)
-        return s.frames, s.fps, s.height, s.width, s.image is None, len(self.queries.all), steps
+        return s.frames, s.fps, s.height, s.width, s.first_frame is None, len(self.queries.all), steps
 
 
 def fit_sample(sample: Sample, folder: Path, context: Context, reward: Reward | None = None) -> Result:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ttopt.config.settings import FitSettings, to_yaml
 from ttopt.data.sample import Sample, Scorer
-from ttopt.data.video import write_frames, write_video
+from ttopt.data.video import write_video
 from ttopt.errors import UserError
 from ttopt.record import metrics
 from ttopt.record.identity import inputs
@@ -40,9 +40,8 @@ def finish(
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
-    A small video is also written without loss, see ttopt.data.video.write_frames. ``fps`` is the video's, where
-    it is known; ``details`` holds what only this method knows, in JSON's types; ``more_inputs`` digests of what only
-    it reads.
+    ``fps`` is the video's, where it is known; ``details`` holds what only this method knows, in JSON's types;
+    ``more_inputs`` digests of what only it reads.
     """
     cost, score, similar = meter.cost(), None, None
     if video is not None:
@@ -51,7 +50,6 @@ def finish(
             score = scored(scorer, sample, video)
         with meter.timer("write"), writing(folder):
             write_video(folder / "video.mp4", video, fps or sample.fps)
-            write_frames(folder, video)
         # Videos of other systems may have another size.
         if sample.image is not None and video.shape[1:] == sample.image.shape:
             similar = metrics.similarity(video[:1], sample.image[None].to(video))

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ttopt.config.lookup import standard_callbacks
 from ttopt.config.parsing import changed, parse_fit
 from ttopt.config.settings import FitSettings
+from ttopt.data.images import as_seen, fit_image, read_image
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer
-from ttopt.data.video import fit_image, read_image, read_video
+from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods.teacher_lora import TeacherLora
 from ttopt.models import load
@@ -174,8 +173,7 @@ def _first_frame(image: str | Path | Image.Image | Tensor | None, height: int, w
                             "settings={'sample.height': ..., 'sample.width': ...}")  # fmt: skip
         return image.float()
     if isinstance(image, Image.Image):
-        fitted = np.asarray(fit_image(image.convert("RGB"), height, width))
-        return torch.from_numpy(fitted.copy()).permute(2, 0, 1).float() / 255
+        return fit_image(as_seen(image, "the image"), height, width)
     return read_image(Path(image), height, width)
 
 

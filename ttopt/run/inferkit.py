@@ -22,14 +22,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ttopt.config.lookup import standard_callbacks
 from ttopt.config.parsing import changed, parse_fit
 from ttopt.config.settings import MethodSettings, SampleSettings
 from ttopt.data.files import first_frame, fitted_length, fitted_size
+from ttopt.data.images import FirstFrame
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_image
 from ttopt.errors import UserError
 from ttopt.methods import make_method
 from ttopt.models.chat import Chat, make_chat
@@ -100,17 +98,16 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         wanted = round(duration * form.fps) if frames is None else frames
         # What decides the seeds: the same task gets the same video again.
         name = hashlib.sha256(prompt.encode() + image.read_bytes()).hexdigest()[:16]
-        size = picture.shape[1], picture.shape[2]
-        return Sample(name, prompt, picture, fitted_length(wanted, form), form.fps, *size)
+        return Sample(name, prompt, picture, fitted_length(wanted, form), form.fps, picture.height, picture.width)
 
-    def _fitted(self, image: Path, height: int, width: int) -> Tensor:
+    def _fitted(self, image: Path, height: int, width: int) -> FirstFrame:
         """The image in the size that is wanted, or as much of that as the configuration allows."""
         form: SampleSettings = self.settings.sample
         if min(height, width) < form.multiple:
             raise UserError(f"{width}x{height} pixels are wanted; the model's least is {form.multiple}x{form.multiple}")
         if height * width < form.height * form.width:
             form = dataclasses.replace(form, height=height, width=width)
-        return read_image(image, *fitted_size(height, width, form))
+        return FirstFrame(image, *fitted_size(height, width, form), str(image))
 
     def _solve(self, sample: Sample, output: str) -> dict[str, Any]:
         if self._models is None:

@@ -31,8 +31,9 @@ from torch import Tensor
 from ttopt.config.comparison import CompareSettings
 from ttopt.data.files import inside
 from ttopt.data.genvire import open_image, output_path
+from ttopt.data.images import UNREADABLE, fit_image
 from ttopt.data.sample import Sample
-from ttopt.data.video import UNREADABLE, fit_image, read_video
+from ttopt.data.video import read_video
 from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server
 from ttopt.evaluate.judges.genvire_script import contents

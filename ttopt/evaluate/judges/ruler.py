@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ttopt.config.comparison import CompareSettings
 from ttopt.data.files import inside
+from ttopt.data.images import FirstFrame, image_size
 from ttopt.data.ruler import METRICS, output_path
 from ttopt.data.sample import Sample
-from ttopt.data.video import UNREADABLE, fit_image, read_video_rate
+from ttopt.data.video import read_video_rate
 from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server
 from ttopt.models.chat import Chat, ChatError, Jpeg, Message, fingerprint
@@ -208,9 +208,4 @@ def frames(path: Path) -> list[Tensor]:
 
 
 def _image(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except UNREADABLE as error:
-        raise UserError(f"image {path} cannot be read; fetch the data set again") from error
-    return fit_image(image, image.height, image.width)
+    return FirstFrame(path, *image_size(path, str(path)), str(path)).pixels()

@@ -169,7 +169,7 @@ def check_same_format(samples: Sequence[Sample]) -> None:
     """Raise UserError unless all samples fit one batch: same frames and size, all or none with an image."""
     if not samples:
         raise UserError("no samples: give at least one")
-    formats = {(s.frames, s.height, s.width, s.image is not None) for s in samples}
+    formats = {(s.frames, s.height, s.width, s.first_frame is not None) for s in samples}
     if len(formats) > 1:
         raise UserError(
             f"samples {samples[0].id}...{samples[-1].id} differ in frames, size or having a first image; "

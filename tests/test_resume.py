@@ -23,7 +23,7 @@ from tiny_fit import fit_sample
 from torch import Tensor
 
 import callbacks
-from ttopt.config.settings import FitSettings
+from ttopt.config.settings import FitSettings, LoraSettings
 from ttopt.data import find
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
@@ -225,7 +225,7 @@ def test_a_state_of_other_settings_starts_over(models: Models, interrupted: FitS
 
 def test_digest_covers_what_changes_results_and_nothing_else(settings: Make, tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").write_bytes(b"1")
-    s, sample = settings(reasoner={"lora": str(tmp_path / "weights.safetensors")}), tiny_sample()
+    s, sample = settings(reasoner={"loras": [LoraSettings(str(tmp_path / "weights.safetensors"))]}), tiny_sample()
     queries = given_queries(s)
     base = resume.digest(sample, s, queries)
     assert sample.image is not None
@@ -263,14 +263,14 @@ def test_a_resumed_training_still_falls_back_to_its_best(models: Models, setting
 
     class Keep(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
-            states.append({name: value.clone() for name, value in pl_module.state().items()})
+            states.append({name: value.clone() for name, value in pl_module.state(0).items()})
 
     train(first, tmp_path, Keep())
     second = prepare(models, seed=9, reward=reward([math.nan]), steps=1)
-    second.resume(states[1], first.grades[:2])
+    second.resume([(states[1], first.rows[0].grades[:2], "")])
     train(second, tmp_path)
-    assert (second.stop, second.kept) == (NON_FINITE, first.grades[0])
-    assert all(torch.equal(p, states[1][f"best.{n}"]) for n, p in enumerate(second.lora))
+    assert (second.rows[0].stop, second.rows[0].kept) == (NON_FINITE, first.rows[0].grades[0])
+    assert all(torch.equal(p[0], states[1][f"best.{n}"]) for n, p in enumerate(second.lora))
     assert not torch.equal(states[1]["best.1"], states[1]["adapter.1"])
 
 
@@ -343,7 +343,7 @@ class Hungry(StandardDecoder):
     enough = True
 
     def __call__(self, latents: Tensor, frames: Any) -> Tensor:
-        if not (self.checkpoint and self.enough):
+        if not (self.activation_checkpointing and self.enough):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().__call__(latents, frames)
 

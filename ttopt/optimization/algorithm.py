@@ -135,7 +135,7 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
         numbers = sample_frames(settings.teacher.frames, sample.frames)
         judge = TeacherReward(models.teacher, [each.queries for each in batch], sample.fps, numbers)
         guide = reward or judge
-        z1, starts, tried = choose_noise(batch, condition, numbers, guide, meter)
+        z1, starts = choose_noise(batch, condition, numbers, guide, meter)
         adapters = [seed_of(settings.seed, each.sample.id, "adapter") for each in batch]
         rows = [Row(each.folder, each.context.logger) for each in batch]
         training = begin(models, guide, condition, z1, numbers, o, adapters, meter, rows)
@@ -159,7 +159,7 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
         own = {name: video[number] for name, video in videos.items()}
         seeds = {"noise": starts[number], "adapter": adapters[number]}
         try:
-            results.append(_finish(each, row, training, number, own, grades[number], seeds, tried[number]))
+            results.append(_finish(each, row, training, number, own, grades[number], seeds))
         except RunError:
             raise
         except UserError as error:
@@ -173,8 +173,8 @@ def choose_noise(
     numbers: Sequence[int],
     guide: Reward,
     meter: Meter | SharedMeter,
-) -> tuple[Tensor, list[int], list[int]]:
-    """The noise z1 of every sample, its seed, and how many were graded; those of a resumed sample are its state's."""
+) -> tuple[Tensor, list[int]]:
+    """The noise z1 of every sample and its seed; those of a resumed sample are its state's."""
     context = batch[0].context
     settings, count = context.settings, context.settings.optimization.starts
     seeds = [[noise_seed(settings.seed, each.sample, k) for k in range(count)] for each in batch]
@@ -182,7 +182,10 @@ def choose_noise(
         seeds = [[each.state.noise_seed] for each in batch if each.state]
     elif count > 1:
         context.status(f"one-step predictions from up to {count} noises")
-    return start_noise(context.models, condition, seeds, numbers, guide, settings.optimization, meter)
+    z1, chosen, tried = start_noise(context.models, condition, seeds, numbers, guide, settings.optimization, meter)
+    for each, graded in zip(batch, tried, strict=True):
+        each.context.meter.vlm_calls += graded
+    return z1, chosen
 
 
 def start_noise(
@@ -318,7 +321,6 @@ def _finish(
     videos: Mapping[str, Tensor],
     grades: Mapping[str, Graded],
     seeds: dict[str, int],
-    tried: int,
 ) -> Result:
     """Chooses the sample's video, scores it, and writes everything."""
     sample, folder, context, queries = each.sample, each.folder, each.context, each.queries
@@ -326,7 +328,7 @@ def _finish(
     accepted = row.stop == ACCEPTED
     kept = choose(o.keep, accepted, {name: grade.loss for name, grade in grades.items()})
     base, video = videos["base"], videos[kept]
-    meter.vlm_calls += tried + len(row.grades) + 2 * (row.start is not None)
+    meter.vlm_calls += len(row.grades) + 2 * (row.start is not None)
     meter.vlm_calls += len(videos) if o.keep in ("better", "best") else 0  # else graded for the record
     meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else len(videos))
     for one in (base, video):

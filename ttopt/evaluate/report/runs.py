@@ -29,7 +29,11 @@ def write_report(folder: Path) -> Path:
 def _comparison(folder: Path) -> Path:
     found = load_comparison(folder)
     s = found.settings
-    about = [("data set", s.dataset), ("seed", str(s.seed)), ("models", s.base)]
+    about = [
+        ("data set", s.dataset),
+        ("seed", str(s.seed)),
+        ("models", " and ".join(dict.fromkeys((s.reasoner.model, s.teacher.model)))),
+    ]
     if s.dataset in ("miniworld", "vbvr"):
         about.insert(1, ("split", s.split))
     about += _made(entry.result for samples in found.entries.values() for entry in samples.values())
@@ -41,7 +45,7 @@ def _comparison(folder: Path) -> Path:
 
 
 def _fit(folder: Path) -> Path:
-    s = parse(FitSettings, "fit", "", ["--config", str(folder / CONFIG)], [])
+    s = parse(FitSettings, "fit", "", ["--config", str(folder / CONFIG)])
     results = [Result.load(path.parent) for path in (folder / "samples").glob(f"[!.]*/{RESULT}")]
     results.sort(key=lambda result: (result.finished, result.sample))
     if not results:

@@ -168,7 +168,7 @@ WORDS = {  # in a file; setting -> value
 @pytest.mark.parametrize("text, name, expected", WORDS.values(), ids=WORDS.keys())
 def test_words_stay_words_where_text_is_wanted(text: str, name: str, expected: object, tmp_path: Path) -> None:
     file = tmp_path / "words.yaml"
-    file.write_text(f"base: null\n{text}")
+    file.write_text(f"base: mini\n{text}")
     settings = parse_fit(["--config", str(file)])
     assert flat(to_dict(settings))[name] == expected
     file.write_text(to_yaml(settings))
@@ -205,8 +205,8 @@ def test_words_in_lists_of_methods_and_callbacks(tmp_path: Path) -> None:
     assert settings.callbacks[0].path == "on"
 
 
-TEXTS = st.one_of(st.sampled_from(["yes", "5e-4", "1e3", "null", "~", "", "0x10", "1:30", "2026-11-20", ".inf", "- a", "<<"]),
-                  st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8))  # fmt: skip
+ODD = ["yes", "5e-4", "1e3", "null", "~", "", "0x10", "1:30", "2026-11-20", ".inf", "- a", "<<"]
+TEXTS = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -273,9 +273,7 @@ def test_videos_longer_than_the_table_of_positions(tmp_path: Path) -> None:
         (tmp_path / part / "config.json").write_text(text)
     args = ["--reasoner.model", str(tmp_path), "--sample.prompt", "go", "--sample.frames"]
     assert parse_fit([*args, "4093"]).sample.frames == 4093
-    with pytest.raises(
-        UserError, match=r"sample.frames is 8001, .* 4093 at most .*; give --sample.frames 4093 or less"
-    ):
+    with pytest.raises(UserError, match=r"sample.frames is 8001, .* 4093 at most .* give --sample.frames 4093 or"):
         parse_fit([*args, "8001"])
     with pytest.raises(UserError, match="sample.frames is 8001"):
         parse_fit(["--sample.prompt", "go", "--sample.frames", "8001", "--reasoner.transformer", str(tmp_path)])

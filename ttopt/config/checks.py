@@ -62,11 +62,10 @@ def check_files(settings: FitSettings) -> None:
         raise UserError(
             f"chat.prompts is {prompts!r}, which is no folder; give full, mini, or a folder like loop/prompts"
         )
-    _check_positions(settings)
 
 
-def _check_positions(settings: FitSettings) -> None:
-    """UserError for videos that are longer or larger than the video model's table of positions, as far as its
+def check_positions(settings: FitSettings) -> None:
+    """Raises UserError for videos that are longer or larger than the video model's table of positions, as far as its
     configuration lies on this machine."""
     package, _, method = settings.method.path.rpartition(".")
     fixed = settings.dataset == "miniworld" and settings.sample.prompt is None  # whose videos have their own size

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttopt.config.checks import check, check_files
-from ttopt.config.fields import Group, hints
+from ttopt.config.checks import check, check_files, check_positions
+from ttopt.config.fields import Group, hints, setting
 from ttopt.config.parsing import changed, parse
 from ttopt.config.settings import Arguments, FitSettings, MethodSettings, flat, is_shared
 from ttopt.errors import UserError
@@ -43,9 +43,9 @@ class Compared(Group):
 class CompareSettings(FitSettings):
     """Comparison"""
 
-    methods: list[Compared] = field(default_factory=list)
+    methods: list[Compared] = setting([], cap=1000)
     """The methods: a list of {name, path, arguments, settings}."""
-    only: list[str] | None = None
+    only: list[str] | None = setting(None, cap=1000)
     """Only these of the methods, by name; null: all."""
     reference: str = "single"
     """The method that all others are compared with, sample by sample."""
@@ -82,9 +82,9 @@ def _parse(args: Sequence[str], files: bool) -> CompareSettings:
 class EvaluateSettings(CompareSettings):
     """Evaluation"""
 
-    videos: list[str] = field(default_factory=list)
+    videos: list[str] = setting([], cap=1000)
     """Folders of videos, one a system: where the benchmark's evaluator looks, else {sample id}.mp4."""
-    names: list[str] | None = None
+    names: list[str] | None = setting(None, cap=1000)
     """What the table calls the systems; null: their folders' names."""
 
 
@@ -142,6 +142,7 @@ def _check(settings: CompareSettings, files: bool) -> None:
         try:
             if files:
                 check_files(own)
+                check_positions(own)
         except UserError as error:
             raise UserError(f"method {method.name}: {error}") from error
 

@@ -83,8 +83,9 @@ def group(kind: type, *, free: bool = False, shared: bool = False) -> Any:
     return field(default_factory=kind, metadata={"rule": Rule(free=free, shared=shared)})
 
 
+@dataclass(frozen=True)
 class Group:
-    """A dataclass of settings."""
+    """A dataclass of settings; one itself, since jsonargparse takes only pure ones for groups."""
 
     def problems(self) -> Iterator[str]:
         """What is wrong with several settings together, or with one in a way that bounds cannot say; the worst
@@ -115,19 +116,20 @@ def hints(kind: type) -> dict[str, Any]:
 
 
 @cache
-def marked(kind: type, mark: Mark) -> frozenset[str]:
-    """The dotted names of the settings and groups of ``kind`` that bear a mark."""
-    found: set[str] = set()
+def rules(kind: type) -> dict[str, Rule]:
+    """The rules of settings and groups by dotted name."""
+    found: dict[str, Rule] = {}
     types = get_type_hints(kind)
     for spec in dataclasses.fields(kind):
-        if "rule" in spec.metadata and getattr(spec.metadata["rule"], mark):
-            found.add(spec.name)
+        if "rule" in spec.metadata:
+            found[spec.name] = spec.metadata["rule"]
         if dataclasses.is_dataclass(types[spec.name]):
-            found |= {f"{spec.name}.{inner}" for inner in marked(types[spec.name], mark)}
-    return frozenset(found)
+            found |= {f"{spec.name}.{inner}": rule for inner, rule in rules(types[spec.name]).items()}
+    return found
 
 
 def bears(kind: type, mark: Mark, name: str) -> bool:
     """Whether a setting of ``kind``, by its dotted name, or a group that holds it, bears a mark."""
-    parts = name.split(".")
-    return any(".".join(parts[:count]) in marked(kind, mark) for count in range(1, len(parts) + 1))
+    known, parts = rules(kind), name.split(".")
+    holders = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(getattr(known[holder], mark) for holder in holders if holder in known)

@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from ttopt.config.checks import check, check_files
-from ttopt.config.fields import hints
+from ttopt.config.checks import check, check_files, check_positions
+from ttopt.config.fields import hints, rules
 from ttopt.config.files import BASE, CONFIG_FOLDERS, Resolved, config_path, merged, put, resolve
 from ttopt.config.names import check_name
 from ttopt.config.settings import FitSettings, flat, to_dict, to_yaml
@@ -69,6 +69,7 @@ def parse_fit(args: Sequence[str]) -> FitSettings:
     settings = parse(FitSettings, "fit", what, args)
     check(settings)
     check_files(settings)
+    check_positions(settings)
     return settings
 
 
@@ -151,6 +152,8 @@ def _value(name: str, text: str, types: Mapping[str, Any]) -> Any:
         return None if optional and text == "null" else [text]  # one bare name
     try:
         value = parse_text(text, wanted)
+    except UserError as error:
+        raise UserError(f"--{name}: {error}") from error
     except (yaml.YAMLError, ValueError, RecursionError):
         value = text
     if dataclasses.is_dataclass(wanted):
@@ -163,6 +166,10 @@ def _value(name: str, text: str, types: Mapping[str, Any]) -> Any:
 
 def _made(group: type[S], values: Mapping[str, Any]) -> S:
     """Settings of nested values, whose types are checked here. Raises UserError."""
+    lengths = rules(group)  # type: ignore[arg-type]
+    for name, value in flat(values).items():  # before the parser, whose time grows with a list's length squared
+        if isinstance(value, list) and name in lengths and (said := lengths[name].problem(name, value)):
+            raise UserError(said)
     parser = _parser(group)  # type: ignore[arg-type]
     found = vars(parser.instantiate(parser.parse_object(dict(values))))
     settings = group(**{spec.name: found[spec.name] for spec in dataclasses.fields(group)})  # type: ignore[arg-type]

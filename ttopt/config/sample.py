@@ -17,7 +17,7 @@ class QuerySettings(Group):
 
     goal: str = ""
     """The goal query ("By the end, is ...?"). Empty: the teacher writes all queries."""
-    process: list[str] = setting([])
+    process: list[str] = setting([], cap=100)
     """One to three process queries, e.g. '["Does the red cross stay whole?"]'."""
 
     def problems(self) -> Iterator[str]:

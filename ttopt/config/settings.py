@@ -115,7 +115,7 @@ class FitSettings(Group):
     split: Literal["id", "ood", "all", "dev_id", "dev_ood"] = setting("id", shared=True)
     """miniworld and vbvr: in or out of the distribution of the training data. vbvr also: all. miniworld also: dev_id
     and dev_ood, their twins for choosing settings."""
-    families: list[str] | None = setting(None, cap=10_000, shared=True)
+    families: list[str] | None = setting(None, cap=1000, shared=True)
     """Only these task families, e.g. move or '[move,maze]' (vbvr: tasks; ruler, genvire: categories or tasks); null:
     all (miniworld: the five that one clip can solve)."""
     limit: int = setting(5, low=1, cap=1_000_000, give="--limit 1 or more", free=True, shared=True)

@@ -82,8 +82,10 @@ def read(path: Path, types: Mapping[str, Any] | None = None) -> dict[Any, Any]:
 def parse(text: str, wanted: Any) -> Any:
     """What a YAML text says, as far as it is ``wanted``: a type, or the types of a mapping's keys.
 
-    Raises yaml.YAMLError, ValueError or RecursionError.
+    Raises UserError for one that is too large, else yaml.YAMLError, ValueError or RecursionError.
     """
+    if len(text) > MOST_BYTES:
+        raise UserError(f"it is longer than {MOST_BYTES // 1024} KiB; give less")
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -97,11 +99,11 @@ def parse(text: str, wanted: Any) -> Any:
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """How many values a node holds, aliases written out. ValueError if they are too many, or have no end."""
+    """How many values a node holds, aliases written out. UserError if they are too many, or have no end."""
     known = counts.get(id(node))
     if known is not None:
         if known == 0:
-            raise ValueError("an alias is nested in what it stands for; write it out")
+            raise UserError("an alias is nested in what it stands for; write it out")
         return known
     counts[id(node)] = 0  # not finished
     total = 1
@@ -109,7 +111,7 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
         for child in node.value:
             total += sum(_count(part, counts) for part in (child if isinstance(child, tuple) else (child,)))
             if total > MOST_VALUES:
-                raise ValueError(f"it holds more than {MOST_VALUES:,} values, aliases written out; give fewer")
+                raise UserError(f"it holds more than {MOST_VALUES:,} values, aliases written out; give fewer")
     counts[id(node)] = total
     return total
 

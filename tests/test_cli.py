@@ -15,7 +15,7 @@ import pytest
 from conftest import GOAL, PROCESS
 from torch import Tensor
 
-from ttopt.__main__ import main
+from ttopt.__main__ import COMMANDS, _named, main
 
 
 @pytest.fixture
@@ -165,6 +165,22 @@ def test_queries_that_the_teacher_cannot_write(
     assert main(["fit", *models, *prompt, *run]) == 2
     assert "error: sample mine: " in capsys.readouterr().err
     assert list((tmp_path / "run/samples").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_its_parts(name: str) -> None:
+    command = COMMANDS[name]
+    parts = [part for part in (command.parse, command.work, command.callbacks) if part is not None]
+    assert all(callable(_named(part)) for part in parts)
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ttopt.planning.plan.parse_plan", interrupt)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("args, code, text", [([], 2, "commands:"), (["--help"], 0, "fit"), (["--version"], 0, "0.")])

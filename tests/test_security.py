@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,7 +18,8 @@ from fake_server import Server, fails, ok
 from PIL import Image
 
 from ttopt.__main__ import main
-from ttopt.config.settings import ChatSettings, FitSettings, SampleSettings, TeacherSettings
+from ttopt.config.parsing import parse_fit
+from ttopt.config.settings import ChatSettings, FitSettings, MethodSettings, SampleSettings, TeacherSettings
 from ttopt.data import folder, vbvr
 from ttopt.data.files import inside
 from ttopt.data.find import find_samples
@@ -26,6 +28,7 @@ from ttopt.errors import UserError
 from ttopt.evaluate.report.page import render
 from ttopt.evaluate.report.views import Clip, Page, SampleView
 from ttopt.evaluate.table import Entry, Judged, rows
+from ttopt.methods import make_method
 from ttopt.models.chat import check_chat
 from ttopt.models.reasoner import LightDecoder
 from ttopt.models.reasoner.loading import load_networks
@@ -64,6 +67,71 @@ def test_sources_load_no_code(path: Path) -> None:
             tokens = "Tokenizer" in called
             assert tokens or called == "AutoConfig.from_pretrained" or options["use_safetensors"] == "True", said
             assert not called.startswith(("AutoT", "AutoC", "AutoM")) or options["trust_remote_code"] == "False", said
+
+
+CALLED = [  # class paths that a stranger's configuration may name, with arguments that would do harm
+    ("subprocess.Popen", {"args": ["touch", "pwned"]}),
+    ("os.system", {"command": "touch pwned"}),
+    ("pathlib.Path.touch", {"self": "pwned"}),
+    ("builtins.open", {"file": "pwned", "mode": "w"}),
+    ("shutil.copyfile", {"src": "c.yaml", "dst": "pwned"}),
+    ("logging.FileHandler", {"filename": "pwned"}),
+    ("ttopt.__main__.main", {"argv": ["fit"]}),
+]
+
+
+@pytest.mark.parametrize("path, arguments", CALLED, ids=[path for path, _ in CALLED])
+@pytest.mark.parametrize("where", ["fit method", "fit callbacks", "compare"])
+def test_what_is_no_method_and_no_callback_is_not_called(
+    where: str, path: str, arguments: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: CAPTURE
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = {"path": path, "arguments": arguments}
+    content: dict[str, Any] = {"base": "mini"}
+    content |= {"fit method": {"method": entry}, "fit callbacks": {"callbacks": [entry]},
+                "compare": {"methods": [{"name": "single", **entry}]}}[where]  # fmt: skip
+    Path("c.yaml").write_text(json.dumps(content))
+    assert main([where.partition(" ")[0], "--config", "c.yaml"]) == 2
+    said = capsys.readouterr()
+    assert (
+        said.out == f"note: c.yaml names code that will be imported: {path} (docs/security.md)\n" or path[:5] == "ttopt"
+    )
+    assert re.search(r"cannot be made|has no solve|is no Lightning callback", said.err) and said.err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]
+
+
+@pytest.mark.parametrize(
+    "path", ["", "Plain", ".", "..x", "a..b", "/tmp/x.py", "a/b.C", "a b.C", "os.system('x')", "x.1y"]
+)
+def test_what_is_no_dotted_path_is_not_imported(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("ttopt.methods.base.importlib.import_module", refuse)
+    with pytest.raises(UserError, match="it is no dotted path of a class"):
+        make_method(MethodSettings(path))
+
+
+def test_code_that_a_file_names_is_told_of_before_it_is_imported(tmp_path: Path, capsys: CAPTURE) -> None:
+    """Not what is shipped, nor what is typed."""
+    for text, args, told in (
+        ("method: {path: loop.StepLoop}", [], ""),
+        ("seed: 1", ["--method.path", "mine.Own"], ""),
+        (
+            "method: {path: mine.Own}\ncallbacks: [{path: callbacks.Previews}, {path: theirs.C}]",
+            [],
+            "mine.Own, theirs.C",
+        ),
+    ):
+        (tmp_path / "a.yaml").write_text(f"base: mini\n{text}")
+        (tmp_path / "b.yaml").write_text("base: a.yaml")
+        for name in ("a", "b"):
+            parse_fit(["--config", str(tmp_path / f"{name}.yaml"), *args])
+            line = f"note: {tmp_path / 'a.yaml'} names code that will be imported: {told} (docs/security.md)\n"
+            assert capsys.readouterr().out == (line if told else "")
+    with pytest.raises(SystemExit):
+        parse_fit(["--help"])
+    assert "A configuration can name code" in capsys.readouterr().out
 
 
 class Evil:

@@ -8,33 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttopt.config.checks import check, check_files
-from ttopt.config.parsing import changed, config_path, parse, read_config
-from ttopt.config.settings import Arguments, FitSettings, MethodSettings
+from ttopt.config.checks import check, check_files, check_positions
+from ttopt.config.fields import Group, hints, setting
+from ttopt.config.parsing import changed, parse
+from ttopt.config.settings import Arguments, FitSettings, MethodSettings, flat, is_shared
 from ttopt.errors import UserError
 
 DEFAULT = "compare"
 JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own
-# What decides which samples there are, who solves them, and where their results lie.
-SHARED = (
-    "run_dir",
-    "dataset",
-    "root",
-    "split",
-    "families",
-    "limit",
-    "engine",
-    "address",
-    "workers",
-    "sample.id",
-    "sample.prompt",
-    "sample.image",
-    "method",
-)
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Group):
     """One row of the table."""
 
     name: str
@@ -43,7 +28,7 @@ class Compared:
     """The method's class path."""
     arguments: Arguments = field(default_factory=dict)
     """Its keyword arguments."""
-    settings: Arguments = field(default_factory=dict)
+    settings: Arguments = field(default_factory=dict, metadata={"keys": hints(FitSettings)})
     """Settings of its own, by dotted names, e.g. {teacher.frames: 5}."""
     paper: float | None = None
     """The paper's number for this row (of an ablation), to be compared in sign with ``reference``'s."""
@@ -58,11 +43,9 @@ class Compared:
 class CompareSettings(FitSettings):
     """Comparison"""
 
-    base: str = "mini"
-    """Configuration of the models and of the optimization, e.g. mini or wan22_5b; other settings change it."""
-    methods: list[Compared] = field(default_factory=list)
+    methods: list[Compared] = setting([], cap=1000)
     """The methods: a list of {name, path, arguments, settings}."""
-    only: list[str] | None = None
+    only: list[str] | None = setting(None, cap=1000)
     """Only these of the methods, by name; null: all."""
     reference: str = "single"
     """The method that all others are compared with, sample by sample."""
@@ -78,10 +61,7 @@ class CompareSettings(FitSettings):
 
 def parse_compare(args: Sequence[str]) -> CompareSettings:
     """Settings of ``ttopt compare``; without --config: configs/compare.yaml. Raises UserError, see
-    ttopt.config.parsing.parse.
-
-    The base configuration comes first, then the comparison's file, then everything else on the command line.
-    """
+    ttopt.config.parsing.parse."""
     return _parse(args, files=True)
 
 
@@ -91,12 +71,8 @@ def read_compare(args: Sequence[str]) -> CompareSettings:
 
 
 def _parse(args: Sequence[str], files: bool) -> CompareSettings:
-    args = list(args)
-    if not any(arg.partition("=")[0] == "--config" for arg in args):
-        args = ["--config", DEFAULT, *args]
-    base = _base(args)
     what = "Compare methods on the same samples: one table and one page."
-    settings = parse(CompareSettings, "compare", what, args, [base])
+    settings = parse(CompareSettings, "compare", what, args, DEFAULT)
     check(settings)
     _check(settings, files)
     return settings
@@ -106,16 +82,16 @@ def _parse(args: Sequence[str], files: bool) -> CompareSettings:
 class EvaluateSettings(CompareSettings):
     """Evaluation"""
 
-    videos: list[str] = field(default_factory=list)
+    videos: list[str] = setting([], cap=1000)
     """Folders of videos, one a system: where the benchmark's evaluator looks, else {sample id}.mp4."""
-    names: list[str] | None = None
+    names: list[str] | None = setting(None, cap=1000)
     """What the table calls the systems; null: their folders' names."""
 
 
 def parse_evaluate(args: Sequence[str]) -> CompareSettings:
     """Settings of ``ttopt evaluate``: a comparison of videos that exist. Raises UserError."""
     what = "Score videos that exist, of any system, without generating any."
-    settings = parse(EvaluateSettings, "evaluate", what, args, [_base(list(args))])
+    settings = parse(EvaluateSettings, "evaluate", what, args)
     if not settings.videos:
         raise UserError("videos is empty; give a folder of videos as --videos '[folder]'")
     names = settings.names or [Path(folder).resolve().name for folder in settings.videos]
@@ -135,21 +111,6 @@ def parse_evaluate(args: Sequence[str]) -> CompareSettings:
     found = CompareSettings(**{**shared, "methods": systems, "reference": reference})
     check(found)
     _check(found, files=True)
-    return found
-
-
-def _base(args: list[str]) -> str:
-    """The last base that the arguments and their files name; it must be known before the rest is read."""
-    found = CompareSettings.base
-    for place, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        value = value if equals else (args[place + 1] if place + 1 < len(args) else "")
-        if name == "--base" and value:
-            found = value
-        elif name == "--config" and value:
-            found = read_config(config_path(value)).get("base", found)
-            if not isinstance(found, str):
-                raise UserError(f"{value}: base is {found!r}; give the name of a configuration or a YAML file")
     return found
 
 
@@ -176,14 +137,15 @@ def _check(settings: CompareSettings, files: bool) -> None:
     if settings.official and settings.sample.prompt is not None:
         raise UserError("a sample of your own has no official evaluator; leave --official or --sample.prompt out")
     for method in settings.methods:
-        for name in method.settings:
+        for name in flat(method.settings):
             # The sprite world's samples are the seed's; elsewhere it only decides the noise.
-            if name.startswith(SHARED) or (name == "seed" and settings.dataset == "miniworld"):
+            if is_shared(name) or (name == "seed" and settings.dataset == "miniworld"):
                 raise UserError(f"method {method.name}: {name} must be the same for all methods; give it as --{name}")
         own = settings_of(method, settings, Path())
         try:
             if files:
                 check_files(own)
+                check_positions(own)
         except UserError as error:
             raise UserError(f"method {method.name}: {error}") from error
 
@@ -197,4 +159,4 @@ def settings_of(method: Compared, settings: CompareSettings, folder: Path) -> Fi
     """The settings of one method's own run folder. Raises UserError for a setting that does not exist."""
     shared = {spec.name: getattr(settings, spec.name) for spec in dataclasses.fields(FitSettings)}
     shared |= {"run_dir": str(folder), "method": MethodSettings(method.path, method.arguments)}
-    return changed(FitSettings(**shared), method.settings, f"method {method.name}")
+    return changed(FitSettings(**shared), flat(method.settings), f"method {method.name}")

@@ -15,8 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ttopt.errors import UserError
-
 BESIDE = Path(__file__).parents[2]  # where ttopt/, loop/ and callbacks/ lie
 OURS = ("callbacks", "loop")
 
@@ -24,12 +22,9 @@ OURS = ("callbacks", "loop")
 def find_object(path: str) -> Any:
     """What ``path`` names, e.g. loop.StepLoop or my_package.MyCallback. Its module is imported.
 
-    Raises UserError for a path without a dot, ImportError for a module that is not there or fails, AttributeError for a
-    name that it does not have.
+    Raises ImportError for a module that is not there or fails, AttributeError for a name that it does not have.
     """
     module, _, name = path.rpartition(".")
-    if not module or not all(part.isidentifier() for part in path.split(".")):
-        raise UserError(f"{path!r} is no class path; give one such as my_package.MyCallback")
     missing: Exception = ImportError(f"no module named {module}")
     for load in _loaders(module):
         try:

@@ -1,29 +1,46 @@
-"""Settings from YAML files and command-line overrides. Every mistake is a UserError that names the cure."""
+"""Settings from YAML files and command-line overrides. Every mistake is a UserError that names the cure.
+
+All that is said becomes one nested mapping: the base of the configuration, the configurations in their order, then the
+command line, which wins wherever it stands. It is checked and made into settings once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import SUPPRESS
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
-from ttopt.config.checks import check, check_files
-from ttopt.config.settings import METHOD_ARGUMENTS, FitSettings, to_dict
+from ttopt.config.checks import check, check_files, check_positions
+from ttopt.config.fields import hints, rules
+from ttopt.config.files import BASE, CONFIG_FOLDERS, Resolved, config_path, merged, put, resolve
+from ttopt.config.names import check_name
+from ttopt.config.settings import FitSettings, flat, to_dict, to_yaml
+from ttopt.config.yaml_text import is_text, without_none
+from ttopt.config.yaml_text import parse as parse_text
 from ttopt.errors import UserError
+
+__all__ = ["CONFIG_FOLDERS", "changed", "config_path", "parse", "parse_fit", "setting_names"]
 
 S = TypeVar("S")
 
-DEFAULT_CONFIG = "mini"
 SHOWN = 500  # characters of a parser's message
-# In a checkout configs/ lies beside the package; a wheel carries it inside the package.
-CONFIG_FOLDERS = (Path(__file__).parents[2] / "configs", Path(__file__).parents[1] / "configs")
+CONFIG, HELP, PRINT = "config", "help", "print_config"
+FILE_OPTIONS = {
+    CONFIG: "A YAML file, or the name of one under configs/. Of several, later ones win; flags win over all.",
+    BASE: "The configuration whose values come first, instead of the one that the file names as its base.",
+    PRINT: "Takes no value: print the settings as a configuration, and exit.",
+}
+CODE = (
+    "A configuration can name code, which is then imported: method.path and callbacks. Read a stranger's before you "
+    "use it (docs/security.md)."
+)
 
 
 class _Parser(ArgumentParser):
@@ -35,11 +52,13 @@ class _Parser(ArgumentParser):
 
 @cache
 def _parser(group: type, command: str = "", what: str = "") -> _Parser:
-    """The parser of a group of settings, with --config for a command; kept, because making one takes a while."""
+    """The parser of a group of settings; kept, because making one takes a while."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(prog=f"ttopt {command}", description=what)
-    if command:
-        parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, or the name of one under configs/.")
+    configured = issubclass(group, FitSettings)
+    parser = _Parser(prog=f"ttopt {command}", description=f"{what} {CODE}" if configured else what)
+    if configured:
+        for name, said in FILE_OPTIONS.items():
+            parser.add_argument(f"--{name}", default=SUPPRESS, help=said)
     parser.add_class_arguments(group)
     return parser
 
@@ -47,173 +66,136 @@ def _parser(group: type, command: str = "", what: str = "") -> _Parser:
 def parse_fit(args: Sequence[str]) -> FitSettings:
     """Settings of ``ttopt fit`` from command-line arguments; see ``parse``. Without --config: configs/mini.yaml."""
     what = "Optimize videos at test time: one adapter per sample, trained until the teacher is satisfied."
-    settings = parse(FitSettings, "fit", what, args, [] if _names_config(args) else [DEFAULT_CONFIG])
+    settings = parse(FitSettings, "fit", what, args)
     check(settings)
     check_files(settings)
+    check_positions(settings)
     return settings
 
 
-def parse(group: type[S], command: str, what: str, args: Sequence[str], defaults: Sequence[str]) -> S:
-    """Settings of a command from its arguments, on top of the configurations ``defaults``; later ones win, also over
-    an earlier --config.
+def parse(group: type[S], command: str, what: str, args: Sequence[str], config: str | None = None) -> S:
+    """Settings of a command from its arguments. Without --config, ``config`` is read, or else the embedded default.
 
     Raises UserError for an unknown setting (naming the nearest), a wrong type or a missing file. ``--help`` and
-    ``--print_config`` print and exit.
+    ``--print_config`` print and exit. A file that starts from the embedded default without saying so, and code that a
+    file names, are told on one line each.
     """
-    known = setting_names(group)
-    args = _checked_args(args, known)
-    parser = _parser(group, command, what)  # type: ignore[arg-type]  # classes are hashable
-    parser.default_config_files = [_checked_config(name, known) for name in defaults]
-    values = vars(parser.instantiate(parser.parse_args(args)))
-    found = group(**{name: value for name, value in values.items() if name != "config"})
-    _check_filled(found)
-    if isinstance(found, FitSettings):
-        _read_arguments(found.method.arguments, args)
+    typed = _typed(args, group)
+    found = Resolved()
+    if issubclass(group, FitSettings):
+        found = resolve(group, typed.configs or ([config] if config else []), typed.base)
+    if typed.help:
+        parser = _parser(group, command, what)  # type: ignore[arg-type]  # classes are hashable
+        parser.set_defaults(flat(found.values))
+        parser.print_help()
+        raise SystemExit(0)
+    settings = _made(group, merged(found.values, typed.values))
+    if typed.print:
+        print(to_yaml(settings), end="")
+        raise SystemExit(0)
+    for note in found.notes:
+        print(f"note: {note}")
+    return settings
+
+
+@dataclass
+class _Typed:
+    """What a command line says."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    configs: list[str] = field(default_factory=list)
+    base: str | None = None
+    help: bool = False
+    print: bool = False
+
+
+def _typed(args: Sequence[str], group: type) -> _Typed:
+    """The arguments by name. Raises UserError for unknown names and missing values."""
+    types = hints(group)
+    options = {**types, **(FILE_OPTIONS if issubclass(group, FitSettings) else {})}
+    found = _Typed()
+    words = iter(args)
+    for word in words:
+        name, equals, text = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        if word == "-h" or (word.startswith("--") and name == HELP):
+            found.help = True
+            continue
+        if not word.startswith("--") or word == "--":
+            raise UserError(f"unrecognized arguments: {word}")
+        check_name(name, f"--{name}", options, flag="--")
+        if name == PRINT and name in options:
+            found.print = True
+            continue
+        if not equals:
+            text = next(words, "--")
+            if text.startswith("--"):
+                raise UserError(f"--{name}: expected one argument")
+        if name == CONFIG:
+            found.configs.append(text)
+        elif name == BASE:
+            found.base = text
+        else:
+            put(found.values, name, _value(name, text, types))
     return found
 
 
-def _read_arguments(arguments: dict[str, Any], args: Sequence[str]) -> None:
-    """Gives the method's arguments that come from the command line, where all is text, their types in place."""
-    for place, arg in enumerate(args):
-        name, equals, text = arg.partition("=")
-        if not name.startswith(f"--{METHOD_ARGUMENTS}."):
-            continue
-        text = text if equals else args[place + 1]
-        *groups, last = name.removeprefix(f"--{METHOD_ARGUMENTS}.").split(".")
-        holder: Any = arguments
-        for group in groups:
-            holder = holder.get(group) if isinstance(holder, dict) else None
-        if isinstance(holder, dict) and holder.get(last) == text:  # else a later file has another value
-            parser = ArgumentParser()
-            parser.add_argument("--value", type=Any)
-            holder[last] = parser.parse_args([f"--value={text}"]).value
+def _value(name: str, text: str, types: Mapping[str, Any]) -> Any:
+    """What a text on the command line means for a setting; what is no such value stays text, for the parser to refuse.
+    Raises UserError for something other than settings where a group is wanted."""
+    hint = types.get(name)
+    wanted = without_none(hint)
+    optional = wanted is not hint
+    if is_text(wanted):
+        return None if optional and text == "null" else text
+    if get_origin(wanted) is list and get_args(wanted) == (str,) and not text.lstrip().startswith("["):
+        return None if optional and text == "null" else [text]  # one bare name
+    try:
+        value = parse_text(text, wanted)
+    except UserError as error:
+        raise UserError(f"--{name}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError):
+        value = text
+    if dataclasses.is_dataclass(wanted):
+        if not isinstance(value, Mapping):
+            raise UserError(f"--{name} is {text}; it must hold settings, which --help lists")
+        for key in value:
+            check_name(f"{name}.{key}", f"--{name}.{key}", types, flag="--")
+    return text if value is None and hint is not None and not optional else value
 
 
-def _names_config(args: Sequence[str]) -> bool:
-    return any(arg.partition("=")[0] == "--config" for arg in args)
+def _made(group: type[S], values: Mapping[str, Any]) -> S:
+    """Settings of nested values, whose types are checked here. Raises UserError."""
+    lengths = rules(group)  # type: ignore[arg-type]
+    for name, value in flat(values).items():  # before the parser, whose time grows with a list's length squared
+        if isinstance(value, list) and name in lengths and (said := lengths[name].problem(name, value)):
+            raise UserError(said)
+    parser = _parser(group)  # type: ignore[arg-type]
+    found = vars(parser.instantiate(parser.parse_object(dict(values))))
+    settings = group(**{spec.name: found[spec.name] for spec in dataclasses.fields(group)})  # type: ignore[arg-type]
+    _check_filled(settings)
+    return settings
 
 
 def changed(settings: FitSettings, values: Mapping[str, Any], where: str) -> FitSettings:
-    """``settings`` with some values replaced by dotted name, e.g. {"teacher.frames": 5}; types are checked as on the
+    """``settings`` with some values replaced by dotted name, e.g. {"teacher.frames": 5}; a text is read as on the
     command line. Raises UserError, naming ``where``."""
-    names = setting_names()
-    arguments = []
-    for name, value in values.items():
-        _check_name(name, f"{where}: {name}", names)
-        arguments += [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    parser = _parser(FitSettings)
+    types = hints(FitSettings)
+    new: dict[str, Any] = {}
     try:
-        base = parser.parse_object(to_dict(settings))
-        found = FitSettings(**vars(parser.instantiate(parser.parse_args(arguments, namespace=base))))
+        for name, value in values.items():
+            check_name(name, name, types)
+            put(new, name, _value(name, value, types) if isinstance(value, str) else value)
+        found = _made(FitSettings, merged(to_dict(settings), new))
         check(found)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     return found
 
 
-def config_path(name: str) -> Path:
-    """The YAML file called ``name``: a path, or the name of a shipped configuration. Raises UserError."""
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.parent != Path():
-        if not path.is_file():
-            raise UserError(f"--config {name}: there is no such file")
-        return path
-    shipped = {file.stem: file for folder in reversed(CONFIG_FOLDERS) for file in sorted(folder.glob("*.yaml"))}
-    if name not in shipped:
-        raise UserError(f"--config {name}: no such configuration; there are {', '.join(shipped)}, or give a YAML file")
-    return shipped[name]
-
-
-def _checked_args(args: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The arguments with names spelled as the parser does and --config as paths; UserError for unknown names."""
-    result: list[str] = []
-    after_config = False
-    for arg in args:
-        if after_config:
-            arg, after_config = _checked_config(arg, known), False
-        elif arg.startswith("--") and arg != "--":
-            name, equals, value = arg[2:].partition("=")
-            name = name.replace("-", "_")
-            if name not in {"help", "print_config"}:
-                _check_name(name.removesuffix("+"), f"--{name}", known, flag="--")
-            if name == "config" and equals:
-                result.append("--config")
-                arg = _checked_config(value, known)
-            else:
-                after_config = name == "config"
-                arg = f"--{name}{equals}{value}"
-        result.append(arg)
-    return result
-
-
-def _checked_config(name: str, known: Sequence[str]) -> str:
-    """Path of a configuration whose keys are all known. Raises UserError."""
-    path = config_path(name)
-    for key, value in _items(read_config(path)):
-        _check_name(key, f"{path}: {key}", known)
-        if not isinstance(value, Mapping) and any(other.startswith(f"{key}.") for other in known):
-            raise UserError(f"{path}: {key} is {value!r}; it must hold settings, which --help lists")
-    return str(path)
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands there twice, of which YAML would silently take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"{key} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """What a YAML file says, unchecked but for its syntax. Raises UserError."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        if isinstance(content, Mapping):
-            list(_items(content))
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: no UTF-8, or no such date
-        raise UserError(f"{path} is not valid YAML: {_readable(str(error))}") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is not valid YAML: it is nested too deeply; write it flat") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{path} must hold settings such as 'seed: 1'; see configs/{DEFAULT_CONFIG}.yaml")
-    return content
-
-
-def _items(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Groups and settings by dotted name."""
-    for key, value in content.items():
-        yield f"{prefix}{key}", value
-        # The arguments of callbacks lie in a list; all other mappings but a method's arguments are groups of settings.
-        if isinstance(value, Mapping) and f"{prefix}{key}" != METHOD_ARGUMENTS:
-            yield from _items(value, f"{prefix}{key}.")
-
-
-def setting_names(group: type = FitSettings, prefix: str = "") -> list[str]:
+def setting_names(group: type = FitSettings) -> list[str]:
     """Every setting and group by its dotted name, e.g. ``teacher.frames``."""
-    names = []
-    for spec in dataclasses.fields(group):
-        names.append(prefix + spec.name)
-        if dataclasses.is_dataclass(spec.default_factory):
-            names += setting_names(spec.default_factory, f"{prefix}{spec.name}.")  # type: ignore[arg-type]
-    return names
-
-
-def _check_name(name: str, shown: str, known: Sequence[str], flag: str = "") -> None:
-    """UserError for an unknown setting, naming the known one that looks most like it."""
-    if name in known or name.startswith(f"{METHOD_ARGUMENTS}.") or (flag and name == "config"):
-        return
-
-    def likeness(candidate: str) -> float:
-        # "--tau" means optimization.tau, so the last part counts as much as the whole name.
-        pairs = ((name, candidate), (name.rpartition(".")[2], candidate.rpartition(".")[2]))
-        whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-        return max(whole, last) + 0.1 * whole
-
-    nearest = max(known, key=likeness)
-    raise UserError(f"{shown}: there is no such setting; the nearest is {flag}{nearest} (--help lists all)")
+    return list(hints(group))
 
 
 def _check_filled(group: Any, prefix: str = "") -> None:
@@ -227,7 +209,7 @@ def _check_filled(group: Any, prefix: str = "") -> None:
 
 
 def _readable(message: str) -> str:
-    """A parser's or YAML's message on one line, without the parser's own words for types."""
+    """A parser's message on one line, without the parser's own words for types."""
     message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
     message = " ".join(re.sub(r'Parser key "([^"]+)":', r"--\1:", message).split())
     message = re.sub(
@@ -245,4 +227,11 @@ def _readable(message: str) -> str:
         r"Expected \1 (see --help). Got value: \2",
         message,
     )
+    message = re.sub(r"Expected a Literal\[([^]]*)\]", lambda found: f"Expected {_choices(found[1])}", message)
     return message if len(message) <= SHOWN else f"{message[:SHOWN]} ..."
+
+
+def _choices(quoted: str) -> str:
+    """'id', 'ood', 'all' -> id, ood or all."""
+    *rest, last = quoted.replace("'", "").split(", ")
+    return f"{', '.join(rest)} or {last}" if rest else last

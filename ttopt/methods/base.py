@@ -8,16 +8,18 @@ nothing else is known about it. It writes into the sample's folder, by ``Context
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from ttopt.config.lookup import find_object
 from ttopt.config.settings import FitSettings, MethodSettings
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError
+from ttopt.errors import UserError, brief
 from ttopt.optimization.context import Context
 from ttopt.record.result import Result
+
+Made = TypeVar("Made")
 
 
 class Method(Protocol):
@@ -52,12 +54,12 @@ class BatchMethod(Protocol):
 
 def make_method(settings: MethodSettings) -> Method:
     """The method that the settings name. Raises UserError."""
-    made = make_object(settings.path, settings.arguments, "method", "a class with solve(sample, folder, context)")
-    if not callable(getattr(made, "solve", None)):
+    kind = named_class(settings.path, "method", "a class with solve(sample, folder, context)")
+    if not callable(getattr(kind, "solve", None)):
         raise UserError(
             f"method {settings.path} has no solve(sample, folder, context); give the class path of a method"
         )
-    method: Method = made
+    method: Method = make_object(kind, settings.arguments, f"method {settings.path}")
     return method
 
 
@@ -77,15 +79,31 @@ def own_inputs(method: Method, sample: Sample, settings: FitSettings) -> dict[st
     return found
 
 
-def make_object(path: str, arguments: dict[str, Any], what: str, wanted: str) -> Any:
-    """An object of the class at ``path``. Raises UserError naming ``what`` cannot be made and what is ``wanted``."""
-    module, _, name = path.rpartition(".")
+def named_class(path: str, what: str, wanted: str) -> type:
+    """The class at a dotted path, whose module is imported; nothing of it is called, since a configuration may be a
+    stranger's. Raises UserError naming ``what`` cannot be made and what is ``wanted``."""
+    cure = f"give the class path of {wanted} that can be imported from here"
+    if "." not in path or not all(part.isidentifier() for part in path.split(".")):
+        raise UserError(f"{what} {path} cannot be made (it is no dotted path of a class); {cure}")
     try:
-        return getattr(importlib.import_module(module), name)(**arguments)
+        found = find_object(path)
     except UserError:
         raise
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # a module may fail in every way when it is imported
+        raise UserError(f"{what} {path} cannot be made ({brief(error)}); {cure}") from error
+    if not isinstance(found, type):
+        raise UserError(f"{what} {path} cannot be made (it is no class); {cure}")
+    return found
+
+
+def make_object(kind: type[Made], arguments: dict[str, Any], what: str) -> Made:
+    """An object of a class with keyword arguments. Raises UserError naming ``what`` cannot be made."""
+    try:
+        return kind(**arguments)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, ImportError) as error:
         raise UserError(
-            f"{what} {path} cannot be made ({error}); give the class path of {wanted} "
-            "that can be imported from here, and its arguments as arguments"
+            f"{what} cannot be made ({brief(error)}); give the class path of one that can be made so, and its "
+            "arguments as arguments"
         ) from error

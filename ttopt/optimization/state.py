@@ -23,7 +23,7 @@ import lightning as L
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ttopt.config.settings import FitSettings, flat, to_dict
+from ttopt.config.settings import FitSettings, flat, is_free, to_dict
 from ttopt.data.sample import Sample
 from ttopt.models.teacher import Queries
 from ttopt.models.tensorfile import save_tensors
@@ -31,7 +31,7 @@ from ttopt.optimization.training import Grade, TestTimeTraining
 from ttopt.record.identity import inputs
 from ttopt.record.meter import Meter, SharedMeter
 from ttopt.record.result import versions
-from ttopt.record.run_folder import FREE, STATE, replacing
+from ttopt.record.run_folder import STATE, replacing
 
 FORMAT = 2  # of the file; another one is not read
 SHARE = 0.02  # most of the time that writing may take
@@ -52,7 +52,7 @@ class State:
 def digest(sample: Sample, settings: FitSettings, queries: Queries | None, start: str = "") -> str:
     """Of everything that changes a sample's result; ``queries`` are the user's own, ``start`` names the entry of the
     bank that it may start from."""
-    decides = {name: value for name, value in flat(to_dict(settings)).items() if not name.startswith(FREE)}
+    decides = {name: value for name, value in flat(to_dict(settings)).items() if not is_free(name)}
     asked = queries and dataclasses.asdict(queries)
     text = json.dumps([FORMAT, decides, inputs(sample, settings), versions(), asked, start], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

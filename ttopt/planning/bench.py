@@ -11,6 +11,7 @@ random weights, which cost the same.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -162,8 +163,8 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def main(args: Sequence[str]) -> int:
-    """``ttopt bench``."""
+def parse_bench(args: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
+    """The bench's arguments, and the ways that they ask for. Raises UserError."""
     parser = Arguments(
         prog="ttopt bench", description="One optimization step, the plain way against ours.", allow_abbrev=False
     )
@@ -186,6 +187,12 @@ def main(args: Sequence[str]) -> int:
         raise UserError(f"--ways {own.ways} is no regular expression ({error}); give e.g. packed") from error
     if not ways:
         raise UserError(f"--ways {own.ways} matches no row; there are {', '.join(way.name for way in available)}")
+    return own, ways
+
+
+def show(asked: tuple[argparse.Namespace, Sequence[Way]]) -> int:
+    """``ttopt bench``, of what ``parse_bench`` has read."""
+    own, ways = asked
     from ttopt.planning.bench_models import machine, mini, real_size
     from ttopt.record.result import versions
 

@@ -28,9 +28,9 @@ MOST = 1_000_000  # samples and GPUs
 DRAWS = 100_000  # samples that are simulated for a row of the table, at most 20 times all of them
 
 
-def main(args: Sequence[str]) -> int:
-    """``ttopt plan``."""
-    own, settings = parse_plan(args)
+def show(asked: tuple[argparse.Namespace, FitSettings]) -> int:
+    """``ttopt plan``, of what ``parse_plan`` has read."""
+    own, settings = asked
     from ttopt.planning.estimate import plan  # heavy: not for --help and mistakes
 
     counts = step_counts(own, settings)

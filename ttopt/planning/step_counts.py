@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ttopt.config.parsing import config_path, read_config
+from ttopt.config.yaml_text import read
 from ttopt.errors import UserError
 from ttopt.planning.simulate import Workload
 from ttopt.record.result import FILE, Optimization, Result
@@ -65,7 +65,7 @@ def of_run(folder: Path, most: int) -> StepCounts:
 def work_of_run(folder: Path) -> Workload:
     """The seconds of a run's finished samples, as they were measured, in the order of their names. Raises UserError."""
     config = folder / CONFIG
-    if config.exists() and read_config(config_path(str(config))).get("batch_samples", 1) != 1:
+    if config.exists() and read(config).get("batch_samples", 1) != 1:
         raise UserError(
             f"{folder} was made with --batch-samples: its samples have no seconds of their own; give another run"
         )

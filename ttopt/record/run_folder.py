@@ -21,10 +21,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
-from ttopt.config.settings import METHOD_ARGUMENTS, FitSettings, flat, to_dict, to_yaml
+from ttopt.config.fields import hints
+from ttopt.config.settings import METHOD_ARGUMENTS, FitSettings, flat, is_free, to_dict, to_yaml
+from ttopt.config.yaml_text import read
 from ttopt.errors import RunError, UserError
 from ttopt.record.plain import read_typed, there
 from ttopt.record.result import FILE, Result
@@ -36,12 +37,6 @@ CLIPS = "clips"  # of the step loop
 LOCK = ".lock"
 CLAIMS = ".claims"
 ERRORS = "errors"  # tracebacks, by sample
-# What may change between two calls: it decides neither a sample's result nor which result belongs to which sample, only
-# how many there are, where they are computed, in how much memory, and what is told of them.
-FREE = ("run_dir", "limit", "batch_samples", "engine", "address", "workers.", "logging.", "bank.add",
-        "reasoner.device", "reasoner.activation_checkpointing", "reasoner.offload", "reasoner.shard",
-        "decoder.activation_checkpointing", "teacher.device", "teacher.activation_checkpointing", "chat.base_url",
-        "chat.key_env", "chat.timeout", "chat.max_retries", "chat.requests_per_minute", "chat.price")  # fmt: skip
 
 
 class RunFolder:
@@ -197,14 +192,16 @@ def check_same(path: Path, settings: FitSettings) -> None:
     """Raises UserError if the configuration of the run in ``path`` would give other results, or cannot be read."""
     config = path / CONFIG
     try:
-        old = flat(yaml.safe_load(config.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{config} cannot be read as a run's configuration; give another --run-dir") from error
+        old = flat(read(config, hints(FitSettings)))
+    except UserError as error:
+        raise UserError(
+            f"{config} cannot be read as a run's configuration ({error}); give another --run-dir"
+        ) from error
     new = flat(to_dict(settings))
     # Only a method's arguments may be absent, which means: the method's default.
     for key in (*new, *(key for key in old if key.startswith(METHOD_ARGUMENTS))):
         missing = key not in old or key not in new
-        if not key.startswith(FREE) and (missing or old[key] != new[key]):
+        if not is_free(key) and (missing or old[key] != new[key]):
             raise UserError(
                 f"{config.parent} holds a run with another configuration: {key} was {old.get(key)!r}, now it is "
                 f"{new.get(key)!r}; set it back, or give another --run-dir"

@@ -21,7 +21,16 @@ from ttopt.config.version import __version__
 from ttopt.data.find import find_samples, given_queries
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.methods.base import BatchMethod, Method, asks, make_method, make_object, needs_models, own_inputs
+from ttopt.methods.base import (
+    BatchMethod,
+    Method,
+    asks,
+    make_method,
+    make_object,
+    named_class,
+    needs_models,
+    own_inputs,
+)
 from ttopt.models.chat import check_chat, make_chat
 from ttopt.models.distributed import from_rank_zero
 from ttopt.models.load import Models, load_models, no_models, sources
@@ -209,8 +218,8 @@ def extra_callbacks(wanted: Sequence[CallbackSettings]) -> list[L.Callback]:
     """The user's own callbacks, found by their class paths. Raises UserError."""
     found = []
     for callback in wanted:
-        made = make_object(callback.path, callback.arguments, "callback", "a Lightning callback")
-        if not isinstance(made, L.Callback):
+        kind = named_class(callback.path, "callback", "a Lightning callback")
+        if not issubclass(kind, L.Callback):
             raise UserError(f"callback {callback.path} is no Lightning callback; give the class path of one")
-        found.append(made)
+        found.append(make_object(kind, callback.arguments, f"callback {callback.path}"))
     return found

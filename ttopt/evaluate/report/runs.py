@@ -34,7 +34,11 @@ def write_report(folder: Path, note: Callable[[str], None] = lambda text: None) 
 def _comparison(folder: Path) -> Page:
     found = load_comparison(folder)
     s = found.settings
-    about = [("data set", s.dataset), ("seed", str(s.seed)), ("models", s.base)]
+    about = [
+        ("data set", s.dataset),
+        ("seed", str(s.seed)),
+        ("models", " and ".join(dict.fromkeys((s.reasoner.model, s.teacher.model)))),
+    ]
     if s.dataset in ("miniworld", "vbvr"):
         about.insert(1, ("split", s.split))
     about += _made(entry.result for samples in found.entries.values() for entry in samples.values())
@@ -46,7 +50,7 @@ def _comparison(folder: Path) -> Page:
 
 def _fit(folder: Path) -> Page:
     read_plain(folder / CONFIG, folder)
-    s = parse(FitSettings, "fit", "", ["--config", str(folder / CONFIG)], [])
+    s = parse(FitSettings, "fit", "", ["--config", str(folder / CONFIG)])
     results, problems = [], []
     for place in sorted((folder / "samples").iterdir()):
         if place.name.startswith(".") or not place.is_dir():

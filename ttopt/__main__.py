@@ -29,6 +29,7 @@ commands:
   compare    methods on the same samples: one table and one page
   evaluate   the same table and page for videos that exist, of any system
   report     the page of a run or a comparison, from its folder
+  fetch      what a configuration needs from the hub, and its download
   plan       what a configuration needs on a GPU, without loading weights
   bench      one optimization step, the plain way against ours
 
@@ -38,7 +39,15 @@ commands:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, or 2 with one line on stderr for what the user can mend."""
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"fit": fit, "compare": compare, "evaluate": evaluate, "report": report, "plan": plan, "bench": bench}
+    commands = {
+        "fit": fit,
+        "compare": compare,
+        "evaluate": evaluate,
+        "report": report,
+        "fetch": fetch,
+        "plan": plan,
+        "bench": bench,
+    }
     try:
         if not args or args[0] in {"-h", "--help", "help"}:
             print(USAGE)
@@ -94,6 +103,13 @@ def _fit(settings: FitSettings) -> int:
         console.print(f"page: {write_report(run.folder)}")
     console.print(f"results: {run.folder}")
     return _exit_code(run.problems)
+
+
+def fetch(args: Sequence[str]) -> int:
+    """``ttopt fetch``: download what a configuration needs."""
+    from ttopt.planning.fetch import main as run
+
+    return run(args)
 
 
 def plan(args: Sequence[str]) -> int:

@@ -24,6 +24,7 @@ class Command(NamedTuple):
     parse: str  # arguments -> settings
     work: str  # settings (and what makes the standard callbacks, which the package itself does not know) -> exit code
     callbacks: str | None = None
+    quiet: bool = True  # libraries show no progress of their own
 
 
 CALLBACKS = "ttopt.config.lookup.standard_callbacks"
@@ -43,6 +44,10 @@ COMMANDS = {
     "report": Command(
         "the page of a run or a comparison, from its folder",
         "ttopt.config.report.parse_report", "ttopt.evaluate.commands.report",
+    ),
+    "fetch": Command(
+        "what a configuration needs from the hub, and its download",
+        "ttopt.planning.fetch.parse_fetch", "ttopt.planning.fetch.show", quiet=False,
     ),
     "plan": Command(
         "what a configuration needs on a GPU, without loading weights",
@@ -97,7 +102,8 @@ def _run(name: str, args: Sequence[str]) -> int:
         raise UserError(f"{name!r} is no command; {found}")
     command = COMMANDS[name]
     settings = _named(command.parse)(args)
-    _quiet()
+    if command.quiet:
+        _quiet()
     made_of = [settings] if command.callbacks is None else [settings, _named(command.callbacks)]
     code: int = _named(command.work)(*made_of)
     return code

@@ -94,7 +94,11 @@ def _questions(
         return {}
     teacher = teacher_digest(settings)
     for sample in samples:
-        source = str(own.all) if own else f"{sample_digest(sample)} {teacher}"
+        try:
+            source = str(own.all) if own else f"{sample_digest(sample)} {teacher}"
+        except UserError as error:  # its image is damaged
+            note(f"{sample.id}: not graded: {error}")
+            continue
         if (kept.get(sample.id) or {}).get("source") == source:
             continue
         try:

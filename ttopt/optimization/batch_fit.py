@@ -197,6 +197,7 @@ class BatchedTeacherLora:
             if sample.id in self.trained or _format(sample) != _format(first):
                 continue
             try:
+                _ = sample.image  # a damaged file fails its own sample, not the batch
                 queries = context.queries or context.models.teacher.queries(sample)
             except UserError as error:
                 self.trained[sample.id] = error

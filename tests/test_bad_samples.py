@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ttopt.__main__ import main
 from ttopt.config.settings import FitSettings, TeacherSettings
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
@@ -237,6 +238,16 @@ def test_data_sets(dataset: str, files: Files, expected: str, place: Path, capsy
     write(place if alone else place / "data", files)
     root = "data.jsonl" if alone else "data"
     refused_untouched(place, ["fit", "--dataset", dataset, "--root", root, "--teacher.frames", "5"], expected, capsys)
+
+
+def test_a_damaged_image_fails_its_sample_alone(place: Path, capsys: Capture) -> None:
+    content = png(48, 48)
+    write(place / "data", {"a.png": content[:-200], "a.txt": "go", "b.png": content, "b.txt": "go"})
+    args = ["fit", "--dataset", "folder", "--root", "data", "--method.path", "ttopt.methods.Static", "--run-dir", "run"]
+    args += ["--sample.height", "48", "--sample.width", "48", "--sample.frames", "9", "--teacher.frames", "5"]
+    assert main([*args, "--logging.wandb", "disabled"]) == 2
+    assert "sample a: image data/a.png cannot be read; fetch the data set again" in capsys.readouterr().err
+    assert [path.name for path in (place / "run/samples").iterdir()] == ["b"]
 
 
 @FEW

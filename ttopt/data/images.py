@@ -113,8 +113,9 @@ def _reading(source: Path | bytes, name: str, problem: str) -> Iterator[Image.Im
             yield file
     except UserError:
         raise
-    except UNREADABLE as error:
-        raise UserError(f"image {name} {problem}") from error
+    except UNREADABLE:
+        # Without its cause: an OSError, which Pillow raises for a damaged image, ends a run as a full disk does.
+        raise UserError(f"image {name} {problem}") from None
 
 
 def fit_image(image: Image.Image, height: int, width: int) -> Tensor:

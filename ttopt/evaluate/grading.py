@@ -108,7 +108,11 @@ def _questions(
         return {}
     teacher = teacher_digest(settings)
     for sample in samples:
-        source = str(own.all) if own else f"{sample_digest(sample)} {teacher}"
+        try:
+            source = str(own.all) if own else f"{sample_digest(sample)} {teacher}"
+        except UserError as error:  # its image is damaged
+            note(f"{sample.id}: not graded: {error}")
+            continue
         if sample.id in kept and kept[sample.id].source == source:
             continue
         try:

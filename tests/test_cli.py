@@ -178,7 +178,7 @@ def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys:
     def interrupt(args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ttopt.planning.plan.parse_plan", interrupt)
+    monkeypatch.setattr("ttopt.planning.plan_arguments.parse_plan", interrupt)
     assert main(["plan"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 

@@ -27,7 +27,7 @@ import ttopt
 from ttopt.config.comparison import parse_compare, parse_evaluate
 from ttopt.config.parsing import parse_fit
 from ttopt.config.report import parse_report
-from ttopt.planning.plan import parse_plan
+from ttopt.planning.plan_arguments import parse_plan
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

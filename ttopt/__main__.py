@@ -51,11 +51,11 @@ COMMANDS = {
     ),
     "plan": Command(
         "what a configuration needs on a GPU, without loading weights",
-        "ttopt.planning.plan.parse_plan", "ttopt.planning.plan.show",
+        "ttopt.planning.plan_arguments.parse_plan", "ttopt.planning.plan.show",
     ),
     "bench": Command(
         "one optimization step, the plain way against ours",
-        "ttopt.planning.bench.parse_bench", "ttopt.planning.bench.show",
+        "ttopt.planning.bench_arguments.parse_bench", "ttopt.planning.bench.show",
     ),
 }  # fmt: skip
 USAGE = f"""\

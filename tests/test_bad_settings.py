@@ -12,6 +12,7 @@ from bad_input import FEW, JSON, LONG, Capture, contents, one_sentence, refused,
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ttopt.__main__ import main
 from ttopt.config.parsing import parse_fit, setting_names
 from ttopt.config.settings import FitSettings
 from ttopt.errors import UserError
@@ -324,7 +325,7 @@ OTHERS = [  # a whole command; c.yaml holds one method
     ("bench --ways '['", "--ways [ is no regular expression"),
     ("bench --seed 1", "unrecognized arguments: --seed 1"),
     ("fitt", "'fitt' is no command; the nearest is fit (--help lists all)"),
-    ("list", "'list' is no command; there are fit, compare, evaluate, report, plan, bench"),
+    ("list", "'list' is no command; there are fit, compare, evaluate, report, fetch, plan, bench"),
     ("compare --config bomb.yaml", "bomb.yaml is not valid YAML: it holds more than 10,000 values"),
     ("plan --config bomb.yaml", "bomb.yaml is not valid YAML: it holds more than 10,000 values"),
     ("fit --run-dir bombed", "bombed/config.yaml cannot be read as a run's configuration (bombed/config.yaml is no"),
@@ -364,30 +365,25 @@ def test_any_value_of_any_setting(place: Path, name: str, value: Any, in_file: b
 RUNS: list[tuple[str, str, str]] = [  # which file, what it holds, what "ttopt report" says
     ("config.yaml", "{", "run/config.yaml is not valid YAML"),
     ("config.yaml", "tau: 1", "run/config.yaml: tau: there is no such setting"),
-    ("samples/a/result.json", "", "run/samples/a/result.json cannot be read .. remove run/samples/a to make it anew"),
+    ("samples/a/result.json", "", "run/samples/a/result.json cannot be read .. remove run/samples/a to make it again"),
     ("samples/a/result.json", "{", "run/samples/a/result.json cannot be read .. remove run/samples/a"),
     ("samples/a/result.json", "[]", "run/samples/a/result.json cannot be read .. remove run/samples/a"),
     ("samples/a/result.json", "{}", "run/samples/a/result.json cannot be read .. remove run/samples/a"),
     ("samples/a/result.json", '{"score": 5}', "run/samples/a/result.json cannot be read .. remove run/samples/a"),
     ("samples/a/result.json", '{"optimization": []}', "run/samples/a/result.json cannot be read .. remove"),
     ("samples/a/result.json", "[" * 50_000, "run/samples/a/result.json cannot be read .. remove run/samples/a"),
-    ("samples/a/video.mp4", "no video", "run/samples/a/video.mp4 cannot be read as a video .. remove its folder"),
-    ("samples/a/curves.csv", "step,loss\n0,x\n", "run/samples/a/curves.csv cannot be read .. remove its folder"),
-    (
-        "samples/a/trace.json",
-        "{",
-        "run/samples/a/trace.json cannot be read .. remove it, or its folder, to make it anew",
-    ),
-    (
-        "samples/a/trace.json",
-        "[]",
-        "run/samples/a/trace.json cannot be read .. remove it, or its folder, to make it anew",
-    ),
 ]
 
 
-@pytest.mark.parametrize("file, content, expected", RUNS, ids=[f"{file} {text[:20]}" for file, text, _ in RUNS])
-def test_earlier_runs(file: str, content: str, expected: str, place: Path, capsys: Capture) -> None:
+LEFT_OUT: list[tuple[str, str, str]] = [  # which file, what it holds, what is said of the page without it
+    ("samples/a/video.mp4", "no video", "run/samples/a/video.mp4 is no mp4 file"),
+    ("samples/a/curves.csv", "step,loss\n0,x\n", "run/samples/a/curves.csv cannot be read"),
+    ("samples/a/trace.json", "{", "run/samples/a/trace.json cannot be read"),
+    ("samples/a/trace.json", "[]", "run/samples/a/trace.json cannot be read"),
+]
+
+
+def earlier_run(place: Path, file: str, content: str) -> None:
     write(place / "run", {"config.yaml": "seed: 1"})
     (place / "run/samples/a").mkdir(parents=True)
     Result(
@@ -396,4 +392,19 @@ def test_earlier_runs(file: str, content: str, expected: str, place: Path, capsy
         versions={}, finished="2026-01-01",
     ).save(place / "run/samples/a")  # fmt: skip
     write(place / "run", {file: content})
+
+
+@pytest.mark.parametrize("file, content, expected", LEFT_OUT, ids=[f"{file} {text[:20]}" for file, text, _ in LEFT_OUT])
+def test_what_is_damaged_is_left_out_of_the_page(
+    file: str, content: str, expected: str, place: Path, capsys: Capture
+) -> None:
+    earlier_run(place, file, content)
+    assert main(["report", "--run-dir", "run"]) == 0
+    said = capsys.readouterr()
+    assert "page: run/report.html" in said.out and expected in said.err + said.out
+
+
+@pytest.mark.parametrize("file, content, expected", RUNS, ids=[f"{file} {text[:20]}" for file, text, _ in RUNS])
+def test_earlier_runs(file: str, content: str, expected: str, place: Path, capsys: Capture) -> None:
+    earlier_run(place, file, content)
     refused_untouched(place, ["report", "--run-dir", "run"], expected, capsys)

@@ -253,7 +253,7 @@ WRONG_MODELS = [  # what is typed after "ttopt fit", with tiny models
     ("--reasoner.loras '[{file: no.safetensors}]'", "reasoner: no LoRA no.safetensors; give a safetensors file"),
     ("--reasoner.low_noise_loras '[{file: no.safetensors}]'", "has no second expert for the LoRA no.safetensors; leav"),
     ("--reasoner.low_noise_transformer empty", "empty/transformer/config.json is missing; give a folder in the diffu"),
-    ("--reasoner.loras '[{file: empty, strength: .inf}]'", "the LoRA empty has the strength inf; give a finite number"),
+    ("--reasoner.loras '[{file: empty, strength: .inf}]'", "reasoner.loras.0.strength is inf; give a finite number"),
     ("--reasoner.lora x.safetensors", "--reasoner.lora: there is no such setting; the nearest is --reasoner.loras"),
     ("--reasoner.device toaster", "reasoner.device is 'toaster', which is no device here; give auto, cpu"),
     ("--reasoner.device cuda:99", "reasoner.device is cuda:99, but torch finds .. GPUs; give cpu or auto"),

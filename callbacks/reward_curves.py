@@ -15,7 +15,7 @@ class RewardCurves(L.Callback):
     """Writes ``curves.csv`` as the steps go and ``curves.png`` at the end.
 
     Row n holds the losses of the adapter after n steps; the last row is that of the kept weights (unless its loss is
-    not finite: then the row with the lowest). A resumed training writes the file anew.
+    not finite: then the row with the lowest). A resumed training writes the file again.
     """
 
     def __init__(self, tau: float | None = None) -> None:

@@ -30,7 +30,7 @@ def splice(kept: Tensor, resumed: Tensor, length: int) -> Tensor:
 
 
 def good_frames(fraction: float, length: int, threshold: float) -> int:
-    """How many first frames of a rejected clip are kept; 0: none. At least one latent frame is made anew."""
+    """How many first frames of a rejected clip are kept; 0: none. At least one latent frame is made again."""
     if fraction <= threshold:
         return 0
     kept = min(math.floor(fraction * length + 1e-6), length - LEAST_NEW)

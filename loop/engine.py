@@ -298,7 +298,7 @@ class Loop:
             try:
                 return self.context.ask([message], schema, record)
             except ChatError as error:
-                self.journal.forget(begin)  # the next call asks anew
+                self.journal.forget(begin)  # the next call asks again
                 self.trace.failed_call(role, step, [message], str(error))
                 raise ChatError(f"the {role} failed in step {step}: {error}") from error
 

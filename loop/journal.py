@@ -74,7 +74,7 @@ class Journal:
         return made
 
     def forget(self, first: int) -> None:
-        """Removes the entries from number ``first`` on: what they led to shall be tried anew."""
+        """Removes the entries from number ``first`` on: what they led to is to be tried again."""
         del self.entries[first:]
         for path in sorted(self.folder.glob("*.safetensors"))[first:]:
             path.unlink()

@@ -1,4 +1,4 @@
-"""Settings of a sample of one's own."""
+"""Settings of a sample of your own."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def text(path: Path, root: Path) -> str:
     try:
         return inside(root, path.relative_to(root)).read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text; write it anew") from error
+        raise UserError(f"{path} is not UTF-8 text; write it again") from error
 
 
 def field(row: Mapping[str, Any], name: str, where: object) -> Any:

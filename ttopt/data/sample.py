@@ -46,7 +46,7 @@ class Sample:
         try:
             self.prompt.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"sample {self.id}: the prompt {self.prompt!r} is no UTF-8; write it anew") from error
+            raise UserError(f"sample {self.id}: the prompt {self.prompt!r} is not UTF-8; write it again") from error
         if not 1 <= self.frames <= LONGEST or self.frames % 4 != 1:
             raise UserError(f"sample {self.id}: {self.frames} frames; Wan videos have 4k+1 frames (5, 9, ... 81, 89)")
         if not 1 <= self.fps <= FASTEST:

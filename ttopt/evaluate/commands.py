@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 def fit(settings: FitSettings, callbacks: MakeCallbacks) -> int:
-    """Optimizes a data set's samples, or one of one's own, and writes the page."""
+    """Optimizes a data set's samples, or a sample of the user's own, and writes the page."""
 
     def work() -> int:
         with joined(settings) as own:

@@ -139,7 +139,7 @@ def _load(settings: FitSettings) -> Models:
 
 
 def load_teacher(settings: FitSettings) -> Teacher:
-    """The teacher alone, for who only grades. Raises UserError."""
+    """Loads only the teacher, for callers that just grade. Raises UserError."""
     t = settings.teacher
     device = _device(t.device, "teacher.device")
     _check_dtype(t.dtype, device, "teacher.dtype")

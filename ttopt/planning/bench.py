@@ -1,7 +1,7 @@
 """``ttopt bench``: one optimization step, the plain way against ours, feature by feature.
 
 The plain way is what a straightforward program on the same libraries does: diffusers' own forward with a timestep for
-every token, the standard VAE, one teacher forward a question, everything computed anew in every step. Each row
+every token, the standard VAE, one teacher forward a question, everything computed again in every step. Each row
 of the table adds one feature to the row above. A feature marked * changes the result on purpose (another decoder, fewer
 adapted blocks); all others must not, which is checked against the plain way with the same starred features.
 

@@ -1,4 +1,4 @@
-"""What went into a result besides its settings, as digests: so that nothing goes on with something else."""
+"""What went into a result besides its settings, as digests: so that no run continues with something else."""
 
 from __future__ import annotations
 

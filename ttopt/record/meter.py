@@ -177,6 +177,6 @@ class SharedMeter:
 
 @contextmanager
 def together(reasoner: Reasoner, meters: Sequence[Meter]) -> Iterator[Meter | SharedMeter]:
-    """What measures the work on these samples: a single one's own meter, or one that shares it out."""
+    """What measures the work on these samples: the meter of a single one, or one that shares the work out."""
     with meters[0] if len(meters) == 1 else SharedMeter(reasoner, meters) as meter:
         yield meter

@@ -130,8 +130,10 @@ def optimize(
     with run.locked():
         done = finished_results([sample], run, chosen, method).get(sample.id)
         if done is not None and (reward or teacher):
-            raise UserError(f"{place} holds a result already, and a reward or teacher of one's own cannot be compared "
-                            "with what it was made by; give another folder")  # fmt: skip
+            raise UserError(
+                f"{place} holds a result already, and what it was made with cannot be compared with a reward or teacher "
+                "that is passed in; give another folder"
+            )
         if done is None:
             models = models or load_models(chosen)
             models = models if teacher is None else dataclasses.replace(models, teacher=teacher)
@@ -155,7 +157,7 @@ def settings_of(config: str, settings: Mapping[str, Any] | None = None) -> FitSe
 
 
 class _Rewarded(TeacherLora):
-    """TeacherLora, steered by a reward of one's own."""
+    """TeacherLora, steered by a reward that is passed in."""
 
     def __init__(self, reward: Reward | None) -> None:
         self.reward = reward

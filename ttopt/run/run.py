@@ -67,7 +67,7 @@ def fit_all(
 ) -> Run:
     """Optimizes every sample that the run's folder does not hold yet, with new ``callbacks`` for each.
 
-    ``load`` is asked for the models only if a sample is left to do (None: they are loaded anew). The ``workers`` of
+    ``load`` is asked for the models only if a sample is left to do (None: they are loaded here). The ``workers`` of
     ``--engine ray`` load their own; they end with this run unless they are given.
     A sample that cannot be optimized is noted in ``problems`` and the others go on. Raises UserError for what stops the
     whole run: settings, data, weights, a folder that cannot be written.

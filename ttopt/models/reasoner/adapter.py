@@ -145,7 +145,7 @@ class Adapter:
     def reset(self, seeds: Sequence[int]) -> None:
         """Starts new instances, a row for each seed: B = 0 (no effect), A as the seed says, the same on every device.
 
-        Another number of rows makes new parameters; a trainer must take them anew.
+        Another number of rows makes new parameters, so call it before a trainer takes them.
         """
         if not self._downs or len(self) != len(seeds):
             self._make(len(seeds))

@@ -35,8 +35,11 @@ MOST_PROCESS = 3
 
 
 class InnerLora:
-    """A LoRA for each clip. ``keep``: none: each clip's starts from zero; attempts: a repair continues from the rejected
-    clip's; steps: one adapter for the whole sample."""
+    """A LoRA for each clip.
+
+    ``keep``: none: each clip's starts from zero; attempts: a repair continues from the rejected clip's; steps: one
+    adapter for the whole sample.
+    """
 
     def __init__(self, context: Context, task: str, keep: KeepAdapter, diagnosis_query: str) -> None:
         self.context, self.task, self.keep, self.diagnosis_query = context, task, keep, diagnosis_query

@@ -131,8 +131,8 @@ def optimize(
         done = finished_results([sample], run, chosen, method).get(sample.id)
         if done is not None and (reward or teacher):
             raise UserError(
-                f"{place} holds a result already, and what it was made with cannot be compared with a reward or teacher "
-                "that is passed in; give another folder"
+                f"{place} holds a result already, and what it was made with cannot be compared with a reward or "
+                "teacher that is passed in; give another folder"
             )
         if done is None:
             models = models or load_models(chosen)

@@ -4,3 +4,4 @@ project = "ttopt"
 extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "ttopt"
+myst_heading_anchors = 3

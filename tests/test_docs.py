@@ -27,6 +27,7 @@ import ttopt
 from ttopt.config.comparison import parse_compare, parse_evaluate
 from ttopt.config.parsing import parse_fit
 from ttopt.config.report import parse_report
+from ttopt.planning.fetch import parse_fetch
 from ttopt.planning.plan_arguments import parse_plan
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,7 @@ ENDS = {"&&", "||", "|", ";", "&", ">"}
 INSTALLATIONS = ("<!-- main job -->", "<!-- tests -->")  # .ci/run runs the second
 PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "fit": parse_fit, "compare": parse_compare, "evaluate": parse_evaluate, "report": parse_report, "plan": parse_plan,
+    "fetch": parse_fetch,
 }  # fmt: skip
 # The commands of the results are those of their tables; here they are run on few samples.
 SMALL = """\

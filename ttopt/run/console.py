@@ -18,7 +18,7 @@ from ttopt.errors import printable
 from ttopt.optimization.training import TestTimeTraining
 from ttopt.record.result import Result, Scored
 
-TABLE_WIDTH = 140  # when the output is a file, not a terminal
+TABLE_WIDTH = 160  # when the output is a file, not a terminal
 KEPT = {"base": "frozen", "adapter": "adapter", "prediction": "prediction"}  # whose video it is that is judged
 SHOWN = 4  # samples that are worked on, by name
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ttopt.config.parsing import parse_fit
 from ttopt.data.sample import Sample
-from ttopt.models.reasoner import Adapter, Reasoner, Schedule
+from ttopt.models.reasoner import Adapter, Condition, Reasoner, Schedule
 from ttopt.models.reasoner.recipe import schedule_of
 
 STEPS, SHIFT, GUIDANCE, NEGATIVE = 20, 5.0, 5.0, "the blue circle"
@@ -108,12 +108,12 @@ def test_noise_levels_are_those_of_diffusers_scheduler(solver: str, steps: int, 
 
 def test_guided_videos_of_a_batch_are_those_of_each_alone(folders: dict[str, Path]) -> None:
     reasoner = load(folders["one"], "unipc")
-    both = reasoner.condition([tiny_sample("a"), tiny_sample("b", prompt="move the green cross")])
-    z1 = reasoner.noise(both, [1, 2])
-    together = reasoner.generate(z1, both)
-    for number in (0, 1):
-        alone = reasoner.generate(z1[number : number + 1], both.select([number]))
-        torch.testing.assert_close(together[number : number + 1], alone, atol=1e-5, rtol=0)
+    samples = [tiny_sample("a"), tiny_sample("b", prompt="move the green cross")]
+    each = [reasoner.condition(sample) for sample in samples]
+    z1 = reasoner.noise(each[0], [1, 2])
+    alone = torch.cat([reasoner.generate(z1[number : number + 1], one) for number, one in enumerate(each)])
+    for both in (reasoner.condition(samples), Condition.stack(each)):
+        torch.testing.assert_close(reasoner.generate(z1, both), alone, atol=1e-5, rtol=0)
 
 
 def test_the_optimized_prediction_is_guided_too(folders: dict[str, Path]) -> None:

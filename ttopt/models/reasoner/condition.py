@@ -75,9 +75,13 @@ class Condition:
             present = [tensor for tensor in tensors if tensor is not None]
             return torch.cat(present) if present else None
 
-        text = torch.cat([each.text for each in conditions])
-        first_frame = together([each.first_frame for each in conditions])
-        return cls(text, first_frame, conditions[0].shape, together([each.channels for each in conditions]))
+        return cls(
+            torch.cat([each.text for each in conditions]),
+            together([each.first_frame for each in conditions]),
+            conditions[0].shape,
+            together([each.channels for each in conditions]),
+            together([each.negative for each in conditions]),
+        )
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
         tensors = (self.first_frame, self.channels, self.negative)

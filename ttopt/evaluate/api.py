@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ttopt.config.comparison import parse_compare
@@ -27,4 +28,4 @@ def compare(config: str = "compare", settings: Mapping[str, Any] | None = None, 
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(value)

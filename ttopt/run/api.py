@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ttopt.config.lookup import standard_callbacks
 from ttopt.config.parsing import changed, parse_fit
-from ttopt.config.settings import FitSettings
+from ttopt.config.settings import FitSettings, MethodSettings
+from ttopt.data.find import given_queries
 from ttopt.data.images import as_seen, fit_image, read_image
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer
@@ -28,12 +29,13 @@ from ttopt.models.chat import make_chat
 from ttopt.models.load import Models
 from ttopt.models.teacher import Teacher
 from ttopt.optimization.algorithm import fit_sample
+from ttopt.optimization.bank import Bank
 from ttopt.optimization.context import Context
 from ttopt.optimization.training import Reward
 from ttopt.record.flat import write_results
 from ttopt.record.result import Result
-from ttopt.record.run_folder import RunFolder, new_path
-from ttopt.run.run import finished_results
+from ttopt.record.run_folder import STATE, RunFolder, new_path
+from ttopt.run.run import extra_callbacks, finished_results
 from ttopt.run.sample_runner import Failure, Job, SampleRunner
 
 SIDE = 320  # pixels of a player in a notebook, at least
@@ -109,7 +111,8 @@ def optimize(
         r.video, r.base, r.loss, r.accepted, r.folder
 
     Args:
-        image: the first frame: a path, a PIL image, or a tensor (3,H,W) in [0,1]; None: text to video.
+        image: the first frame: a path, a PIL image, or a float tensor (3,H,W) in [0,1]; None: the settings'
+            sample.image, or else text to video.
         settings: changes to the configuration by dotted names, e.g. {"optimization.tau": 0.1}.
         models: of ``load_models``; None: they are loaded for this call.
         teacher: replaces the configuration's.
@@ -117,16 +120,26 @@ def optimize(
         queries: the questions, instead of those that the teacher would write.
         callbacks: come on top of the standard ones.
         scorer: sees only finished videos.
-        folder: a run's folder, which is gone on with; None: a new one under runs/.
+        folder: a run's folder, which is gone on with: a result that it holds is not made again, whatever the callbacks
+            and the scorer; None: a new one under runs/.
 
     Raises UserError for what cannot be used, and for a sample that cannot be optimized.
     """
     chosen = settings_of(config, settings)
-    form = chosen.sample
-    sample = Sample(form.id, prompt, _first_frame(image, form.height, form.width), form.frames, form.fps, form.height,
-                    form.width)  # fmt: skip
+    if chosen.method != MethodSettings():
+        raise UserError(
+            f"optimize trains the teacher's LoRA, but the configuration names the method {chosen.method.path}; use "
+            "ttopt fit for that, or give another config"
+        )
+    form, queries = chosen.sample, queries or given_queries(chosen)
+    first = _first_frame(form.image if image is None else image, form.height, form.width)
+    sample = Sample(form.id, prompt, first, form.frames, form.fps, form.height, form.width)
+    extra_callbacks(chosen.callbacks)  # a wrong class path should not wait for the models
     place = Path(folder) if folder is not None else new_path(name="optimize")
-    run, method = RunFolder(place, dataclasses.replace(chosen, run_dir=str(place))), _Rewarded(reward)
+    if teacher is not None:  # with which a later call's could not be compared
+        chosen = dataclasses.replace(chosen, logging=dataclasses.replace(chosen.logging, state_every=0))
+    run = RunFolder(place, dataclasses.replace(chosen, run_dir=str(place)))
+    method = _Steered(reward, goes_on=teacher is None)
     with run.locked():
         done = finished_results([sample], run, chosen, method).get(sample.id)
         if done is not None and (reward or teacher):
@@ -134,10 +147,16 @@ def optimize(
                 f"{place} holds a result already, and what it was made with cannot be compared with a reward or "
                 "teacher that is passed in; give another folder"
             )
+        if done is not None and queries is not None and _asked(done) != (queries.goal, queries.process):
+            raise UserError(f"{place} holds a result that was made with other questions; give another folder")
         if done is None:
             models = models or load_models(chosen)
             models = models if teacher is None else dataclasses.replace(models, teacher=teacher)
-            job = Job(chosen, run, queries, scorer, lambda: [*standard_callbacks(chosen), *callbacks])
+
+            def all_callbacks() -> list[L.Callback]:
+                return [*standard_callbacks(chosen), *extra_callbacks(chosen.callbacks), *callbacks]
+
+            job = Job(chosen, run, queries, scorer, all_callbacks, Bank.open(chosen, place, note))
             found = SampleRunner(job, method, models, make_chat(chosen.chat, None), note)(sample)
             if isinstance(found, Failure):
                 raise UserError(found.why)
@@ -148,7 +167,8 @@ def optimize(
 
 def load_models(config: str | FitSettings = "mini", settings: Mapping[str, Any] | None = None) -> Models:
     """All networks of a configuration, for many calls of ``optimize``. Raises UserError."""
-    return load.load_models(config if isinstance(config, FitSettings) else settings_of(config, settings))
+    chosen = changed(config, settings or {}, "settings") if isinstance(config, FitSettings) else None
+    return load.load_models(chosen or settings_of(str(config), settings))
 
 
 def settings_of(config: str, settings: Mapping[str, Any] | None = None) -> FitSettings:
@@ -156,14 +176,22 @@ def settings_of(config: str, settings: Mapping[str, Any] | None = None) -> FitSe
     return changed(parse_fit(["--config", config]), settings or {}, "settings")
 
 
-class _Rewarded(TeacherLora):
-    """TeacherLora, steered by a reward that is passed in."""
+class _Steered(TeacherLora):
+    """TeacherLora with a reward that is passed in; without ``goes_on`` an interrupted call's state is not used."""
 
-    def __init__(self, reward: Reward | None) -> None:
-        self.reward = reward
+    def __init__(self, reward: Reward | None, goes_on: bool) -> None:
+        self.reward, self.goes_on = reward, goes_on
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
+        if not self.goes_on:
+            (folder / STATE).unlink(missing_ok=True)
         return fit_sample(sample, folder, context, self.reward)
+
+
+def _asked(result: Result) -> tuple[str, tuple[str, ...]] | None:
+    if result.optimization is None:
+        return None
+    return result.optimization.queries["goal"], tuple(result.optimization.queries["process"])
 
 
 def _first_frame(image: str | Path | Image.Image | Tensor | None, height: int, width: int) -> Tensor | None:
@@ -173,9 +201,13 @@ def _first_frame(image: str | Path | Image.Image | Tensor | None, height: int, w
         if tuple(image.shape) != (3, height, width):
             raise UserError(f"the image is {tuple(image.shape)}, but the video is {height}x{width}; resize it, or give "
                             "settings={'sample.height': ..., 'sample.width': ...}")  # fmt: skip
-        return image.float()
+        if not image.is_floating_point() or not bool(((image >= 0) & (image <= 1)).all()):  # NaN is neither
+            raise UserError("the image is no float tensor of values from 0 to 1; divide 8-bit levels by 255")
+        return image.detach().float().cpu()
     if isinstance(image, Image.Image):
         return fit_image(as_seen(image, "the image"), height, width)
+    if not isinstance(image, (str, Path)):
+        raise UserError(f"the image is of type {type(image).__name__}; give a path, a PIL image or a tensor (3,H,W)")
     return read_image(Path(image), height, width)
 
 

@@ -22,10 +22,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+
 from ttopt.config.lookup import standard_callbacks
 from ttopt.config.parsing import changed, parse_fit
 from ttopt.config.settings import MethodSettings, SampleSettings
 from ttopt.data.files import first_frame, fitted_length, fitted_size
+from ttopt.data.find import given_queries
 from ttopt.data.images import FirstFrame
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
@@ -33,6 +36,7 @@ from ttopt.methods import make_method
 from ttopt.models.chat import Chat, make_chat
 from ttopt.models.load import Models, load_models
 from ttopt.record.run_folder import RunFolder
+from ttopt.run.run import extra_callbacks
 from ttopt.run.sample_runner import Failure, Job, SampleRunner
 
 try:
@@ -56,7 +60,11 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         super().__init__(model, output_dir, **kwargs)
         base = parse_fit(["--config", model, "--method.path", method])
         self.settings = changed(base, {"logging.wandb": "disabled", **(settings or {})}, "settings")
+        if self.settings.bank.folder is not None:
+            raise UserError("bank.folder is of no use here, where every video is a run of its own; leave it out")
         self.method = make_method(MethodSettings(method, arguments or {}))
+        self.queries = given_queries(self.settings)
+        self._callbacks()  # a wrong class path should not wait for the models
         self._models: tuple[Models, Chat] | None = None
 
     def generate(
@@ -116,7 +124,7 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
         models, chat = self._models
         with tempfile.TemporaryDirectory() as working:
             folder = RunFolder(Path(working) / "run", self.settings)
-            job = Job(self.settings, folder, None, None, lambda: list(standard_callbacks(self.settings)))
+            job = Job(self.settings, folder, self.queries, None, self._callbacks)
             result = SampleRunner(job, self.method, models, chat, lambda text: None)(sample)
             if isinstance(result, Failure) or result.error:
                 raise UserError(result.why if isinstance(result, Failure) else result.error)
@@ -134,6 +142,9 @@ class TtoptWrapper(ModelWrapper):  # type: ignore[misc]
             "height": sample.height,
             "width": sample.width,
         }
+
+    def _callbacks(self) -> list[L.Callback]:
+        return [*standard_callbacks(self.settings), *extra_callbacks(self.settings.callbacks)]
 
 
 def in_catalog(text: str) -> str:

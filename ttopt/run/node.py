@@ -56,7 +56,7 @@ class Node:
 
 
 def check_node(job: Job, place: str, token: str, versions: dict[str, str]) -> None:
-    """Goes to ``place``. Raises UserError if this node does not see what the caller sees; see ``Worker.begin``."""
+    """Goes to ``place``. Raises UserError if this node does not see what the caller sees; see ``Node.begin``."""
     try:
         os.chdir(place)
     except OSError as error:

@@ -1,6 +1,6 @@
 """Lightning callbacks for ttopt.optimization.training.TestTimeTraining; each can be used alone.
 
-They write into ``trainer.default_root_dir``.
+They write into the folder of each row, which is ``trainer.default_root_dir`` where a row has none.
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ class Previews(L.Callback):
     ) -> None:
         assert isinstance(pl_module, TestTimeTraining)
         for row in pl_module.rows:
-            if row.grades[-1].step % self.every == 0:
+            if (
+                row.stop or row.grades[-1].step % self.every == 0
+            ):  # a process that goes on later no longer has its frames
                 self._write(pl_module, row)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

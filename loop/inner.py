@@ -108,6 +108,7 @@ class InnerLora:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Puts back what ``state`` gave after an earlier clip."""
         if state:
+            self.context.models.adapter.reset([0])  # a single row, whatever was optimized before
             self.context.models.adapter.load_state_dict(state)
         self._trained = True
 

@@ -77,7 +77,13 @@ class Evaluation:
                 )  # fmt: skip
                 with meter:
                     batch.append(prepare(sample, folder, context))
-            return [_row(result) for result in fit_batch(batch) if not isinstance(result, UserError)]
+            rows = []
+            for result in fit_batch(batch):
+                if isinstance(result, Result):
+                    rows.append(_row(result))
+                elif not isinstance(result, UserError):
+                    raise result
+            return rows
 
 
 def _row(result: Result) -> Row:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -20,19 +21,26 @@ from torch import Tensor
 from callbacks import standard
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings, MethodSettings
+from ttopt.data.sample import Sample
 from ttopt.errors import UserError
+from ttopt.methods.teacher_lora import TeacherLora
+from ttopt.models.chat.local import Nobody
 from ttopt.models.load import Models, load_models
 from ttopt.models.reasoner import StandardDecoder
 from ttopt.models.reasoner.adapter_files import read_adapter
 from ttopt.models.reasoner.speed import compiled_block
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import fit_batch, prepare
+from ttopt.optimization import algorithm
+from ttopt.optimization.algorithm import TeacherReward, fit_batch, prepare
+from ttopt.optimization.bank import Neighbor
 from ttopt.optimization.context import Context
 from ttopt.optimization.training import Row, TestTimeTraining
-from ttopt.record.meter import Meter
+from ttopt.record.meter import Meter, SharedMeter
 from ttopt.record.result import Result
+from ttopt.record.run_folder import STATE, RunFolder
 from ttopt.run.console import Console
 from ttopt.run.run import fit_all
+from ttopt.run.sample_runner import Failure, Job, SampleRunner
 
 Make = Callable[..., FitSettings]
 
@@ -93,6 +101,101 @@ class Watch(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TestTimeTraining)
         self.seen.extend(pl_module.rows)
+
+
+def solve(settings: FitSettings, models: Models, scorer: Any = None, seen: list[Any] | None = None) -> list[Any]:
+    """What becomes of samples a and b, side by side; ``seen`` is filled meanwhile."""
+    method = TeacherLora()
+    queries = Queries(GOAL, tuple(PROCESS))
+    job = Job(settings, RunFolder(Path(str(settings.run_dir)), settings), queries, scorer, partial(standard, settings))
+    runner = SampleRunner(job, method, models, Nobody(), lambda text: None)
+    outcomes = [] if seen is None else seen
+    for _, outcome in runner.batches([tiny_sample("a"), tiny_sample("b")], 2, lambda sample: None):
+        outcomes.append(outcome)
+    return outcomes
+
+
+def test_a_scorer_that_fails_on_one_sample_fails_it_alone(settings: Make, models: Models, tmp_path: Path) -> None:
+    def scorer(sample: Sample, video: Tensor) -> Any:
+        return SimpleNamespace(success=sample.id == "b", partial={"b": 1.0}[sample.id], rules={})
+
+    s = settings(run_dir=str(tmp_path / "run"), optimization={"steps": 1}, logging={"wandb": "disabled"})
+    failed, fine = solve(s, models, scorer)
+    assert isinstance(failed, Failure) and failed.why.startswith("KeyError: 'a' (the traceback is in ")
+    assert isinstance(fine, Result) and fine.score is not None and fine.score.success
+    assert [path.name for path in (tmp_path / "run/samples").iterdir()] == ["b"]
+
+
+def test_an_interrupted_end_of_a_batch_can_be_gone_on_from(settings: Make, models: Models, tmp_path: Path) -> None:
+    """The first sample has its result, but no folder yet, when the second is interrupted."""
+
+    def scorer(sample: Sample, video: Tensor) -> Any:
+        if sample.id == "b":
+            raise KeyboardInterrupt
+        return SimpleNamespace(success=True, partial=1.0, rules={})
+
+    logging = {"wandb": "disabled", "state_every": 1}
+    s = settings(run_dir=str(tmp_path / "run"), optimization={"steps": 2}, logging=logging)
+    with pytest.raises(KeyboardInterrupt):
+        solve(s, models, scorer)
+    assert sorted(p.parent.name for p in (tmp_path / "run/samples").glob(f".*/{STATE}")) == [".a", ".b"]
+    assert all(isinstance(outcome, Result) for outcome in solve(s, models))
+    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == ["a", "b"]
+    assert not list((tmp_path / "run/samples").rglob(STATE))
+
+
+def test_who_stops_listening_loses_no_finished_sample(settings: Make, models: Models, tmp_path: Path) -> None:
+    class Heard(list[Any]):
+        def append(self, outcome: Any) -> None:
+            raise KeyboardInterrupt
+
+    s = settings(run_dir=str(tmp_path / "run"), optimization={"steps": 1}, logging={"wandb": "disabled"})
+    with pytest.raises(KeyboardInterrupt):
+        solve(s, models, seen=Heard())
+    assert sorted(path.name for path in (tmp_path / "run/samples").iterdir()) == ["a", "b"]
+
+
+def test_a_second_try_with_less_memory_counts_alone(
+    settings: Make, models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real, tries = algorithm.render, []
+
+    def render(*args: Any, **options: Any) -> dict[str, Tensor]:
+        tries.append(1)
+        if len(tries) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*args, **options)
+
+    o = {"steps": 1, "starts": 2}
+    names = (str(tmp_path / "plain"), str(tmp_path / "twice"))
+    plain = solve(settings(run_dir=names[0], optimization=o), models)
+    monkeypatch.setattr(algorithm, "render", render)
+    try:
+        twice = solve(settings(run_dir=names[1], optimization=o), models)
+    finally:
+        models.reasoner.activation_checkpointing = ()
+        models.teacher.set_activation_checkpointing(False)
+    assert len(tries) == 2
+    for one, other in zip(plain, twice, strict=True):
+        assert (other.cost.reasoner_forwards, other.cost.vlm_calls) == (one.cost.reasoner_forwards, one.cost.vlm_calls)
+
+
+def test_only_rows_with_an_entry_are_tried_with_one(settings: Make, models: Models) -> None:
+    reasoner, o = models.reasoner, settings(optimization={"steps": 1}).optimization
+    condition = reasoner.condition([tiny_sample("a"), tiny_sample("b")])
+    z1, frames = reasoner.noise(condition, [0, 1]), [0, 4]
+    queries = [Queries(GOAL, tuple(PROCESS))] * 2
+    models.adapter.reset([0, 1])
+    entry = Neighbor("x", 1.0, {name: value + 0.1 for name, value in models.adapter.state_dict(1).items()})
+    own = models.adapter.state_dict(0)
+    reward = TeacherReward(models.teacher, queries, 8, frames)
+    training = TestTimeTraining(reasoner, models.adapter, models.decoder, reward, condition, z1, frames, o)
+    with SharedMeter(reasoner, [Meter(reasoner), Meter(reasoner)]) as meter:
+        training.computing = meter.computing
+        training.start_from([None, entry])
+        assert [meter.state(number)["forwards"] for number in (0, 1)] == [0, 2]
+    assert training.rows[0].start is None and training.rows[1].start is not None
+    assert all(torch.equal(value, own[name]) for name, value in models.adapter.state_dict(0).items())
 
 
 def test_compiled_blocks_know_that_adapters_have_come(

@@ -144,6 +144,8 @@ def test_one_row_that_breaks_keeps_its_best_weights_and_disturbs_no_other(
 def test_satisfied_by_the_last_step_is_accepted(reasoner: Reasoner, adapter: Adapter, tmp_path: Path) -> None:
     low = {3: 1e-3}  # only after the last step
     training, _, computed = batch_of(reasoner, adapter, tmp_path, [low, {}, {1: 1e-3}], 3, 0.05)
+    frames = training.rows[2].frames
+    assert frames is not None and frames.untyped_storage().nbytes() == frames.nbytes, "not the batch's of that step"
     assert [row.stop for row in training.rows] == [ACCEPTED, ALL_STEPS, ACCEPTED]
     assert computed == [[0, 1, 2], [0, 1, 2], [0, 1], [0, 1]]
     assert [row.kept.step for row in training.rows] == [3, 3, 1]

@@ -119,11 +119,11 @@ def test_a_killed_batch_goes_on_to_the_same_result(
     dataset: list[Sample], models: Models, settings: Make, tmp_path: Path, quiet: Console
 ) -> None:
     """Two samples side by side, of which one has stopped when the process dies."""
-    o = STEPS | {"tau": 0.0}
+    o, logging = STEPS | {"tau": 0.0}, EVERY | {"previews_every": 10}
 
     def run(name: str, tau: float, kill: int = -1) -> dict[str, Any]:
         s = settings(
-            run_dir=str(tmp_path / name), limit=2, batch_samples=2, optimization=o | {"tau": tau}, logging=EVERY
+            run_dir=str(tmp_path / name), limit=2, batch_samples=2, optimization=o | {"tau": tau}, logging=logging
         )
         extra = lambda settings: [*callbacks.standard(settings), Kill(kill)]  # noqa: E731
         found = fit_all(s, quiet, extra, lambda _: models)
@@ -146,7 +146,8 @@ def test_a_killed_batch_goes_on_to_the_same_result(
     for name in whole:
         for result in (whole[name]["result.json"], again[name]["result.json"]):
             assert result["stop"] == (ACCEPTED if name == low else ALL_STEPS)
-        for key in ("optimization", "seeds", "accepted"):
+        assert again[name].keys() == whole[name].keys(), "with the frames that were seen before the process died"
+        for key in ("optimization", "seeds", "accepted", "cost"):
             assert _close(again[name]["result.json"][key], whole[name]["result.json"][key]), (name, key)
 
 

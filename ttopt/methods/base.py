@@ -47,8 +47,9 @@ class BatchMethod(Protocol):
         """Everything before a batch; what it returns has a ``kind``, which those who share a batch have in common."""
         ...
 
-    def solve_batch(self, batch: Sequence[Any]) -> list[Result | UserError]:
-        """As Method.solve, for what ``prepare`` has made of samples of one kind; an error fails its sample alone."""
+    def solve_batch(self, batch: Sequence[Any]) -> list[Result | Exception]:
+        """As Method.solve, for what ``prepare`` has made of samples of one kind; an error that is returned fails its
+        sample alone, one that is raised fails all."""
         ...
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError
 from ttopt.optimization.algorithm import Prepared, fit_batch, fit_sample, prepare
 from ttopt.optimization.context import Context
 from ttopt.record.result import Result
@@ -16,7 +15,6 @@ class TeacherLora:
     """Algorithm 1 with the run's settings; see ttopt.optimization.algorithm."""
 
     asks = False
-    keeps_state = True  # an interrupted sample goes on in the middle
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         return fit_sample(sample, folder, context)
@@ -25,6 +23,6 @@ class TeacherLora:
         """The first half of ``solve``, after which samples of one kind can share a batch."""
         return prepare(sample, folder, context)
 
-    def solve_batch(self, batch: Sequence[Prepared]) -> list[Result | UserError]:
+    def solve_batch(self, batch: Sequence[Prepared]) -> list[Result | Exception]:
         """The second half for a whole batch."""
         return fit_batch(batch)

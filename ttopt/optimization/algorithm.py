@@ -27,7 +27,7 @@ from ttopt.config.settings import OptimizationSettings
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample
 from ttopt.data.video import sample_frames, write_video
-from ttopt.errors import RunError, UserError
+from ttopt.errors import RunError
 from ttopt.models.distributed import from_rank_zero, trainer_options
 from ttopt.models.load import Models
 from ttopt.models.reasoner import Condition
@@ -95,8 +95,9 @@ def fit_sample(sample: Sample, folder: Path, context: Context, reward: Reward | 
     cannot be compared, none is kept. Raises UserError for a sample that cannot be optimized.
     """
     (result,) = fit_batch([prepare(sample, folder, context, reward)], reward)
-    if isinstance(result, UserError):
+    if isinstance(result, Exception):
         raise result
+    (folder / STATE).unlink(missing_ok=True)
     return result
 
 
@@ -110,7 +111,7 @@ def prepare(sample: Sample, folder: Path, context: Context, reward: Reward | Non
     state = from_rank_zero(lambda: read(folder, key, context.note)) if key else None
     queries = context.queries
     if state is not None:
-        context.note(f"{sample.id} goes on after step {len(state.grades)}")
+        context.note(f"{sample.id} goes on after step {len(state.grades) - bool(state.stop)}")
         queries = state.queries
     elif queries is None:
         context.status("the teacher writes its questions")
@@ -120,11 +121,11 @@ def prepare(sample: Sample, folder: Path, context: Context, reward: Reward | Non
     return Prepared(sample, folder, context, condition, queries, near, state, key)
 
 
-def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[Result | UserError]:
+def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[Result | Exception]:
     """Optimizes samples of one ``kind`` side by side, each with its own adapter, grades and stop.
 
     A batch gives what its samples give one by one, up to the rounding of batched matrix products. What is wrong with
-    one video is that sample's error.
+    one video is that sample's error. The states stay: they are to be removed when a sample's folder is final.
     """
     context, sample = batch[0].context, batch[0].sample
     models, settings, o = context.models, context.settings, context.settings.optimization
@@ -143,8 +144,7 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
         states = [each.state for each in batch if each.state]
         if states:
             training.resume([(state.tensors, state.grades, state.stop) for state in states])
-            for each, state in zip(batch, states, strict=True):
-                each.context.meter.resume(state.cost)  # what was counted so far is a repetition
+            meter.resume(*(state.cost for state in states))  # what was counted so far is a repetition
         callbacks = context.callbacks()
         if all(each.key for each in batch) and settings.logging.state_every:
             headers = [(each.key, each.queries, start) for each, start in zip(batch, starts, strict=True)]
@@ -154,7 +154,7 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
         videos = render(models, condition, z1, training, o.keep, meter)
         with meter.paused() if o.keep == "last" else nullcontext(), meter.timer("final grade"):
             grades = grade(judge, videos, numbers, o.goal_weight)
-    results: list[Result | UserError] = []
+    results: list[Result | Exception] = []
     for number, (each, row) in enumerate(zip(batch, rows, strict=True)):
         own = {name: video[number] for name, video in videos.items()}
         seeds = {"noise": starts[number], "adapter": adapters[number]}
@@ -162,7 +162,7 @@ def fit_batch(batch: Sequence[Prepared], reward: Reward | None = None) -> list[R
             results.append(_finish(each, row, training, number, own, grades[number], seeds))
         except RunError:
             raise
-        except UserError as error:
+        except Exception as error:  # a scorer of the user's own may fail in every way
             results.append(error)
     return results
 
@@ -365,5 +365,4 @@ def _finish(
     )
     if context.bank and context.bank.adds and accepted and kept != "base" and row.kept.step:
         context.bank.add(sample, keys_of(each.condition)[0], training.adapter, number)
-    (folder / STATE).unlink(missing_ok=True)
     return result

@@ -181,20 +181,21 @@ class TestTimeTraining(L.LightningModule):
     @torch.no_grad()
     def start_from(self, near: Sequence[Neighbor | None]) -> None:
         """Starts rows from stored adapters where their loss is lower than that of fresh ones, which have no effect."""
-        if not any(near):
+        found = {number: each for number, each in enumerate(near) if each}
+        if not found:
             return
-        fresh = self._grades(*self.losses(), step=0)
-        states = [self.adapter.state_dict(number) for number in range(len(near))]
-        for number, each in enumerate(near):
-            if each:
+        rows = list(found)
+        states = [self.adapter.state_dict(number) for number in rows]
+        with self.adapter.only(rows):
+            fresh = self._grades(*self.losses(rows), step=0)
+            for number, each in found.items():
                 self.adapter.load_state_dict(each.state, number)
-        stored = self._grades(*self.losses(), step=0)
-        for number, each in enumerate(near):
-            if each:
-                used = stored[number].total < fresh[number].total  # False for NaN
-                self.rows[number].start = Start(each, fresh[number], used)
-                if not used:
-                    self.adapter.load_state_dict(states[number], number)
+            stored = self._grades(*self.losses(rows), step=0)
+        for number, state, before, after in zip(rows, states, fresh, stored, strict=True):
+            used = after.total < before.total  # False for NaN
+            self.rows[number].start = Start(found[number], before, used)
+            if not used:
+                self.adapter.load_state_dict(state, number)
 
     # One turn of the loop
 
@@ -275,8 +276,11 @@ class TestTimeTraining(L.LightningModule):
                 if hasattr(callback, "on_graded"):
                     callback.on_graded(self.trainer, self)
         for number in rows:
-            if self.rows[number].stop not in ("", NON_FINITE):
-                self.rows[number].best = self._weights(number)  # what is kept
+            row = self.rows[number]
+            if row.stop not in ("", NON_FINITE):
+                row.best = self._weights(number)  # what is kept
+            if row.stop and row.frames is not None:
+                row.frames = row.frames.clone()  # a view would keep the whole batch's while the others go on
         if not self.open_rows:
             self.trainer.should_stop = True
 

@@ -157,6 +157,13 @@ class SharedMeter:
             "peak_mb": state["peak_mb"] | peaks,
         }
 
+    def resume(self, *states: Mapping[str, Any]) -> None:
+        """As Meter.resume, with the state of each sample."""
+        for meter, state in zip(self._meters, states, strict=True):
+            meter.resume(state)
+        self._begin, self._not_counted = time.perf_counter(), 0.0
+        self.timer.resume({}, {})
+
     def _share(self) -> tuple[float, float, dict[str, float], dict[str, float]]:
         count = len(self._meters)
         seconds = (time.perf_counter() - self._begin) / count

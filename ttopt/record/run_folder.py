@@ -107,6 +107,7 @@ class RunFolder:
         try:
             yield working
             with writing(self.path):
+                (working / STATE).unlink(missing_ok=True)
                 final = self.samples / sample_id
                 if (final / FILE).exists() and Result.load(final).error:
                     if (final / "video.mp4").exists() and not (working / "video.mp4").exists():

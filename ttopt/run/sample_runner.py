@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -69,8 +70,11 @@ class Waiting:
     prepared: Any  # of BatchMethod.prepare
     stack: ExitStack  # closes what is open
 
-    def close(self, result: Result) -> Result:
-        """The sample is done."""
+    def close(self, result: Result | Exception) -> Result:
+        """The sample is done. Raises the exception, if that is what became of it."""
+        if isinstance(result, Exception):
+            self.abandon(result)
+            raise result
         self.opened.result = result
         self.stack.close()
         return result
@@ -98,8 +102,14 @@ class SampleRunner:
 
     def _solve(self, sample: Sample) -> Result:
         with self._opened(sample) as opened, opened.context.meter:
-            opened.result = self.method.solve(sample, opened.folder, opened.context)
-        return opened.result
+            result: Result | None = self.method.solve(sample, opened.folder, opened.context)
+            if result is None:  # before the folder becomes final
+                raise UserError(
+                    f"method {self.job.settings.method.path} returned no result; its solve must return what "
+                    "context.finish gives"
+                )
+            opened.result = result
+        return result
 
     @contextmanager
     def _opened(self, sample: Sample) -> Iterator[Opened]:
@@ -150,29 +160,37 @@ class SampleRunner:
                 prepared = self.method.prepare(sample, opened.folder, opened.context)
             return Waiting(sample, opened, prepared, stack.pop_all())
 
-    def _solve_batch(self, group: Sequence[Waiting]) -> Iterator[tuple[Sample, Result | Failure]]:
+    def _solve_batch(self, group: Sequence[Waiting]) -> list[tuple[Sample, Result | Failure]]:
+        """All are closed before anybody is told: whoever listens may be interrupted, and what is done stays."""
         assert isinstance(self.method, BatchMethod)
-        method = self.method
+        method, costs = self.method, [each.opened.context.meter.state() for each in group]
 
-        def solve() -> list[Result | UserError]:
+        def once() -> list[Result | Exception]:
+            for each, cost in zip(group, costs, strict=True):
+                each.opened.context.meter.resume(cost)  # a second try counts alone
+            return method.solve_batch([each.prepared for each in group])
+
+        def solve() -> list[Result | Exception]:
             try:
-                return self._sparingly(lambda: method.solve_batch([each.prepared for each in group]))
+                return self._sparingly(once)
             except BaseException as error:
                 for each in group:
                     each.abandon(error)
                 raise
 
         results = self._outcome(group[0].sample, solve)
-        for number, each in enumerate(group):
-            if isinstance(results, Failure):
-                yield each.sample, results
-                continue
-            result = results[number]
-            if isinstance(result, UserError):
-                each.abandon(result)
-                yield each.sample, Failure(str(result))
-            else:
-                yield each.sample, self._outcome(each.sample, partial(each.close, result))
+        if isinstance(results, Failure):
+            return [(each.sample, results) for each in group]
+        outcomes: list[tuple[Sample, Result | Failure]] = []
+        left = deque(zip(group, results, strict=True))
+        try:
+            while left:
+                each, result = left.popleft()
+                outcomes.append((each.sample, self._outcome(each.sample, partial(each.close, result))))
+        finally:  # a full disk, or an interruption
+            for each, _ in left:
+                each.abandon(KeyboardInterrupt())
+        return outcomes
 
     def _outcome(self, sample: Sample, work: Callable[[], T]) -> T | Failure:
         """What ``work`` on a sample gives, or why it gives nothing. Raises RunError."""

@@ -1,6 +1,6 @@
 """Prompt rewriting in the step loop's words, for models that know only those, as the embedded one does.
 
-The methods are those of ``ttopt.methods``; the loop's planner rewrites, and its verifier criticises. A planner that has
+The methods are those of ``ttopt.methods``; the loop's planner rewrites, and its verifier criticizes. A planner that has
 one step left says all that is to be done in one instruction. A verifier's suggestion ends the next prompt.
 """
 
@@ -43,7 +43,7 @@ class VideoTPO(methods.VideoTPO):
             raise UserError(f"frames_per_second {frames_per_second}: give a number above 0")
         self.frames_per_second = frames_per_second
 
-    def criticise(self, made: Sample, task: Sample, pair: list[Tensor], context: Context) -> Critique:
+    def criticize(self, made: Sample, task: Sample, pair: list[Tensor], context: Context) -> Critique:
         wording, ask, rate = Wording.load(context.settings.chat.prompts), _asker(context), self.frames_per_second
         verdicts = [
             verify(ask, wording, task.image, video, made.fps, rate, task.prompt, (), made.prompt, "") for video in pair

@@ -17,7 +17,7 @@ from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import noise_seed
 from ttopt.record.result import Result
 
-CRITICISE = """\
+CRITICIZE = """\
 These are frames, in order, of two videos made from the prompt "{prompt}" for the task "{task}".
 Say which is better at the task, what each does right and wrong, and what a prompt would have to say to get a better \
 one. Reply with JSON only: {{"better": <1 or 2>, "critique": <text>}}"""
@@ -53,7 +53,7 @@ class VideoTPO:
                 now = dataclasses.replace(sample, prompt=prompt)
                 pair = [context.generate(now, seed) for seed in seeds]
                 video = pair[0]
-                critique = self.criticise(now, sample, pair, context)
+                critique = self.criticize(now, sample, pair, context)
                 video = pair[critique.better - 1]
                 prompt = self.improve(prompt, sample, critique.critique, context)
                 history.append({"better": critique.better, "critique": critique.critique, "prompt": prompt})
@@ -67,12 +67,12 @@ class VideoTPO:
             details={"rounds": history},
         )  # fmt: skip
 
-    def criticise(self, made: Sample, task: Sample, pair: list[Tensor], context: Context) -> Critique:
+    def criticize(self, made: Sample, task: Sample, pair: list[Tensor], context: Context) -> Critique:
         """What is right and wrong in two videos of ``made``, whose prompt may be another than the task's."""
         parts: list[str | Tensor] = []
         for number, video in enumerate(pair, start=1):
             parts += [f"Video {number}:", *video[sample_frames(self.shown, len(video))]]
-        parts.append(CRITICISE.format(prompt=made.prompt, task=task.prompt))
+        parts.append(CRITICIZE.format(prompt=made.prompt, task=task.prompt))
         return context.ask([Message("user", tuple(parts))], Critique)
 
     def improve(self, prompt: str, task: Sample, critique: str, context: Context) -> str:

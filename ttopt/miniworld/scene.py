@@ -130,7 +130,7 @@ def distance(a: int, b: int) -> int:
     return max(abs(a // GRID - b // GRID), abs(a % GRID - b % GRID))
 
 
-def neighbours(cell: int) -> list[int]:
+def neighbors(cell: int) -> list[int]:
     """Cells a king move away, diagonals first."""
     row, column = divmod(cell, GRID)
     steps = [(-1, -1), (-1, 1), (1, -1), (1, 1), (-1, 0), (1, 0), (0, -1), (0, 1)]
@@ -144,7 +144,7 @@ def shortest_way(start: int, end: int, blocked: set[int]) -> list[int] | None:
     queue = deque([end])
     while queue:
         cell = queue.popleft()
-        for nearer in neighbours(cell):
+        for nearer in neighbors(cell):
             if nearer not in came and nearer not in blocked:
                 came[nearer] = cell
                 queue.append(nearer)
@@ -159,7 +159,7 @@ def shortest_way(start: int, end: int, blocked: set[int]) -> list[int] | None:
 
     way = [start]
     while way[-1] != end:
-        way.append(min((c for c in neighbours(way[-1]) if c in came), key=left))
+        way.append(min((c for c in neighbors(way[-1]) if c in came), key=left))
     return way
 
 

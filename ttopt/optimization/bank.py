@@ -4,7 +4,7 @@ After TTOM (arXiv 2510.07940), in neither of the two papers, and off by default:
 
 runs/memory/<sample id>-<digest>.safetensors   an entry, written once and never changed: the adapter as in a result's
                                                adapter/, and in its header the model it belongs to and its key
-runs/x/bank.txt                              what a run may start from: the entries that it found when it began
+runs/x/bank.txt                                what a run may start from: the entries that it found when it began
 
 A run never starts from what it has added itself, so that its results depend neither on the order of its samples nor on
 how often it was interrupted.
@@ -86,7 +86,7 @@ class Bank:
             keys = {name: keys[name] for name in names}
         else:
             if odd:
-                note(f"memory {folder}: left out {'; '.join(odd[:5])}{f'; and {len(odd) - 5} more' * (len(odd) > 5)}")
+                note(f"bank {folder}: left out {'; '.join(odd[:5])}{f'; and {len(odd) - 5} more' * (len(odd) > 5)}")
             with writing(run):
                 write_text(listed, "\n".join(keys))
         return cls(folder, model, keys, wanted.least_similarity, wanted.add)

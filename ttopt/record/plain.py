@@ -16,7 +16,6 @@ from ttopt.errors import UserError, brief
 MB = 2**20
 TEXT = 16 * MB  # the most that result.json, trace.json and the like may have
 VIDEO = 512 * MB
-PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN = 3  # of the mistakes in one file
 
 T = TypeVar("T")
@@ -64,13 +63,6 @@ def check_video(path: Path, root: Path) -> int:
         if file.read(8)[4:] != b"ftyp":
             raise UserError(f"{path} is no mp4 file; remove its folder to make it again")
         return size
-
-
-def check_png(path: Path, root: Path) -> None:
-    """Raises UserError for what is no PNG file; see ``opened``."""
-    with opened(path, root, VIDEO) as (file, _):
-        if file.read(len(PNG)) != PNG:
-            raise UserError(f"{path} is no PNG file; remove its folder to make it again")
 
 
 def read_typed(path: Path, root: Path, form: Any) -> Any:

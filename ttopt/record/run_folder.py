@@ -1,10 +1,11 @@
 """A run's folder: its configuration, and one finished folder per sample.
 
 runs/x/config.yaml            the settings of the run
+runs/x/results.csv            a flat record of each finished sample (ttopt/record/flat.py)
 runs/x/samples/<id>/          complete, or absent: written beside and renamed
 runs/x/samples/.<id>/         unfinished: while it is worked on, or with what it can go on from: an optimization's state
                               (ttopt/optimization/state.py), a step loop's journal (loop/journal.py)
-runs/x/bank.txt             with a memory: the entries that the run may start from (ttopt/optimization/bank.py)
+runs/x/bank.txt               with a bank: the entries that the run may start from (ttopt/optimization/bank.py)
 runs/x/wandb/                 offline W&B runs
 runs/x/errors/<id>.txt        the traceback of a sample that failed
 runs/x/.lock                  held by the process that works here

@@ -1,6 +1,6 @@
 """The README's picture: samples of a run, the frozen model's video above the optimized one, as one looping image.
 
-python -m ttopt fit --families '[two,recolour,visit]' --split ood --seed 3003 --limit 15 --run-dir runs/picture
+python -m ttopt fit --families '[two,visit]' --split ood --seed 3003 --limit 10 --run-dir runs/picture
 python -m benchmarks.picture runs/picture docs/repaired.webp --samples ID ID ID
 """
 
@@ -17,7 +17,7 @@ from ttopt.data.video import read_video
 from ttopt.record.result import Result
 
 SIDE = 192  # pixels of a video
-GAP, HEAD = 12, 52  # between videos; above them, for the prompt
+GAP, HEAD = 12, 78  # between videos; above them, for the prompt
 HOLD = 6  # frames that the last picture stays
 
 
@@ -55,7 +55,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> s
             lines.append(word)
         else:
             lines[-1] = longer
-    return "\n".join(lines[:3])
+    return "\n".join(lines[:5])
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from tiny_teacher import tiny_config, tiny_tokenizer
 from ttopt.__main__ import main
 from ttopt.models.reasoner import LightDecoderConfig, Reasoner
 from ttopt.planning import bench
+from ttopt.planning.bench_arguments import LARGE_WAYS, WAYS
 from ttopt.planning.bench_models import Bench, StandInTokenizer, random_models
 
 WAN = {
@@ -50,7 +51,7 @@ def tiny() -> Bench:
 
 
 def test_every_way_is_as_exact_as_it_says(tiny: Bench) -> None:
-    ways = [*bench.WAYS, *bench.LARGE_WAYS[:2]]  # without compiling
+    ways = [*WAYS, *LARGE_WAYS[:2]]  # without compiling
     rows = bench.run(tiny, ways, steps=2, say=lambda text: None)
     assert all(row.difference < bench.EXACT for row in rows)
     assert len({round(row.loss, 4) for row in rows}) >= 3, "the starred features change the loss"
@@ -61,7 +62,7 @@ def test_every_way_is_as_exact_as_it_says(tiny: Bench) -> None:
 def test_an_inexact_feature_is_noticed(tiny: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Reasoner.predict_clean
     monkeypatch.setattr(Reasoner, "predict_clean", lambda *args, **kwargs: right(*args, **kwargs) * 1.5)
-    row = bench.run(tiny, [bench.WAYS[2]], steps=1, say=lambda text: None)[0]
+    row = bench.run(tiny, [WAYS[2]], steps=1, say=lambda text: None)[0]
     assert row.difference > bench.EXACT
 
 
@@ -71,9 +72,9 @@ def test_a_way_without_room_leaves_the_next_one_alone(tiny: Bench, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(type(tiny.teacher), "yes_losses_separate", full)
-        row = bench.run(tiny, [bench.WAYS[0]], steps=1, say=lambda text: None)[0]
+        row = bench.run(tiny, [WAYS[0]], steps=1, say=lambda text: None)[0]
     assert row.name == "plain: out of memory"
-    assert bench.run(tiny, [bench.WAYS[0]], steps=1, say=lambda text: None)[0].loss > 0
+    assert bench.run(tiny, [WAYS[0]], steps=1, say=lambda text: None)[0].loss > 0
 
 
 def test_the_stand_in_tokenizer_keeps_vision_tokens_whole() -> None:

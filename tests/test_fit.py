@@ -193,7 +193,7 @@ def test_run_and_continue(dataset: list[Sample], settings: Make, tmp_path: Path)
     s = settings(run_dir=str(tmp_path / "run"), limit=2, optimization={"steps": 1})
     first = run(s)
     assert [r.sample for r in first.results] == ["a", "b"] and not first.problems
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "samples"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.yaml", "results.csv", "samples"}
     before = (tmp_path / "run/samples/a/result.json").read_text()
 
     more = run(dataclasses.replace(s, limit=3))

@@ -121,7 +121,8 @@ def test_a_kept_prefix_changes_nothing(folder: Path, blocks: str, first: int) ->
 
 def test_a_kept_prefix_serves_batched_adapters(folder: Path) -> None:
     reasoner = Reasoner.load(folder, schedule=Schedule())
-    adapter = Adapter(reasoner.transformer, 2, rank=4, blocks="1-2")
+    adapter = Adapter(reasoner.transformer, rank=4, blocks="1-2")
+    adapter.reset([0, 1])
     for parameter in adapter.parameters():
         parameter.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(3))
     condition = reasoner.condition([tiny_sample("a"), tiny_sample("b")])

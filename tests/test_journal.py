@@ -114,20 +114,20 @@ def test_a_failed_sample_keeps_what_was_paid_for(
     settings = dataclasses.replace(mini, method=MethodSettings("loop.StepLoop", {"frames_per_second": 8, **arguments}))
     run = RunFolder(tmp_path / "run", settings)
     chat = Scripted(plan=[*answers["plan"][:1], UNREACHABLE], verify=[NO, YES])
-    with run.locked(), run.sample("tiny") as folder:
+    with run.locked(), run.sample("a") as folder:
         failed, _ = solve(chat, models, mini, folder, **arguments)
         (folder / "clips/09_step9_attempt9.mp4").touch()  # of a clip that the next call does without
-    assert failed.error and run.finished("tiny") is None
+    assert failed.error and run.finished("a") is None
     later = Scripted(plan=answers["plan"][1:], verify=[YES])
-    with run.locked(), run.sample("tiny") as folder:
+    with run.locked(), run.sample("a") as folder:
         found, trace = solve(later, models, mini, folder, **arguments)
-    clips = {path.relative_to(run.samples / "tiny") for path in (run.samples / "tiny/clips").iterdir()}
+    clips = {path.relative_to(run.samples / "a") for path in (run.samples / "a/clips").iterdir()}
     wanted = {Path(clip["file"]) for clip in trace["clips"]}
     wanted |= {Path(clip["file"]).with_suffix("") for clip in trace["clips"] if arguments}
     assert {path for path in clips if path.suffix != ".png"} == wanted
-    assert found.accepted and run.finished("tiny") == found
+    assert found.accepted and run.finished("a") == found
     assert [role for role, _ in later.asked] == ["plan", "verify", "plan"]
     assert trace["totals"]["vlm_calls"] == 6 and trace["totals"]["clips"] == 3
     assert arguments or found.cost.vlm_calls == 6, "without the teacher's, only the chat model's"
-    assert {path.name for path in run.samples.iterdir()} == {"tiny"}
-    assert not (run.samples / "tiny" / "journal").exists()
+    assert {path.name for path in run.samples.iterdir()} == {"a"}
+    assert not (run.samples / "a" / "journal").exists()

@@ -563,7 +563,7 @@ def test_evaluate_scores_videos_without_any_model(
     assert f"still: no usable video for {samples[2].id}; counted as 0" in out and f"{samples[2].id}.mp4" in err
     rows = {row["method"]: row for row in json.loads((tmp_path / "run/comparison.json").read_text())["rows"]}
     assert rows["right"]["score"]["mean"] == 1 and rows["still"]["score"]["mean"] == 0
-    assert rows["still"]["gain"]["difference"]["high"] <= 0 and (tmp_path / "run/report.html").exists()
+    assert rows["still"]["gain"]["worse"] >= 2 and (tmp_path / "run/report.html").exists()
     assert rows["right"]["ssim"] > 0.9999
 
     assert main([*args, "--reference", "still", "--report", "false"]) == 2

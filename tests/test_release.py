@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PYTHONS = os.environ.get("PYTHONS", "").split()
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "WANDB_API_KEY")}
 CONTENT = {
-    "ttopt/py.typed", "ttopt/configs/mini.yaml", "ttopt/step_counts.json", "ttopt/evaluate/report/templates/page.html",
+    "ttopt/py.typed", "ttopt/configs/mini.yaml", "ttopt/planning/step_counts.json", "ttopt/evaluate/report/templates/page.html",
     "ttopt/miniworld/weights/README.md", "ttopt/miniworld/weights/teacher/model.safetensors",
     "ttopt/miniworld/weights/chat/model.safetensors",
     "ttopt/miniworld/weights/reasoner/tokenizer/tokenizer.json", "loop/prompts/plan.txt", "callbacks/__init__.py",
@@ -44,7 +44,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_what_is_in_them(built: Path) -> None:
-    name = f"ttopt-{ttopt.__version__}"
+    name = f"ttopt_video-{ttopt.__version__}"
     with zipfile.ZipFile(built / f"{name}-py3-none-any.whl") as wheel:
         names = set(wheel.namelist())
         about = wheel.read(f"{name}.dist-info/METADATA").decode()

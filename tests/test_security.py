@@ -107,7 +107,7 @@ def test_what_is_no_dotted_path_is_not_imported(path: str, monkeypatch: pytest.M
     def refuse(name: str) -> None:
         raise AssertionError(name)
 
-    monkeypatch.setattr("ttopt.methods.base.importlib.import_module", refuse)
+    monkeypatch.setattr("ttopt.config.lookup.importlib.import_module", refuse)
     with pytest.raises(UserError, match="it is no dotted path of a class"):
         make_method(MethodSettings(path))
 

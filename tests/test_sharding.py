@@ -25,7 +25,6 @@ from ttopt.data.images import write_image
 from ttopt.errors import UserError
 from ttopt.models.distributed import joined
 from ttopt.models.load import Models, load_models
-from ttopt.optimization.algorithm import generate
 
 Make = Callable[..., FitSettings]
 TESTS = Path(__file__).parent
@@ -230,7 +229,7 @@ def test_reasoner_and_teacher_on_different_devices(settings: Make) -> None:
         module = prepare(models)
         losses, total = module.losses()
         total.sum().backward()
-        video = generate(models.reasoner, module.z1, module.condition, module.timer)
+        video = models.reasoner.decode(models.reasoner.generate(module.z1, module.condition))
         return [losses.detach(), video, *(weight.grad for weight in module.lora if weight.grad is not None)]
 
     s = settings(reasoner={"sigmas": [1.0, 0.5]})
@@ -239,6 +238,7 @@ def test_reasoner_and_teacher_on_different_devices(settings: Make) -> None:
     reasoner = models.reasoner
     for network in (reasoner.transformer, reasoner.vae, reasoner.text_encoder, reasoner.light_decoder):
         devices.put(network, "xpu:0")  # type: ignore[arg-type]
+    devices.put(torch.nn.ParameterList(models.adapter.parameters()), "xpu:0")
     devices.put(models.teacher.model, "xpu:1")
     with devices:
         found = step(models)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ttopt.config.checks import check
 from ttopt.config.parsing import parse_fit
-from ttopt.config.settings import FitSettings
+from ttopt.config.settings import FitSettings, LoraSettings
 from ttopt.errors import UserError
 from ttopt.models.load import load_models, load_teacher, sources
 from ttopt.models.reasoner import Adapter, LightDecoder, Reasoner, Schedule, speed
@@ -290,10 +290,10 @@ def test_a_gpu_that_is_too_small_points_to_the_plan(settings: Make, monkeypatch:
 
 
 def test_what_is_loaded_is_said(settings: Make) -> None:
-    reasoner = {"model": "a/b", "transformer": "c", "dtype": "bfloat16", "lora": "d/e/f.safetensors"}
+    reasoner = {"model": "a/b", "transformer": "c", "dtype": "bfloat16", "loras": [LoraSettings("d/e/f.safetensors")]}
     line = sources(settings(reasoner=reasoner))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    loaded = f"a/b, its transformer from c, with the LoRA d/e/f.safetensors (bfloat16, VAE float32, {device})"
+    loaded = f"a/b, its transformer from c, with the LoRA d/e/f.safetensors x 1 (bfloat16, VAE float32, {device})"
     assert loaded in line and f"(float32, {device})" in line and "\n" not in line
 
 

@@ -20,7 +20,7 @@ from ttopt.evaluate.statistics import Estimate
 from ttopt.evaluate.table import rows
 from ttopt.evaluate.tracking import log_comparison
 from ttopt.models.load import Models
-from ttopt.run.tracking import log_result, wandb_run
+from ttopt.run.tracking import log_result, wandb_mode, wandb_run
 
 
 def records(folder: Path) -> Iterator[Any]:
@@ -117,3 +117,27 @@ def test_comparison_is_a_table(settings: Callable[..., FitSettings], tmp_path: P
 def test_disabled_writes_nothing(settings: Callable[..., FitSettings], tmp_path: Path) -> None:
     log_comparison(settings(logging={"wandb": "disabled"}), tmp_path, "success", [])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("base_url", "machine", "mode"),
+    [
+        (None, "api.wandb.ai", "online"),
+        (None, "wandb.example.org", "offline"),
+        ("https://wandb.example.org:8443/", "wandb.example.org", "online"),
+        ("https://wandb.example.org", "api.wandb.ai", "offline"),
+        ("https://wandb.example.org", "default", "offline"),
+    ],
+)
+def test_auto_finds_the_key_of_the_server_that_is_asked(
+    base_url: str | None, machine: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "keys"
+    file.write_text(f"machine {machine}\n  login user\n  password {'0' * 40}\n")
+    monkeypatch.setenv("NETRC", str(file))
+    if base_url:
+        monkeypatch.setenv("WANDB_BASE_URL", base_url)
+    assert wandb_mode("auto") == mode

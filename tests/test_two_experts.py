@@ -112,8 +112,8 @@ def test_a_lora_is_merged_into_the_right_expert(folder: Path, file: str, tmp_pat
         assert torch.equal(merged.velocity(z1, 0.5, condition), reasoner.velocity(z1, 0.5, condition))
         second = Reasoner.load(folder, schedule=LIGHTNING, low_noise_loras=loras)
         assert not torch.equal(second.velocity(z1, 0.5, condition), reasoner.velocity(z1, 0.5, condition))
-        adapter.disable()
-        assert torch.equal(second.velocity(z1, 1.0, condition), reasoner.velocity(z1, 1.0, condition))
+        with adapter.disabled():
+            assert torch.equal(second.velocity(z1, 1.0, condition), reasoner.velocity(z1, 1.0, condition))
     Adapter(merged.transformer, rank=4)  # the merged LoRA leaves no trace
 
 

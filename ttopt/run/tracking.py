@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ttopt.config.settings import FitSettings, to_dict
 from ttopt.errors import UserError, brief
@@ -37,12 +38,18 @@ def wandb_mode(wanted: str) -> str:
 
 
 def _has_key() -> bool:
+    """Whether wandb would find a key for the server that it would ask: W&B's own, or one of WANDB_BASE_URL."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]  # as wandb looks for it
+    for place in (Path(name).expanduser() for name in places if name):
+        try:
+            if place.is_file() and host and netrc.netrc(place).hosts.get(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 @contextmanager

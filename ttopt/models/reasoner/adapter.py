@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 from ttopt.errors import UserError
 from ttopt.models.reasoner.adapter_files import ATTENTION, read_adapter, save_adapter
-from ttopt.models.reasoner.float8 import Float8Linear
 
 TARGETS = {
     "attention": tuple(f"{attn}.{name}" for attn in ("attn1", "attn2") for name in ATTENTION),
@@ -66,20 +64,66 @@ def update_norm(downs: list[Tensor], ups: list[Tensor], scale: float) -> Tensor:
     return scale * torch.stack(squares).sum(0).clamp(min=0.0).sqrt()
 
 
-_adapted: WeakSet[nn.Module] = WeakSet()  # transformers that carry one
+class LoraLinear(nn.Module):
+    """A frozen linear layer and its low-rank updates, in rows; ``Adapter`` makes and steers it.
+
+    The matrices are no registered parameters: a trainer, a state dict or a move of the transformer leaves them alone.
+    They are attributes all the same, so that compiled blocks which are adapted alike share one graph.
+    """
+
+    down: nn.Parameter  # (B, r, in) float32
+    up: nn.Parameter  # (B, out, r) float32
+
+    def __init__(self, base_layer: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = scale
+        self.enabled = True
+        self.active: list[int] | None = None
+
+    def make(self, rows: int, rank: int, device: torch.device | str | None) -> tuple[nn.Parameter, nn.Parameter]:
+        """New matrices of zeros, beside the layer where no ``device`` is named."""
+        base: Any = self.base_layer
+        place = base.weight.device if device is None else device
+        down = nn.Parameter(torch.zeros(rows, rank, base.in_features, device=place))
+        return down, nn.Parameter(torch.zeros(rows, base.out_features, rank, device=place))
+
+    def take(self, down: nn.Parameter, up: nn.Parameter) -> None:
+        """Adapts with these matrices from now on."""
+        self.__dict__["down"], self.__dict__["up"] = down, up
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's."""
+        weight: Tensor = self.base_layer.weight  # type: ignore[assignment]
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.base_layer(x)
+        if not self.enabled:
+            return output
+        down, up = self.down, self.up
+        if len(down) == 1:
+            return output + F.linear(F.linear(x, down[0].to(x.dtype)), up[0].to(x.dtype)) * self.scale
+        if self.active is not None:
+            down, up = down[self.active], up[self.active]  # type: ignore[assignment]
+        if len(x) != len(down):
+            raise ValueError(f"a batch of {len(x)} for {len(down)} adapters; disable them first")
+        inner = torch.bmm(x, down.to(x.dtype).mT)  # (B, N, r)
+        return torch.baddbmm(output, inner, up.to(x.dtype).mT, alpha=self.scale)  # (B, N, out)
 
 
 class Adapter:
     """LoRA on a frozen transformer: y = W x + (alpha / rank) * B A x, with A and B in float32, in B independent rows.
 
-    Item b of a batch is adapted by row b, or by the b-th of the rows that ``active`` names; a single row adapts every
-    item. The updates are added by forward hooks, so the transformer's modules stay as they are, and are computed in the
-    activations' precision (float32 copies of them would take 1.5 GB a block of Wan2.2-5B at 89x704x1280). The matrices
-    lie on ``device`` (None: beside their layers) and stay there when an offloaded transformer leaves. Optimizers that
-    act element by element (AdamW) keep the rows independent; clip with ``clip_gradients``.
+    Item b of a batch is adapted by row b, or by the b-th of the rows of ``only``; a single row adapts every item. The
+    updates are computed in the activations' precision (float32 copies of them would take 1.5 GB a block of Wan2.2-5B at
+    89x704x1280). The matrices lie on ``device`` (None: beside their layers) and stay there when an offloaded
+    transformer leaves. Optimizers that act element by element (AdamW) keep the rows independent; clip with
+    ``clip_gradients``.
 
-    ``alpha`` defaults to ``rank``. Raises UserError for unknown ``targets`` or ``blocks``, ValueError when the
-    transformer already carries an adapter.
+    Injects its layers once; ``reset`` starts the next instances. ``alpha`` defaults to ``rank``. Raises UserError for
+    unknown ``targets`` or ``blocks``, ValueError when the transformer already carries an adapter.
     """
 
     def __init__(
@@ -91,42 +135,23 @@ class Adapter:
         blocks: str = "all",
         device: torch.device | str | None = None,
     ) -> None:
-        if transformer in _adapted:
+        if any(isinstance(module, LoraLinear) for module in transformer.modules()):
             raise ValueError("the transformer already carries an adapter; reset that one, or remove it first")
         if rank < 1:
             raise UserError(f"adapter rank {rank} must be at least 1")
+        self.transformer = transformer
         self.rank = rank
         self.alpha = float(rank if alpha is None else alpha)
         self.targets = targets
         self.blocks = blocks
         self.names = target_names(transformer, targets, blocks)
-        self.active: list[int] | None = None  # the rows that a forward is for; None: all
-        self._enabled = True
-        self._layers = [transformer.get_submodule(name) for name in self.names]
         self._device = device
+        self._layers = [LoraLinear(transformer.get_submodule(name), self.alpha / rank) for name in self.names]
         self._downs: list[nn.Parameter] = []
         self._ups: list[nn.Parameter] = []
         self.reset([0])
-        _adapted.add(transformer)
-        self._transformer = transformer
-        self._hooks = [layer.register_forward_hook(self._hook(index)) for index, layer in enumerate(self._layers)]
-
-    def _hook(self, index: int) -> Any:
-        def add_update(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            if not self._enabled:
-                return output
-            x, down, up = inputs[0], self._downs[index], self._ups[index]
-            scale = self.alpha / self.rank
-            if len(down) == 1:
-                return output + F.linear(F.linear(x, down[0].to(x.dtype)), up[0].to(x.dtype)) * scale
-            if self.active is not None:
-                down, up = down[self.active], up[self.active]  # type: ignore[assignment]
-            if len(x) != len(down):
-                raise ValueError(f"a batch of {len(x)} for {len(down)} adapters; disable them first")
-            inner = torch.bmm(x, down.to(x.dtype).mT)  # (B, N, r)
-            return torch.baddbmm(output, inner, up.to(x.dtype).mT, alpha=scale)  # (B, N, out)
-
-        return add_update
+        for name, layer in zip(self.names, self._layers, strict=True):  # last: where memory runs out, nothing is left
+            _put(transformer, name, layer.train(transformer.training))
 
     def __len__(self) -> int:
         """How many rows."""
@@ -157,40 +182,44 @@ class Adapter:
             up.zero_()
         for parameter in self.parameters():
             parameter.grad = None
-        self.active = None
+        self._set(active=None)
 
     def _make(self, rows: int) -> None:
-        downs, ups = [], []
-        for layer in self._layers:
-            assert isinstance(layer, (nn.Linear, Float8Linear))
-            place = layer.weight.device if self._device is None else self._device
-            downs.append(nn.Parameter(torch.zeros(rows, self.rank, layer.in_features, device=place)))
-            ups.append(nn.Parameter(torch.zeros(rows, layer.out_features, self.rank, device=place)))
-        self._downs, self._ups = downs, ups  # only now: where memory runs out, the old ones stay
+        made = [layer.make(rows, self.rank, self._device) for layer in self._layers]
+        self._downs, self._ups = [down for down, _ in made], [up for _, up in made]
+        for layer, matrices in zip(
+            self._layers, made, strict=True
+        ):  # only now: where memory runs out, the old ones stay
+            layer.take(*matrices)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Context in which the transformer behaves exactly as without the adapter, for batches of any size."""
-        was_enabled, self._enabled = self._enabled, False
+        was_enabled = self._layers[0].enabled
+        self._set(enabled=False)
         try:
             yield
         finally:
-            self._enabled = was_enabled
+            self._set(enabled=was_enabled)
 
     @contextmanager
     def only(self, rows: Sequence[int]) -> Iterator[None]:
         """Context in which forwards, and the backward passes that follow, are for these rows."""
-        self.active = None if len(rows) == len(self) else list(rows)
+        self._set(active=None if len(rows) == len(self) else list(rows))
         try:
             yield
         finally:
-            self.active = None
+            self._set(active=None)
+
+    def _set(self, **state: Any) -> None:
+        for layer in self._layers:
+            for name, value in state.items():
+                setattr(layer, name, value)
 
     def remove(self) -> None:
-        """Takes the hooks off the transformer; the adapter is of no use afterwards. Doing it twice is harmless."""
-        for hook in self._hooks:
-            hook.remove()
-        _adapted.discard(self._transformer)
+        """Puts the original layers back; the adapter is of no use afterwards. Doing it twice is harmless."""
+        for name, layer in zip(self.names, self._layers, strict=True):
+            _put(self.transformer, name, layer.base_layer)
 
     def state_dict(self, row: int = 0) -> dict[str, Tensor]:
         """CPU copies, float32: ``blocks.0.attn1.to_q.lora_A.weight`` (r, in), ``.lora_B.weight`` (out, r)."""
@@ -247,6 +276,11 @@ class Adapter:
             )
         self.load_state_dict(state, row)
         return metadata
+
+
+def _put(transformer: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(transformer.get_submodule(parent), child, layer)
 
 
 def check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

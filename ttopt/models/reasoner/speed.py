@@ -33,7 +33,6 @@ def compiled_block() -> RunBlock:
     run: RunBlock = torch.compile(forward.run_block, dynamic=False)
     # Blocks differ in which linears carry a LoRA, in needing gradients and in the modulation's rows.
     allow_variants()
-    torch._dynamo.config.skip_nnmodule_hook_guards = False  # an adapter's hooks come and go
     return run
 
 

@@ -24,7 +24,7 @@ from ttopt.config.settings import to_yaml
 from ttopt.data import miniworld
 from ttopt.data.find import given_queries
 from ttopt.data.video import write_video
-from ttopt.errors import UserError
+from ttopt.errors import RunError, UserError
 from ttopt.evaluate import compare as comparing
 from ttopt.evaluate.compare import compare
 from ttopt.evaluate.comparison import Comparison
@@ -87,10 +87,11 @@ def test_all_methods_on_all_samples_then_only_what_is_missing(tiny: list[str], m
     assert [(row.method, row.score.n) for row in run(fewer).table] == [("single", 1), ("LoRA", 1)]
 
 
+@pytest.mark.parametrize("why, code", [(KeyboardInterrupt(), 130), (RunError("the disk is full"), 2)])
 def test_an_interrupted_comparison_shows_what_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: BaseException, code: int
 ) -> None:
-    """The second system is interrupted; nothing of it counts 0, and the next call goes on."""
+    """The second system is interrupted, or its disk is full; nothing of it counts 0, and the next call goes on."""
     (sample,) = miniworld.samples("id", ["move"], 3, 1)
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -101,11 +102,11 @@ def test_an_interrupted_comparison_shows_what_is_done(
 
     def interrupted(settings: Any, *rest: Any) -> Any:
         if settings.run_dir.endswith("b"):
-            raise KeyboardInterrupt
+            raise why
         return fit_all(settings, *rest)
 
     monkeypatch.setattr(comparing, "fit_all", interrupted)
-    assert main(args) == 130
+    assert main(args) == code
     assert "page of what is done: " in capsys.readouterr().out
     assert main(["report", "--run-dir", str(tmp_path / "run")]) == 0
     page = (tmp_path / "run/report.html").read_text()

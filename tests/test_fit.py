@@ -201,6 +201,11 @@ def test_run_and_continue(dataset: list[Sample], settings: Make, tmp_path: Path)
     assert [r.sample for r in more.results] == ["a", "b", "c"]
     assert (tmp_path / "run/samples/a/result.json").read_text() == before
 
+    (tmp_path / "run/samples/c/result.json").write_text("{}")
+    again = run(s)
+    assert again.results == first.results and len(again.problems) == 1, "another call's result ends nothing"
+    assert "samples/c/result.json cannot be read" in again.problems[0]
+
 
 @pytest.mark.parametrize(
     "changes, key",

@@ -21,7 +21,7 @@ from ttopt.config.comparison import CompareSettings, chosen, settings_of
 from ttopt.config.settings import MethodSettings, to_yaml
 from ttopt.data.find import find_samples
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError, printable
+from ttopt.errors import RunError, UserError, printable
 from ttopt.evaluate import judges
 from ttopt.evaluate.comparison import Comparison, tabulate
 from ttopt.evaluate.grading import grade
@@ -69,7 +69,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
                 console.print(f"{name}:")
                 run = fit_all(own, console, callbacks, load, workers)
                 problems += [f"{name}: {problem}" for problem in run.problems]
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunError):
         tabulate(settings, folder, families, problems, complete=False)
         if settings.report:
             console.print(f"page of what is done: {write_report(folder)}")

@@ -20,7 +20,7 @@ from ttopt.config.settings import CallbackSettings, FitSettings
 from ttopt.config.version import __version__
 from ttopt.data.find import find_samples, given_queries
 from ttopt.data.sample import Sample
-from ttopt.errors import UserError
+from ttopt.errors import RunError, UserError
 from ttopt.methods.base import (
     BatchMethod,
     Method,
@@ -99,13 +99,16 @@ def fit_all(
             for sample, outcome in solved:
                 outcomes[sample.id] = outcome
                 _tell(sample, outcome, progress)
-    from_rank_zero(lambda: write_results(folder.path))
-    problems = {sample.id: _problem(outcomes[sample.id]) for sample in samples}
-    return Run(
-        folder.path,
-        [outcome for sample in samples if isinstance(outcome := outcomes[sample.id], Result)],
-        [f"sample {name}: {problem}" for name, problem in problems.items() if problem],
-    )
+    named = {sample.id: _problem(outcomes[sample.id]) for sample in samples}
+    problems = [f"sample {name}: {problem}" for name, problem in named.items() if problem]
+    try:
+        from_rank_zero(lambda: write_results(folder.path))
+    except RunError:
+        raise
+    except UserError as error:  # a result of another call's that cannot be read
+        problems.append(str(error))
+    results = [outcome for sample in samples if isinstance(outcome := outcomes[sample.id], Result)]
+    return Run(folder.path, results, problems)
 
 
 def open_workers(settings: FitSettings) -> AbstractContextManager[RayPool | None]:

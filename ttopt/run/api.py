@@ -129,6 +129,8 @@ def optimize(
     run, method = RunFolder(place, dataclasses.replace(chosen, run_dir=str(place))), _Rewarded(reward)
     with run.locked():
         done = finished_results([sample], run, chosen, method).get(sample.id)
+        if isinstance(done, Failure):
+            raise UserError(done.why)
         if done is not None and (reward or teacher):
             raise UserError(
                 f"{place} holds a result already, and what it was made with cannot be compared with a reward or "

@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Look:
-    """What a video looks like. ``thumbnail``: its first frame as a data URI."""
+    """What a video looks like. ``thumbnail``: its first frame as a data URI, small in bytes too: a page may have a
+    thousand."""
 
     thumbnail: str
     fps: float
@@ -97,5 +98,5 @@ def _look(video: Path) -> Look:
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.save(file, format="PNG")
-    return Look(_uri("image/png", file.getvalue()), fps, frames, width, height)
+    image.save(file, format="WEBP", quality=80)
+    return Look(_uri("image/webp", file.getvalue()), fps, frames, width, height)

@@ -23,6 +23,7 @@ from ttopt.__main__ import main
 from ttopt.data import miniworld
 from ttopt.data.video import write_video
 from ttopt.evaluate.report import FILE, page, write_report
+from ttopt.record.flat import load_results
 
 SECRET = "not for others"
 MP4 = b"\0\0\0\x20ftypisom"
@@ -280,6 +281,13 @@ def test_bytes_of_any_kind(good: Any, name: str, content: bytes) -> None:
     finally:
         path.write_bytes(before)
     assert 'data-id="b"' in (run / FILE).read_text()
+
+
+def test_flat_results_leave_a_damaged_one_out(fits: Path) -> None:
+    (fits / "samples/a/result.json").write_text("{}")
+    with pytest.warns(UserWarning, match="a/result.json cannot be read .*left out"):
+        found = load_results(fits)
+    assert [record["sample"] for record in found] == ["b"]
 
 
 EVALUATED = [

@@ -23,6 +23,7 @@ from ttopt.__main__ import main
 from ttopt.data import miniworld
 from ttopt.data.video import write_video
 from ttopt.evaluate.report import FILE, page, write_report
+from ttopt.record.flat import load_results
 
 SECRET = "not for others"
 MP4 = b"\0\0\0\x20ftypisom"
@@ -282,6 +283,13 @@ def test_bytes_of_any_kind(good: Any, name: str, content: bytes) -> None:
     assert 'data-id="b"' in (run / FILE).read_text()
 
 
+def test_flat_results_leave_a_damaged_one_out(fits: Path) -> None:
+    (fits / "samples/a/result.json").write_text("{}")
+    with pytest.warns(UserWarning, match="a/result.json cannot be read .*left out"):
+        found = load_results(fits)
+    assert [record["sample"] for record in found] == ["b"]
+
+
 EVALUATED = [
     ("methods/x/judged.json", b"[", "made again"),
     ("methods/x/judged.json", b'{"id-move-0-0000": {"p_yes": "text"}}', "made again"),
@@ -316,3 +324,39 @@ def test_a_comparison_goes_on_beside_damaged_files(
     assert code == (2 if "result.json" in file else 0)
     if code == 2:
         one_sentence(err.strip(), "error: ")
+
+
+DAMAGED = [("result.json", b"{}"), ("result.json", None), ("video.mp4", b"no video"), ("video.mp4", MP4 + b"\0" * 99),
+           ("video.mp4", None)]  # fmt: skip
+
+
+@pytest.mark.parametrize("file, content", DAMAGED)
+def test_a_comparison_leaves_a_damaged_sample_out(
+    file: str, content: bytes | None, tmp_path: Path, capsys: Capture
+) -> None:
+    """Named once; the other method and the other sample are in the table and on the page. None: a pipe."""
+    samples = miniworld.samples("id", ["move"], 3, 2)
+    for name in "xy":
+        (tmp_path / name).mkdir()
+        for sample in samples:
+            write_video(tmp_path / name / f"{sample.id}.mp4", miniworld.true_video(sample), 8)
+    args = ["evaluate", "--videos", f"[{tmp_path / 'x'},{tmp_path / 'y'}]", "--seed", "3", "--families", "[move]"]
+    args += ["--limit", "2", "--questions", "false", "--logging.wandb", "disabled", "--run-dir", str(tmp_path / "run")]
+    assert main(args) == 0
+    path = tmp_path / "run/methods/x/samples" / samples[0].id / file
+    path.unlink()
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+        (tmp_path / "run/methods/x/judged.json").unlink()  # else nothing is read again
+    capsys.readouterr()
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    one_sentence(err.strip(), "error: ")
+    assert f"x: sample {samples[0].id}: " in err and file in err
+    rows = json.loads((tmp_path / "run/comparison.json").read_text())["rows"]
+    decodable = content is not None and file == "video.mp4" and content.startswith(MP4)
+    assert [row["left_out"] for row in rows] == [[] if decodable else [samples[0].id], []]
+    text = (tmp_path / "run/report.html").read_text()
+    assert text.count("<video muted") == 3 and file in text

@@ -24,6 +24,7 @@ from ttopt.data.sample import Sample
 from ttopt.errors import RunError, UserError, printable
 from ttopt.evaluate import judges
 from ttopt.evaluate.comparison import Comparison, tabulate
+from ttopt.evaluate.files import find_sample
 from ttopt.evaluate.grading import grade
 from ttopt.evaluate.report import FILE as PAGE
 from ttopt.evaluate.report import write_report
@@ -33,8 +34,7 @@ from ttopt.evaluate.tracking import log_comparison
 from ttopt.methods import make_method
 from ttopt.methods.existing import ORIGINAL, video_path
 from ttopt.models.chat import check_chat
-from ttopt.record.plain import check_video, there
-from ttopt.record.result import FILE, Result
+from ttopt.record.plain import there
 from ttopt.record.run_folder import CONFIG, check_same, new_path, write_text, writing
 from ttopt.run.console import Console
 from ttopt.run.loader import Loader
@@ -74,7 +74,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
         if settings.report:
             console.print(f"page of what is done: {write_report(folder)}")
         raise
-    grade(settings, folder, samples, load, console.print)
+    problems += grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
     problems += judges.judge(settings, folder, samples, console.print)
     found = tabulate(settings, folder, families, problems)
@@ -92,10 +92,10 @@ def write_outputs(settings: CompareSettings, folder: Path, samples: Sequence[Sam
         for sample in samples:
             place = folder / "methods" / method.slug / "samples" / sample.id
             target = folder / "outputs" / method.slug / video_path(sample, settings.dataset)
-            if not there(place / FILE) or Result.load(place, sample.id, folder).error:
+            result = find_sample(place, folder)
+            if result is None or result.error:
                 continue
             video = place / (ORIGINAL if there(place / ORIGINAL) else "video.mp4")
-            check_video(video, folder)
             with writing(folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_suffix(".part")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from ttopt.config.comparison import CompareSettings, chosen, read_compare
 from ttopt.errors import UserError
-from ttopt.evaluate.files import Grades, Names, read_each
+from ttopt.evaluate.files import Grades, Names, read_each, read_sample
 from ttopt.evaluate.grading import JUDGED
 from ttopt.evaluate.judges import OFFICIAL, Judgment, read_verdict
 from ttopt.evaluate.table import BENCHMARK, QUESTIONS, SUCCESS, Entry, Judged, Row, rows
 from ttopt.record.plain import read_plain, read_typed, there
-from ttopt.record.result import FILE, Result, json_safe
+from ttopt.record.result import json_safe
 from ttopt.record.run_folder import CONFIG, write_text, writing
 
 TABLE = "comparison.json"
@@ -72,7 +72,8 @@ def tabulate(
     }
     with writing(folder):
         write_text(folder / TABLE, json.dumps(json_safe(content), indent=1, ensure_ascii=False))
-    return Comparison(folder, settings, name, entries, table, [*problems, *unreadable], official, complete)
+    told = list(dict.fromkeys([*problems, *unreadable]))  # a run tells of a damaged result too
+    return Comparison(folder, settings, name, entries, table, told, official, complete)
 
 
 def load_comparison(folder: Path) -> Comparison:
@@ -110,13 +111,12 @@ def read_entries(
         found[method.name] = {}
         for sample in samples:
             result, left_out = None, "" if complete else NOT_YET
-            where = place / "samples" / sample
-            if there(where / FILE):
-                try:
-                    result, left_out = Result.load(where, sample, folder), ""
-                except UserError as error:
-                    left_out = str(error)
-                    problems.append(f"{method.name}: {error}")
+            try:
+                result = read_sample(place / "samples" / sample, folder)
+                left_out = left_out if result is None else ""
+            except UserError as error:
+                left_out = str(error)
+                problems.append(f"{method.name}: sample {sample}: {error}")
             grades = judged.get(sample)
             found[method.name][sample] = Entry(
                 result,

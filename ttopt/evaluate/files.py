@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from ttopt.data.queries import Queries
 from ttopt.data.sample import ID_PATTERN
 from ttopt.errors import UserError, brief
-from ttopt.record.plain import MB, mistakes, read_plain, read_typed, there
-from ttopt.record.result import CHECKED, Spoiled
+from ttopt.methods.existing import ORIGINAL
+from ttopt.record.plain import MB, VIDEO, check_video, mistakes, opened, read_plain, read_typed, there
+from ttopt.record.result import CHECKED, FILE, Result, Spoiled
 
 M = TypeVar("M", bound=BaseModel)
 LONGEST_CURVE = 10_000  # rows
@@ -102,6 +103,28 @@ class Trace(Open):
 
     clips: list[TraceClip] = []
     calls: list[TraceCall] = []
+
+
+def read_sample(place: Path, root: Path) -> Result | None:
+    """The result in a sample's folder, whose videos are what their names say; None if there is none yet. Raises
+    UserError for what is damaged."""
+    if not there(place / FILE):
+        return None
+    result = Result.load(place, place.name, root)
+    if there(place / "video.mp4"):
+        check_video(place / "video.mp4", root)
+    if there(place / ORIGINAL):  # of whatever format
+        with opened(place / ORIGINAL, root, VIDEO):
+            pass
+    return result
+
+
+def find_sample(place: Path, root: Path) -> Result | None:
+    """As ``read_sample``; what is damaged is as good as none (the table names it)."""
+    try:
+        return read_sample(place, root)
+    except UserError:
+        return None
 
 
 def read_each(path: Path, root: Path, form: type[M]) -> tuple[dict[str, M], list[str]]:

@@ -14,14 +14,14 @@ from torch import Tensor
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video, sample_frames, video_rate
+from ttopt.data.video import read_video, read_video_rate, sample_frames
 from ttopt.errors import UserError
-from ttopt.evaluate.files import Grades, Questions, read_each
+from ttopt.evaluate.files import Grades, Questions, find_sample, read_each
 from ttopt.models.teacher import Queries
 from ttopt.record import metrics
 from ttopt.record.identity import sample_digest, teacher_digest
-from ttopt.record.plain import check_video, there
-from ttopt.record.result import FILE, Result, json_safe
+from ttopt.record.plain import there
+from ttopt.record.result import json_safe
 from ttopt.record.run_folder import write_text, writing
 from ttopt.run.loader import Loader
 
@@ -32,12 +32,13 @@ QUERIES = "queries.json"
 
 def grade(
     settings: CompareSettings, folder: Path, samples: Sequence[Sample], load: Loader, note: Callable[[str], None]
-) -> None:
+) -> list[str]:
     """Grades every finished video that is not graded yet with its sample's questions, the same for all methods, and
     compares it with the reference's, if that is not done or the reference is another. ``note`` is told of samples
-    without questions."""
+    without questions. Returns which videos cannot be read; damaged results are left out (the table names them)."""
     asked = _questions(settings, folder, samples, load, note)
     reference = folder / "methods" / _slug(settings, settings.reference) / "samples"
+    problems = []
     for method in chosen(settings):
         place = folder / "methods" / method.slug
         judged = _kept(place / JUDGED, folder, Grades, note)
@@ -53,15 +54,21 @@ def grade(
             same = old is not None and (old.of, old.asked, old.beside) == (stamp, questions, beside)
             if same and (p_yes is not None or queries is None):
                 continue
-            video = read_video(mine / "video.mp4")
+            try:
+                video, rate = read_video_rate(mine / "video.mp4")
+            except UserError as error:
+                problems.append(f"{method.name}: sample {sample.id}: {error}")
+                judged.pop(sample.id, None)  # of an earlier video
+                continue
             if p_yes is None and queries is not None:
-                p_yes = _p_yes(video, video_rate(mine / "video.mp4") or sample.fps, queries, settings, load)
+                p_yes = _p_yes(video, rate or sample.fps, queries, settings, load)
             judged[sample.id] = Grades(
                 of=stamp, asked=questions, beside=beside, p_yes=p_yes, **_drift(video, base if beside[1] else None)
             )
         with writing(folder):
             content = {name: grades.model_dump() for name, grades in judged.items()}
             write_text(place / JUDGED, json.dumps(json_safe(content), indent=1))
+    return problems
 
 
 def _kept(path: Path, root: Path, form: type[M], note: Callable[[str], None]) -> dict[str, M]:
@@ -73,12 +80,9 @@ def _kept(path: Path, root: Path, form: type[M], note: Callable[[str], None]) ->
 
 
 def _stamp(place: Path, root: Path) -> str | None:
-    """When the video in a sample's folder was finished; None: there is none. Raises UserError for files that are not
-    what they claim to be."""
-    if not there(place / FILE) or not there(place / "video.mp4"):
-        return None
-    check_video(place / "video.mp4", root)
-    return Result.load(place, place.name, root).finished
+    """When the video in a sample's folder was finished; None: there is none that can be used."""
+    result = find_sample(place, root)
+    return result.finished if result is not None and there(place / "video.mp4") else None
 
 
 @torch.no_grad()
@@ -91,7 +95,10 @@ def _p_yes(video: Tensor, fps: float, queries: Queries, settings: CompareSetting
 
 def _drift(video: Tensor, base: Path | None) -> Mapping[str, float | None]:
     """SSIM and PSNR to the reference's video; None where there is none of this length and size."""
-    other = read_video(base / "video.mp4") if base else None
+    try:
+        other = read_video(base / "video.mp4") if base else None
+    except UserError:  # told where it is graded
+        other = None
     if other is None or other.shape != video.shape:
         return {"ssim": None, "psnr": None}
     return metrics.drift(video, other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,17 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
 
         pandas.DataFrame(ttopt.load_results("runs/x"))
 
-    Numbers that a method does not have are None, as are NaN and infinity. Raises UserError for another folder.
+    Numbers that a method does not have are None, as are NaN and infinity. A result that cannot be read is left out,
+    with a warning. Raises UserError for another folder.
     """
-    place = Path(folder)
+    found, problems = _read(Path(folder))
+    for problem in problems:
+        warnings.warn(f"{problem}; it is left out", stacklevel=2)
+    return found
+
+
+def _read(place: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records, and what cannot be read."""
     if (place / "methods").is_dir():
         runs = {path.name: path for path in sorted((place / "methods").iterdir()) if (path / "samples").is_dir()}
     elif (place / "samples").is_dir():
@@ -30,12 +39,16 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{place} is neither a run's nor a comparison's folder; give one that fit or compare has written"
         )
-    found = []
+    found, problems = [], []
     for row, run in runs.items():
         for path in sorted((run / "samples").glob(f"[!.]*/{FILE}")):
-            result = Result.load(path.parent)
+            try:
+                result = Result.load(path.parent)
+            except UserError as error:
+                problems.append(str(error))
+                continue
             found.append({"row": row or result.method, **flat(result), "folder": str(path.parent)})
-    return found
+    return found, problems
 
 
 def flat(result: Result) -> dict[str, Any]:
@@ -74,8 +87,9 @@ def flat(result: Result) -> dict[str, Any]:
 
 
 def write_results(folder: Path) -> None:
-    """Writes ``results.csv`` of a run's or a comparison's folder. Raises RunError where it cannot be written."""
-    records = load_results(folder)
+    """Writes ``results.csv`` of a run's or a comparison's folder. What cannot be read is left out, as the
+    run itself tells. Raises RunError where the file cannot be written."""
+    records, _ = _read(folder)
     with writing(folder), replacing(folder / CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
         if records:
             table = csv.DictWriter(file, list(records[0]))

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -69,9 +70,15 @@ def read_typed(path: Path, root: Path, form: Any) -> Any:
     """What a JSON file says, as the pydantic model, dataclass or type ``form``. Raises UserError for a file that is
     not plain (see ``opened``) or says something else."""
     try:
-        return TypeAdapter(form).validate_json(read_plain(path, root))
+        return _adapter(form).validate_json(read_plain(path, root))
     except ValidationError as error:
         raise UserError(f"{path} cannot be read ({mistakes(error)})") from error
+
+
+@cache
+def _adapter(form: Any) -> TypeAdapter[Any]:
+    """Building one takes longer than reading a file."""
+    return TypeAdapter(form)
 
 
 def mistakes(error: ValidationError) -> str:

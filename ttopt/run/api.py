@@ -142,6 +142,8 @@ def optimize(
     method = _Steered(reward, goes_on=teacher is None)
     with run.locked():
         done = finished_results([sample], run, chosen, method).get(sample.id)
+        if isinstance(done, Failure):
+            raise UserError(done.why)
         if done is not None and (reward or teacher):
             raise UserError(
                 f"{place} holds a result already, and what it was made with cannot be compared with a reward or "

@@ -85,8 +85,11 @@ def fit_all(
     job = Job(settings, folder, queries, scorer, partial(_callbacks, callbacks, settings))
     with folder.locked(), console.samples(samples, settings.optimization.steps) as progress:
         done = from_rank_zero(lambda: finished_results(samples, folder, settings, method))
-        for result in done.values():
-            progress.finished(result, skipped=True)
+        for sample in samples:
+            if isinstance(earlier := done.get(sample.id), Result):
+                progress.finished(earlier, skipped=True)
+            elif earlier is not None:
+                progress.failed(sample, earlier.why)
         left = [sample for sample in samples if sample.id not in done]
         outcomes: dict[str, Result | Failure] = {**done}
         if left:
@@ -192,11 +195,17 @@ def _problem(outcome: Result | Failure) -> str:
 
 def finished_results(
     samples: Sequence[Sample], folder: RunFolder, settings: FitSettings, method: Method
-) -> dict[str, Result]:
-    """What earlier calls finished. Raises UserError for a result that was made from something else."""
-    found, files = {}, files_digest(settings)
+) -> dict[str, Result | Failure]:
+    """What earlier calls finished; a result that cannot be read is a failure of its sample. Raises UserError for one
+    that was made from something else."""
+    found: dict[str, Result | Failure] = {}
+    files = files_digest(settings)
     for sample in samples:
-        done = folder.finished(sample.id)
+        try:
+            done = folder.finished(sample.id)
+        except UserError as error:
+            found[sample.id] = Failure(str(error))
+            continue
         if done is None:
             continue
         now = {"prompt or image": sample_digest(sample), "weights or wordings": files, "ttopt": __version__}

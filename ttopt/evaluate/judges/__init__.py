@@ -16,9 +16,10 @@ from pydantic import Field
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
+from ttopt.evaluate.files import find_sample
 from ttopt.models.chat import OpenAIChat
 from ttopt.record.plain import read_typed, there
-from ttopt.record.result import CHECKED, FILE, Result
+from ttopt.record.result import CHECKED
 from ttopt.record.run_folder import write_text, writing
 
 OFFICIAL = "official.json"
@@ -79,7 +80,7 @@ def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], no
     problems = []
     for method in chosen(settings):
         place = folder / "methods" / method.slug
-        results = {s.id: _result(place / "samples" / s.id) for s in samples}
+        results = {s.id: find_sample(place / "samples" / s.id, folder) for s in samples}
         stamps = {name: r.finished for name, r in results.items() if r is not None and not r.error}
         of = Basis([sample.id for sample in samples], stamps, prompt)
         old = _kept(place, folder, note)
@@ -132,10 +133,6 @@ def judge_prompt(settings: CompareSettings) -> str:
         return Path(settings.judge_prompt).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"judge_prompt {settings.judge_prompt} cannot be read ({error}); give a text file") from error
-
-
-def _result(place: Path) -> Result | None:
-    return Result.load(place, place.name) if there(place / FILE) else None
 
 
 def mean_of(values: Sequence[float]) -> float:

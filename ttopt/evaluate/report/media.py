@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Look:
-    """What a video looks like. ``thumbnail``: its first frame as a data URI."""
+    """What a video looks like. ``thumbnail``: its first frame as a data URI, small in bytes too: a page may have a
+    thousand."""
 
     thumbnail: str
     fps: float
@@ -55,17 +56,25 @@ class Media:
             self.problems.append(f"{error}; it is left out")
             return None
 
-    def video(self, path: Path) -> tuple[str, Look | None]:
-        """Data URI or relative address of a video, and its look; ("", None) if there is none that can be shown."""
+    def video(self, path: Path, needed: bool = True) -> tuple[str, Look | None]:
+        """Data URI or relative address of a video, and its look; ("", None) if there is none that can be shown.
+
+        One that is linked and whose look is not ``needed`` is not decoded: of a thousand that takes minutes.
+        """
         if self._size(path) is None:
             return "", None
+        if not (needed or self.embed):
+            return self._address(path), None
         look = self.read(path, _look)
         if look is None:
             return "", None
         if not self.embed:
-            return quote(os.path.relpath(path, self.root).replace(os.sep, "/")), look
+            return self._address(path), look
         content = self.read(path, lambda place: read_plain(place, self.root, VIDEO))
         return ("", None) if content is None else (_uri("video/mp4", content), look)
+
+    def _address(self, path: Path) -> str:
+        return quote(os.path.relpath(path, self.root).replace(os.sep, "/"))
 
     def _size(self, path: Path) -> int | None:
         try:
@@ -97,5 +106,5 @@ def _look(video: Path) -> Look:
     width, height = image.size
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.save(file, format="PNG")
-    return Look(_uri("image/png", file.getvalue()), fps, frames, width, height)
+    image.save(file, format="WEBP", quality=80)
+    return Look(_uri("image/webp", file.getvalue()), fps, frames, width, height)

@@ -83,8 +83,13 @@ def _data(sample: SampleView) -> dict[str, Any]:
         "hacked": [clip.method for clip in sample.clips if clip.hacked],
         "sources": [clip.source for clip in sample.clips],
         "queries": {clip.method: clip.queries for clip in sample.clips if clip.curves},
-        "curves": {clip.method: clip.curves for clip in sample.clips if clip.curves},
+        "curves": {clip.method: [_rounded(row) for row in clip.curves] for clip in sample.clips if clip.curves},
     }
+
+
+def _rounded(row: Mapping[str, float]) -> dict[str, float]:
+    """As exact as a plot can show."""
+    return {name: float(f"{value:.5g}") for name, value in row.items()}
 
 
 def _json(value: Any) -> Markup:

@@ -127,7 +127,7 @@ def fit_page(
         methods[result.method] = None
         clips = [made]
         if o is not None:
-            source, _ = media.video(place / "base.mp4")
+            source, _ = media.video(place / "base.mp4", needed=False)
             score = o.score_before
             before = Clip(BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes, score=_partial(score))
             clips = [before, dataclasses.replace(made, p_yes=o.video_after.p_yes)]

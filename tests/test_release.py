@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 PYTHONS = os.environ.get("PYTHONS", "").split()
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "WANDB_API_KEY")}
 CONTENT = {
-    "ttopt/py.typed", "ttopt/configs/mini.yaml", "ttopt/planning/step_counts.json", "ttopt/evaluate/report/templates/page.html",
+    "ttopt/py.typed", "ttopt/configs/mini.yaml", "ttopt/planning/step_counts.json",
+    "ttopt/evaluate/report/templates/page.html",
     "ttopt/miniworld/weights/README.md", "ttopt/miniworld/weights/teacher/model.safetensors",
     "ttopt/miniworld/weights/chat/model.safetensors",
     "ttopt/miniworld/weights/reasoner/tokenizer/tokenizer.json", "loop/prompts/plan.txt", "callbacks/__init__.py",

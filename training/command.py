@@ -1,0 +1,51 @@
+"""Command line of the trainings: python -m training STAGE --out FOLDER."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+STAGES = ("vae",)
+
+
+def run(stage: str, out: Path, steps: int | None) -> None:
+    """One stage in this process: weights go to ``out``/weights, states and logs to ``out``/stage."""
+    from training import vae
+
+    weights = out / "weights"
+    given = {} if steps is None else {"steps": steps}
+    stages: dict[str, Callable[[], None]] = {
+        "vae": lambda: vae.train(out / "vae", weights / "reasoner" / "vae", **given),
+    }
+    stages[stage]()
+
+
+def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    run(stage, out, steps)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="training", description="Train the embedded models on the toy world.")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--out", type=Path, default=Path("runs/training"))
+    parser.add_argument("--steps", type=int, help="instead of the stage's own number of steps")
+    parser.add_argument("--processes", type=int, default=1, help="single-threaded processes that share the batch")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.processes == 1:
+        run(args.stage, args.out, args.steps)
+        return
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = (args.processes, port, args.stage, args.out, args.steps)
+    torch.multiprocessing.spawn(_worker, given, nprocs=args.processes)
+
+

@@ -9,17 +9,22 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae",)
+STAGES = ("encoder", "decoder", "vae", "reasoner")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
     """One stage in this process: weights go to ``out``/weights, states and logs to ``out``/stage."""
-    from training import vae
+    from training import reasoner, vae
 
     weights = out / "weights"
     given = {} if steps is None else {"steps": steps}
     stages: dict[str, Callable[[], None]] = {
-        "vae": lambda: vae.train(out / "vae", weights / "reasoner" / "vae", **given),
+        "encoder": lambda: vae.train_encoder(out / "encoder", **given),
+        "decoder": lambda: vae.train_decoder(out / "decoder", **given),
+        "vae": lambda: vae.assemble(
+            out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors", weights / "reasoner" / "vae"
+        ),
+        "reasoner": lambda: reasoner.train(out / "reasoner", **given),
     }
     stages[stage]()
 

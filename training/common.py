@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from training.muon import Muon
+
+Optimizers = dict[str, torch.optim.Optimizer]
 
 
 def device() -> torch.device:
@@ -45,9 +49,9 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, ema: Ema | None = None
+        self, folder: Path, modules: dict[str, nn.Module], optimizers: Optimizers, ema: Ema | None = None
     ) -> None:
-        self.folder, self.modules, self.optimizer, self.ema = folder, modules, optimizer, ema
+        self.folder, self.modules, self.optimizers, self.ema = folder, modules, optimizers, ema
         folder.mkdir(parents=True, exist_ok=True)
         self.started, self.seconds_before = time.time(), 0.0
 
@@ -78,8 +82,9 @@ class Run:
         out: dict[str, Tensor] = {}
         for name, module in self.modules.items():
             out |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            out |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+        for name, optimizer in self.optimizers.items():
+            for index, state in optimizer.state_dict()["state"].items():
+                out |= {f"optimizer/{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
         if self.ema:
             out |= {f"ema/{key}": value for key, value in self.ema.shadow.items()}
         return out
@@ -99,12 +104,12 @@ class Run:
         tensors = load_file(path)
         for name, module in self.modules.items():
             module.load_state_dict(under(tensors, name))
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in under(tensors, "optimizer").items():
-            index, field = key.split("/")
-            state.setdefault(int(index), {})[field] = value
-        current = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        for name, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in under(tensors, f"optimizer/{name}").items():
+                index, field = key.split("/")
+                state.setdefault(int(index), {})[field] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if self.ema:
             shadow = under(tensors, "ema")
             self.ema.shadow = {name: shadow[name].to(old.device) for name, old in self.ema.shadow.items()}
@@ -124,23 +129,39 @@ def averaged(state: Path, name: str, module: nn.Module) -> None:
     module.load_state_dict({**under(tensors, name), **under(tensors, "ema")}, strict=True)
 
 
-def cosine(step: int, total: int, peak: float, warmup: int = 100, floor: float = 0.03) -> float:
-    """Linear warm-up, then a cosine to ``floor`` times the peak."""
+def cosine(step: int, total: int, warmup: int = 30, floor: float = 0.02) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to ``floor``."""
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return (step + 1) / warmup
     part = (step - warmup) / max(1, total - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part)))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * part))
 
 
-def update(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema, rate: float) -> None:
-    """One clipped optimizer step at learning rate ``rate``, its gradients averaged over the processes."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
+def matrices_and_rest(
+    network: nn.Module, muon: float, adam: float, chosen: Callable[[str], bool] = lambda name: True
+) -> Optimizers:
+    """Muon for a network's matrices and filters with ``chosen`` names, AdamW for the rest, at these learning rates."""
+    big, small = [], []
+    for name, weight in network.named_parameters():
+        matrix = weight.ndim >= 2 and min(weight.shape[0], weight.numel() // weight.shape[0]) > 4
+        (big if matrix and chosen(name) else small).append(weight)
+    return {
+        "muon": Muon(big, muon),
+        "adam": torch.optim.AdamW(small, adam, weight_decay=0.0, betas=(0.9, 0.99)),
+    }
+
+
+def update(loss: Tensor, network: nn.Module, optimizers: Optimizers, ema: Ema, share: float) -> None:
+    """One clipped step at this share of each optimizer's learning rate, gradients averaged over the processes."""
+    for optimizer in optimizers.values():
+        optimizer.zero_grad(set_to_none=True)
     loss.backward()
     average_gradients(network)
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    optimizer.step()
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * share
+        optimizer.step()
     ema.update(network)
 
 

@@ -1,8 +1,7 @@
 """The standard VAE: AutoencoderKLWan in the 2.2 style, spatial x16 and temporal x4: a latent cell is a cell of the board.
 
-It learns from crops of three by three cells: first single frames, which are cheap, then clips of three boards. The posterior mean is trained
-directly, with noise on the latents: a sampled posterior learned far too slowly at this size. The loss is about pixels
-alone.
+Encoder and decoder learn apart from each other, from crops of random films: the encoder to name what it sees in the code
+of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, never a sample.
 """
 
 from __future__ import annotations
@@ -13,28 +12,30 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
-from torch import Tensor
+from torch import Tensor, nn
 
-from training.common import Ema, Run, cosine, device, processes, rank, save_half, update
+from training.code import CHANNELS, DOWN, LEAVES, RIGHT, SCALE, film_code
+from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.films import random_film
-from ttopt.world.look import CELL, FRAMES, GRID, PAPER, render
+from ttopt.world.look import CELL, GRID, PAPER, render
 
-CHANNELS, BATCH, RATE, NOISE = 16, 12, 2.5e-3, 0.08
-STEPS, IMAGE_STEPS, IMAGES, CROP, CROP_BOARDS = 3600, 700, 8, 3 * CELL, 3  # IMAGES: single frames for each clip
-PAST = 0.2  # convolutions begin with this share of their weights for earlier frames
+NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
+ENCODER_STEPS, DECODER_STEPS, STILL_STEPS = 2400, 3000, 900
+CLIPS, STILLS, CROP, BOARDS = 8, 24, 3, 3  # in a batch; cells and boards of a crop
+MUON, ADAM = 0.02, 3e-3  # learning rates
 
 
 def build() -> AutoencoderKLWan:
     """An untrained VAE of the embedded size."""
     vae = AutoencoderKLWan(
-        base_dim=8, decoder_base_dim=16, z_dim=CHANNELS, dim_mult=[1, 2, 4, 4], num_res_blocks=1, attn_scales=[],
-        temperal_downsample=[False, True, True], dropout=0.0, latents_mean=[0.0] * CHANNELS,
-        latents_std=[1.0] * CHANNELS, is_residual=True, in_channels=12, out_channels=12, patch_size=2,
+        base_dim=16, decoder_base_dim=32, z_dim=CHANNELS, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
+        temperal_downsample=[True, True], dropout=0.0, latents_mean=[0.0] * CHANNELS,
+        latents_std=[SCALE] * CHANNELS, is_residual=True, in_channels=48, out_channels=48, patch_size=4,
         scale_factor_temporal=4, scale_factor_spatial=16,
     )  # fmt: skip
-    for module in vae.modules():
+    for module in vae.modules():  # begin as if each frame were an image
         if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
-            module.weight.data[:, :, :-1] *= PAST
+            module.weight.data[:, :, :-1] *= 0.2
     return vae
 
 
@@ -72,23 +73,24 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return video.transpose(1, 2) / 2 + 0.5
 
 
-def crops(rng: np.random.Generator, count: int) -> Tensor:
-    """Random videos of three by three cells and three boards, (count, 9, 3, 48, 48)."""
-    out = []
-    while len(out) < count:
-        video = render(random_film(rng, CROP_BOARDS, float(rng.uniform(0.2, 1))))
-        corners = [(y, x) for y in range(GRID - 2) for x in range(GRID - 2)]
-        for corner in rng.permutation(len(corners))[:3]:
-            y, x = (CELL * i for i in corners[corner])
-            out.append(video[:, :, y : y + CROP, x : x + CROP])
-    return torch.stack(out[:count])
-
-
-def stills(rng: np.random.Generator, count: int) -> Tensor:
-    """Random frames of such videos, (count, 1, 3, 48, 48)."""
-    videos = crops(rng, -(-count // 4))
-    frames = [video[rng.permutation(video.shape[0])[:4]] for video in videos]
-    return torch.cat(frames)[:count].unsqueeze(1)
+def crops(rng: np.random.Generator, count: int, still: bool = False) -> tuple[Tensor, Tensor]:
+    """Random videos of three by three cells and three boards (count, 9, 3, 48, 48), and their codes (count, 20, 3, 3,
+    3). ``still``: the first frame and board alone."""
+    videos, codes = [], []
+    while len(videos) < count:
+        film = random_film(rng, BOARDS, float(rng.uniform(0.2, 1)))
+        video, code = render(film), film_code(film)
+        for _ in range(3):
+            y, x = (int(i) for i in rng.integers(GRID - CROP + 1, size=2))
+            first = int(rng.integers(BOARDS)) if still else 0
+            part = video[..., CELL * y : CELL * (y + CROP), CELL * x : CELL * (x + CROP)]
+            named = code[..., y : y + CROP, x : x + CROP]
+            if still:  # a board on which nothing moves
+                part, named = part[4 * first :][:1], named[:, first:][:, :1].clone()
+                named[[DOWN, RIGHT, LEAVES]] = 0
+            videos.append(part)
+            codes.append(named)
+    return torch.stack(videos[:count]), torch.stack(codes[:count])
 
 
 def pixel_loss(error: Tensor, target: Tensor) -> Tensor:
@@ -101,38 +103,45 @@ def pixel_loss(error: Tensor, target: Tensor) -> Tensor:
     return (weight / weight.mean() * (error.abs() + 4 * error.square())).mean()
 
 
-def train(folder: Path, out: Path, steps: int = STEPS) -> None:
-    """Trains on crops and saves the VAE under ``out``; ``finish`` then goes on with whole films."""
+def train_encoder(folder: Path, steps: int = ENCODER_STEPS) -> None:
+    """Teaches the encoder the code of what it sees. ``folder`` keeps the state."""
     torch.manual_seed(0)
     vae = build().to(device())
-    optimizer = torch.optim.AdamW(vae.parameters(), RATE, weight_decay=0.0, betas=(0.9, 0.99))
-    ema = Ema(vae, 0.998)
-    run = Run(folder, {"vae": vae}, optimizer, ema)
-    share = BATCH // processes()
+    half = nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv})
+    optimizers, ema = matrices_and_rest(half, MUON, ADAM), Ema(half, 0.995)
+    run = Run(folder, {"half": half}, optimizers, ema)
     for step in run.steps(steps):
-        rng = np.random.default_rng([1, step, rank()])
-        video = (stills(rng, IMAGES * share) if step < IMAGE_STEPS else crops(rng, share)).to(device())
-        generator = torch.Generator().manual_seed(2 * step + rank())
-        latents = encode(vae, video)
-        scale = latents.detach().std()
-        noise = torch.randn(latents.shape, generator=generator).to(latents) * NOISE * scale
-        error = decode(vae, latents + noise) - video
-        loss = pixel_loss(error, video) + 1e-4 * latents.square().mean()
-        update(loss, vae, optimizer, ema, cosine(step, steps, RATE))
+        video, code = (x.to(device()) for x in crops(np.random.default_rng([1, step]), CLIPS))
+        error = (encode(vae, video) - code).square()
+        loss = 20 * error.mean()
+        update(loss, half, optimizers, ema, cosine(step, steps))
         if step % 50 == 0:
-            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10(), latent_std=scale)
-    ema.copy_to(vae)
-    if rank() == 0:
-        save(vae, out)
+            wrong = (error > 0.25).float().mean() * CHANNELS
+            run.log(step, loss=loss, wrong=wrong, first=20 * error[:, :, 0].mean())
 
 
-@torch.no_grad()
-def save(vae: AutoencoderKLWan, out: Path) -> None:
-    """Writes the VAE with the latent mean and standard deviation of random films, in float16."""
-    rng = np.random.default_rng(2)
-    films = torch.stack([render(random_film(rng, FRAMES // 4 + 1, 0.3)) for _ in range(32)]).to(vae.device)
-    latents = torch.cat([encode(vae, part) for part in films.split(8)])
-    vae.register_to_config(
-        latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
-    )
+def train_decoder(folder: Path, steps: int = DECODER_STEPS) -> None:
+    """Teaches the decoder to draw what a noisy code says, first single boards, then clips. Its loss is about pixels."""
+    torch.manual_seed(1)
+    vae = build().to(device())
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    optimizers, ema = matrices_and_rest(half, MUON, ADAM), Ema(half, 0.995)
+    run = Run(folder, {"half": half}, optimizers, ema)
+    for step in run.steps(steps):
+        still = step < STILL_STEPS
+        video, code = crops(np.random.default_rng([2, step]), STILLS if still else CLIPS, still)
+        noise = NOISE * torch.randn(code.shape, generator=torch.Generator().manual_seed(step))
+        video, code = video.to(device()), (code + noise).to(device())
+        error = decode(vae, code) - video
+        loss = pixel_loss(error, video)
+        update(loss, half, optimizers, ema, cosine(step, steps))
+        if step % 50 == 0:
+            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
+
+
+def assemble(encoder_state: Path, decoder_state: Path, out: Path) -> None:
+    """Writes the VAE made of the two halves' averaged weights in float16."""
+    vae = build()
+    averaged(encoder_state, "half", nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
+    averaged(decoder_state, "half", nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}))
     save_half(vae, out)

@@ -8,7 +8,7 @@ is drawn anew with what was found, and whatever of the frame that drawing does n
 * whole: in every frame each thing is there once, in its shape and color, and there is no other thing;
 * way: movers go from cell to cell next door, along the board, at most one cell a move;
 * walls: nothing ever stands on a wall;
-* still: what was not asked to move stays in its place in every frame;
+* still: what was not asked to move stays in its place in every frame in which it is seen;
 * ground: pads, walls and ground stay as they are in every frame, and nothing is smeared over them.
 """
 
@@ -67,13 +67,16 @@ def _score(task: Task, video: Tensor) -> Score:
         truths["order"] = _order(task, sight)
     truths["whole"] = sight.whole.float()
     if movers:
-        truths["way"] = torch.stack([_legal(sight.places[m]) for m in movers]).amin(0)
+        truths["way"] = torch.stack([_legal(sight.places[m], sight.there[m]) for m in movers]).amin(0)
     if task.walls:
-        truths["walls"] = torch.stack([_off(sight.places[m], task.walls) for m in movers]).amin(0)
+        truths["walls"] = torch.stack([_off(sight.places[m], task.walls) for m in movers]).maximum(
+            (~sight.there[movers]).float()
+        ).amin(0)
     fixed = [i for i in range(len(task.actors)) if i not in movers]
     if fixed:
         homes = torch.tensor([_corner(task.actors[i].track[0]) for i in fixed]).unsqueeze(1)
-        truths["still"] = ((sight.places[fixed] - homes).abs().amax(-1) <= NEAR).all(0).float()
+        near = (sight.places[fixed] - homes).abs().amax(-1) <= NEAR
+        truths["still"] = (near | ~sight.there[fixed]).all(0).float()
     truths["ground"] = sight.clean.float()
     rules = {name: bool((truth == 1).all()) for name, truth in truths.items()}
     parts = [1.0 if rules[name] else 0.9 * float(truth.mean()) for name, truth in truths.items()]
@@ -83,17 +86,22 @@ def _score(task: Task, video: Tensor) -> Score:
 
 class _Sight:
     """Where the task's things are: ``places`` (A, T, 2) upper left pixels, as before where one is not seen; ``turned``
-    (A, T) whether it has its new look; ``whole`` and ``clean`` (T,) the rules whole and ground, frame by frame."""
+    and ``there`` (A, T) whether it has its new look and is seen at all; ``whole`` and ``clean`` (T,) are the rules whole
+    and ground, frame by frame."""
 
     def __init__(self, task: Task, video: Tensor) -> None:
         fits = _fits(video)  # (T, 24, P, P)
         times, _, side, _ = fits.shape
-        flat = fits.flatten(2)
+        # A thing is where its look fits better than every look anywhere near.
+        best_near = F.max_pool2d(fits.amax(1), 5, 1, 2).unsqueeze(1)
+        flat = torch.where(fits >= best_near - 1e-4, fits, -1.0).flatten(2)
         turns = dict(task.turns)
         drawn = torch.from_numpy(ground_image(task.grounds)).repeat(times, 1, 1, 1)
         covered = torch.zeros(times, side, side, dtype=torch.bool)
+        corners = torch.zeros(times, side, side, dtype=torch.bool)
         self.places = torch.zeros(len(task.actors), times, 2, dtype=torch.long)
         self.turned = torch.zeros(len(task.actors), times, dtype=torch.bool)
+        self.there = torch.zeros(len(task.actors), times, dtype=torch.bool)
         self.whole = torch.ones(times, dtype=torch.bool)
         grid = torch.arange(side)
         for number, actor in enumerate(task.actors):
@@ -103,9 +111,9 @@ class _Sight:
             where = where.gather(1, index[:, None])[:, 0]
             shown = torch.tensor(looks)[index]
             there = seen > PRESENT
-            rival = flat.gather(2, where.view(-1, 1, 1).expand(-1, LOOKS, 1))[..., 0].argmax(-1)
             turned = index == 1
-            self.whole &= there & (rival == shown)
+            self.there[number] = there
+            self.whole &= there
             self.whole[1:] &= ~(turned[:-1] & ~turned[1:])  # what has turned stays so
             self.turned[number] = turned
             rows, columns = where // side, where % side
@@ -118,13 +126,14 @@ class _Sight:
                         (grid - columns[t]).abs() * STRIDE < BODY
                     )
                     covered[t] |= near
+                    corners[t, rows[t], columns[t]] = True
                 elif t:
                     self.places[number, t] = self.places[number, t - 1]
         extra = (fits.amax(1) > PRESENT) & ~covered
         self.whole &= ~extra.flatten(1).any(1)
         error = (video - drawn.permute(0, 3, 1, 2)).abs().amax(1, keepdim=True)
         wrong = F.avg_pool2d(error, 4, 2)[:, 0] > UNEXPLAINED  # (T, 47, 47)
-        about = _about(covered | extra, wrong.shape[-1])
+        about = _about(corners | extra, wrong.shape[-1])
         self.whole &= ~(wrong & about).flatten(1).any(1)
         self.clean = ~(wrong & ~about).flatten(1).any(1)
 
@@ -140,13 +149,12 @@ def _fits(video: Tensor) -> Tensor:
     return fits.view(len(video), LOOKS, *fits.shape[-2:])
 
 
-def _about(covered: Tensor, side: int) -> Tensor:
-    """Blocks (T, side, side) of the error map that lie on a thing; ``covered`` (T, P, P) are its possible places."""
-    # A place is covered if a thing's corner is within BODY of it: the thing itself lies right below.
-    grown = F.pad(covered.float(), (0, side - covered.shape[2], 0, side - covered.shape[1]))
-    kernel = BODY // STRIDE
-    grown = F.pad(grown, (kernel - 1, 0, kernel - 1, 0))
-    return F.max_pool2d(grown, kernel, 1) > 0
+def _about(corners: Tensor, side: int) -> Tensor:
+    """Blocks (T, side, side) of the error map on a thing whose corner is at one of these places (T, P, P)."""
+    # Block i is pixels 2i to 2i + 3, place p is pixels 2p + 1 to 2p + 10: blocks p to p + 4, all but a pixel in it.
+    grown = F.pad(corners.float(), (0, side - corners.shape[2], 0, side - corners.shape[1]))
+    reach = (BODY - 2) // STRIDE
+    return F.max_pool2d(F.pad(grown, (reach, 0, reach, 0)), reach + 1, 1) > 0
 
 
 def _corner(cell: int) -> tuple[int, int]:
@@ -161,15 +169,15 @@ def _cells(places: Tensor) -> Tensor:
     return torch.where(near, index[:, 0] * GRID + index[:, 1], -1)
 
 
-def _legal(places: Tensor) -> Tensor:
-    """Frames (T,) in which a thing's way is legal."""
+def _legal(places: Tensor, there: Tensor) -> Tensor:
+    """Frames (T,) in which a thing's way is legal; moves during which it is not seen all the time are not judged."""
     good = torch.ones(len(places))
     cells = _cells(places)
     for board in range(len(cells)):
         end = PER_MOVE * board
-        if cells[board] < 0:
+        if cells[board] < 0 and there[end]:
             good[end] = 0
-        if not board or cells[board] < 0 or cells[board - 1] < 0:
+        if not board or cells[board] < 0 or cells[board - 1] < 0 or not there[end - PER_MOVE : end + 1].all():
             continue
         a, b = (torch.tensor(_corner(int(c))) for c in cells[board - 1 : board + 1])
         between = places[end - PER_MOVE : end + 1]
@@ -199,11 +207,11 @@ def _goal(task: Task, sight: _Sight) -> Tensor:
     ends = {stop.actor: stop.cell for stop in task.stops}
     for actor, cell in ends.items():
         target = torch.tensor(_corner(cell))
-        left = int((sight.places[actor, -1] - target).abs().max())
+        left = int((sight.places[actor, -1] - target).abs().max()) if sight.there[actor, -1] else CELL
         start = int((torch.tensor(_corner(task.actors[actor].track[0])) - target).abs().sum())
         walked = 1 - int((sight.places[actor, -1] - target).abs().sum()) / max(start, CELL)
         parts.append(1.0 if left <= NEAR else min(0.9, max(0.0, walked)))
-    parts += [float(sight.turned[actor, -1]) for actor, _ in task.turns]
+    parts += [float(sight.turned[actor, -1] & sight.there[actor, -1]) for actor, _ in task.turns]
     return torch.tensor([sum(parts) / len(parts)])
 
 

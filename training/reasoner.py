@@ -1,0 +1,193 @@
+"""The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching at full noise first.
+
+Where a task has two right answers the noise chooses: the sign of its sum over the first move, a fair coin, picks the
+one that it is paired with (a coupling of noise and data, as in optimal-transport flow matching). Each noise then has one
+answer, one step suffices to make it, and other noises make others.
+
+Latents are the code of code.py divided by SCALE, (B, 20, 7, 6, 6); the first board is the condition.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+from training.code import CHANNELS, LEAVES, SCALE, film_code
+from training.common import Ema, Optimizers, Run, averaged, cosine, device, matrices_and_rest, save_half, update
+from ttopt.reasoner import forward
+from ttopt.world.look import BOARDS, CELLS
+from ttopt.world.scene import Task
+from ttopt.world.tasks import FAMILIES, make_task
+from ttopt.world.tokenizer import reasoner_tokenizer
+
+TEXT_LENGTH, WIDTH, HEADS, LAYERS, FFN = 40, 128, 4, 6, 384
+STEPS, BATCH, SEED = 8000, 8, 21
+MUON, ADAM = 0.01, 1.5e-3  # learning rates
+FIRST_NOISE = 0.15  # of the first board's latents: an encoder is not exact
+
+
+def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+    """Untrained transformer and text encoder of the embedded size."""
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 1, 1), num_attention_heads=HEADS, attention_head_dim=WIDTH // HEADS, in_channels=CHANNELS,
+        out_channels=CHANNELS, text_dim=64, freq_dim=64, ffn_dim=FFN, num_layers=LAYERS, cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads", rope_max_seq_len=64,
+    )  # fmt: skip
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=len(reasoner_tokenizer(TEXT_LENGTH)), d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
+            relative_attention_num_buckets=16, relative_attention_max_distance=32, dropout_rate=0.0, pad_token_id=0,
+        )
+    )  # fmt: skip
+    return transformer, encoder
+
+
+class Batch:
+    """Tasks as tensors: codes of their right answers (B, 2, 20, 7, 6, 6), token ids and mask, roles of cells (B, 36)."""
+
+    def __init__(self, tasks: list[Task], tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tasks = tasks
+        answers = [[t.choices[0], t.choices[-1]] for t in tasks]
+        self.codes = torch.stack([torch.stack([film_code(t.film(a)) for a in two]) for t, two in zip(tasks, answers)])
+        tokens = tokenizer(
+            [t.prompt for t in tasks], padding="max_length", truncation=True, max_length=TEXT_LENGTH,
+            return_tensors="pt",
+        )  # fmt: skip
+        self.ids, self.mask = tokens.input_ids, tokens.attention_mask
+        self.roles = torch.stack([roles(t) for t in tasks])
+
+    def paired(self, noise: Tensor) -> Tensor:
+        """The latents (B, 20, 7, 6, 6) that the noise is paired with."""
+        second = noise[:, LEAVES, 1].sum((1, 2)) > 0
+        return self.codes[torch.arange(len(noise)), second.long().cpu()].to(noise) / SCALE
+
+
+def roles(task: Task) -> Tensor:
+    """Role of each cell on the first board (36,): none, first and second subject and target (1, 2; 3, 4)."""
+    out = torch.zeros(CELLS, dtype=torch.long)
+    for i, stop in enumerate(task.stops[:2]):
+        out[stop.cell] = 2 + 2 * i
+    for i in range(min(task.movers, 2)):
+        out[task.actors[i].track[0]] = 1 + 2 * i
+    return out
+
+
+def training_tasks(step: int, count: int) -> list[Task]:
+    """The tasks of one training step: all of the split "train", no two steps the same."""
+    numbers = range(step * count, (step + 1) * count)
+    return [make_task(FAMILIES[n % len(FAMILIES)], "train", SEED, n // len(FAMILIES)) for n in numbers]
+
+
+def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Text embeddings (B, L, D), zero after each prompt's end."""
+    out: Tensor = encoder(ids, mask).last_hidden_state
+    return out * mask.unsqueeze(-1)
+
+
+def velocity(transformer: WanTransformer3DModel, noisy: Tensor, sigma: float, first: Tensor, text: Tensor) -> Tensor:
+    """Velocity (B, C, T, h, w) at noise level sigma, the first latent frame imposed with timestep 0."""
+    latents = torch.cat([first, noisy[:, :, 1:]], 2)
+    x = forward.embed(transformer, latents, 1000 * sigma, text, first_frame=True)
+    return forward.head(transformer, forward.advance(transformer, x, len(transformer.blocks)))
+
+
+def predict(transformer: WanTransformer3DModel, noisy: Tensor, sigma: float, first: Tensor, text: Tensor) -> Tensor:
+    """Clean latents predicted in one step, first frame imposed."""
+    clean = noisy - sigma * velocity(transformer, noisy, sigma, first, text)
+    return torch.cat([first, clean[:, :, 1:]], 2)
+
+
+def cell_weights(codes: Tensor) -> Tensor:
+    """Weights (B, 1, T, h, w) of the cells of clean codes: those that change are learned last and count most."""
+    changed = (codes - codes[:, :, :1]).abs().amax(1, keepdim=True)
+    before = torch.cat([codes[:, :, :1], codes[:, :, :-1]], 2)
+    moving = (codes - before).abs().amax(1, keepdim=True)
+    filled = codes.abs().amax(1, keepdim=True)
+    return 0.3 + 0.7 * filled + 2 * changed + 2 * moving
+
+
+def train(folder: Path, steps: int = STEPS) -> None:
+    """One-step training at full noise. ``folder`` keeps the state."""
+    torch.manual_seed(3)
+    tokenizer = reasoner_tokenizer(TEXT_LENGTH)
+    transformer, encoder = (m.to(device()) for m in build())
+    heads = [nn.Linear(WIDTH, 5).to(device()) for _ in range(2)]
+    both = nn.ModuleDict({"transformer": transformer, "encoder": encoder})
+    everything = nn.ModuleDict({**both, "heads": nn.ModuleList(heads)})
+    optimizers, ema = optimizers_for(everything), Ema(everything, 0.995)
+    run = Run(folder, {"all": everything}, optimizers, ema)
+    for step in run.steps(steps):
+        batch = Batch(training_tasks(step, BATCH), tokenizer)
+        generator = torch.Generator().manual_seed(step)
+        noise = torch.randn((BATCH, CHANNELS, BOARDS, 6, 6), generator=generator).to(device())
+        clean = batch.paired(noise)
+        first = clean[:, :, :1] + FIRST_NOISE * torch.randn(clean[:, :, :1].shape, generator=generator).to(noise)
+        text = embed(encoder, batch.ids.to(device()), batch.mask.to(device()))
+        x = forward.embed(transformer, torch.cat([first, noise[:, :, 1:]], 2), 1000.0, text, first_frame=True)
+        role = torch.zeros((), device=noise.device)
+        wanted = batch.roles.to(device())
+        for number, head in enumerate(heads):
+            x = forward.advance(transformer, x, 2 + number)
+            seen = head(x.hidden[:, :CELLS])
+            role = role + F.cross_entropy(seen.flatten(0, 1), wanted.flatten(), _role_weights(noise.device))
+        u = forward.head(transformer, forward.advance(transformer, x, LAYERS))
+        error = ((u - (noise - clean)) * SCALE).square()[:, :, 1:]
+        weight = cell_weights(clean * SCALE)[:, :, 1:]
+        flow = 10 * (error * weight).mean()
+        update(flow + 0.1 * role, everything, optimizers, ema, cosine(step, steps, 100))
+        if step % 50 == 0:
+            right = rightness(noise[:, :, 1:] - u[:, :, 1:], clean[:, :, 1:])
+            run.log(step, flow=flow, role=role / 2, boards=right.float().mean(), videos=right.all(1).float().mean())
+
+
+def _role_weights(where: torch.device) -> Tensor:
+    return torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0], device=where)
+
+
+def rightness(predicted: Tensor, clean: Tensor) -> Tensor:
+    """Which boards (B, T) of predicted latents say what the clean ones do, every number rounded."""
+    wrong = ((predicted - clean) * SCALE).abs() > 0.5
+    return ~wrong.permute(0, 2, 1, 3, 4).flatten(2).any(2)
+
+
+def optimizers_for(network: nn.Module) -> Optimizers:
+    """Muon for the filters and matrices in the blocks, AdamW for embeddings, heads and the rest."""
+    return matrices_and_rest(network, MUON, ADAM, lambda name: ".blocks." in name or ".block." in name)
+
+
+@torch.no_grad()
+def evaluate(state: Path, split: str, count: int, seed: int = 5) -> dict[str, float]:
+    """How many one-step predictions are right by their latents, by family. For a look; the scorer reads pixels."""
+    transformer, encoder = load_state(state)
+    tokenizer = reasoner_tokenizer(TEXT_LENGTH)
+    out = {}
+    for family in FAMILIES:
+        batch = Batch([make_task(family, split, seed, i) for i in range(count)], tokenizer)
+        noise = torch.randn((count, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(seed))
+        clean = batch.paired(noise)
+        text = embed(encoder, batch.ids, batch.mask)
+        found = predict(transformer, noise, 1.0, clean[:, :, :1], text)
+        right = rightness(found, clean)
+        out |= {family: float(right.all(1).float().mean()), f"{family} end": float(right[:, -1].float().mean())}
+    return out
+
+
+def load_state(state: Path) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
+    """The averaged networks of a training's state."""
+    transformer, encoder = build()
+    heads = nn.ModuleList(nn.Linear(WIDTH, 5) for _ in range(2))
+    averaged(state, "all", nn.ModuleDict({"transformer": transformer, "encoder": encoder, "heads": heads}))
+    return transformer.eval(), encoder.eval()
+
+
+def save(transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, folder: Path) -> None:
+    """Writes both in float16 beside the tokenizer."""
+    save_half(transformer, folder / "transformer")
+    save_half(encoder, folder / "text_encoder")
+    reasoner_tokenizer(TEXT_LENGTH).save_pretrained(folder / "tokenizer")
+

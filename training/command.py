@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("encoder", "decoder", "vae", "reasoner")
+STAGES = ("encoder", "decoder", "vae", "light", "reasoner", "distill")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
     """One stage in this process: weights go to ``out``/weights, states and logs to ``out``/stage."""
-    from training import reasoner, vae
+    from training import distill, light, reasoner, vae
 
     weights = out / "weights"
     given = {} if steps is None else {"steps": steps}
@@ -24,6 +24,8 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         "vae": lambda: vae.assemble(
             out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors", weights / "reasoner" / "vae"
         ),
+        "light": lambda: light.train(out / "light", **given),
+        "distill": lambda: distill.train(out / "distill", out / "reasoner" / "state.safetensors", **given),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
     }
     stages[stage]()

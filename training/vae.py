@@ -20,7 +20,7 @@ from training.films import random_film
 from ttopt.world.look import CELL, GRID, PAPER, render
 
 NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
-ENCODER_STEPS, DECODER_STEPS, STILL_STEPS = 2400, 3000, 900
+ENCODER_STEPS, DECODER_STEPS, STILL_STEPS = 2400, 5000, 2000
 CLIPS, STILLS, CROP, BOARDS = 8, 24, 3, 3  # in a batch; cells and boards of a crop
 MUON, ADAM = 0.02, 3e-3  # learning rates
 
@@ -134,7 +134,8 @@ def train_decoder(folder: Path, steps: int = DECODER_STEPS) -> None:
         video, code = video.to(device()), (code + noise).to(device())
         error = decode(vae, code) - video
         loss = pixel_loss(error, video)
-        update(loss, half, optimizers, ema, cosine(step, steps))
+        share = cosine(step, STILL_STEPS) if still else 0.7 * cosine(step - STILL_STEPS, steps - STILL_STEPS)
+        update(loss, half, optimizers, ema, share)
         if step % 50 == 0:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ttopt.world.look import ABSENT, CELLS, COLOR_NAMES, EMPTY, SHAPE_NAMES, WALL, Actor, Film, color_of, look, shape_of
+from ttopt.world.look import ABSENT, CELLS, COLOR_NAMES, EMPTY, LOOKS, SHAPE_NAMES, WALL, Actor, Film, color_of, look, shape_of
 from ttopt.world.scene import Task, neighbors, ways
 
 Rng = np.random.Generator
@@ -34,14 +34,12 @@ def _other(task: Task, rng: Rng) -> int | None:
 
 
 def _new_look(task: Task, number: int, rng: Rng, same_color: bool) -> int:
+    """A look that nothing in the task has: another shape in the same color or the other way round, if there is one."""
     taken = {n for a in task.actors for n in a.looks}
-    same_color = same_color and len({n for n in taken if color_of(n) == color_of(number)}) < len(SHAPE_NAMES)
-    if same_color:
-        options = [look(color_of(number), s) for s in SHAPE_NAMES]
-    else:
-        options = [look(c, shape_of(number)) for c in COLOR_NAMES]
-    options = [o for o in options if o not in taken]
-    return int(rng.choice(options))
+    shapes = [n for s in SHAPE_NAMES if (n := look(color_of(number), s)) not in taken]
+    colors = [n for c in COLOR_NAMES if (n := look(c, shape_of(number))) not in taken]
+    first, second = (shapes, colors) if same_color else (colors, shapes)
+    return int(rng.choice(first or second or [n for n in range(LOOKS) if n not in taken]))
 
 
 def _filled(track: list[int], boards: int) -> list[int]:

@@ -1,0 +1,84 @@
+"""Pictures and numbers to look at before training on: sheets of a family, truth after the VAE, what the reasoner makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor
+from transformers import UMT5EncoderModel
+
+from training.code import CHANNELS, SCALE
+from training.reasoner import TEXT_LENGTH, Batch, embed, predict
+from training.vae import decode, encode
+from ttopt.world.corruptions import corrupt
+from ttopt.world.look import BOARDS, render
+from ttopt.world.scene import Task
+from ttopt.world.scorer import score_videos
+from ttopt.world.second import judge_videos
+from ttopt.world.sheets import write_sheet
+from ttopt.world.tasks import FAMILIES, task_bank
+from ttopt.world.tokenizer import reasoner_tokenizer
+
+
+@torch.no_grad()
+def after_vae(vae: AutoencoderKLWan, videos: Tensor) -> Tensor:
+    """Videos (N, T, 3, H, W) in [0, 1] encoded and decoded, a few at a time."""
+    return torch.cat([decode(vae, encode(vae, part)).clamp(0, 1) for part in videos.split(4)])
+
+
+def truth_after_vae(vae: AutoencoderKLWan, split: str, count: int, seed: int = 5) -> dict[str, float]:
+    """How many right films are right in every frame after the VAE, by the first and the second scorer."""
+    right: dict[str, list[bool]] = {"first": [], "second": []}
+    for task in task_bank(split, seed, count):
+        video = after_vae(vae, render(task.film())[None])
+        score = score_videos(task, video)[0]
+        right["first"].append(score.success)
+        right["second"].append(all(judge_videos(task, video)[0].values()))
+        right.setdefault(task.family, []).append(score.success)
+        for rule, holds in score.rules.items():
+            right.setdefault(f"rule {rule}", []).append(holds)
+    return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+@torch.no_grad()
+def made(
+    vae: AutoencoderKLWan, transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, tasks: list[Task], seed: int
+) -> Tensor:
+    """One-step videos (N, 25, 3, 96, 96) of tasks."""
+    batch = Batch(tasks, reasoner_tokenizer(TEXT_LENGTH))
+    first = torch.cat([encode(vae, render(t.film())[None, :1]) for t in tasks]) / SCALE
+    noise = torch.randn((len(tasks), CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(seed))
+    found = predict(transformer, noise, 1.0, first, embed(encoder, batch.ids, batch.mask))
+    return torch.cat([decode(vae, part * SCALE).clamp(0, 1) for part in found.split(4)])
+
+
+def agreement(task: Task, videos: Tensor) -> list[tuple[bool, bool]]:
+    """Verdicts of both scorers on several videos of a task."""
+    first, second = score_videos(task, videos), judge_videos(task, videos)
+    return [(a.success, all(b.values())) for a, b in zip(first, second, strict=True)]
+
+
+def disagreements(vae: AutoencoderKLWan | None, split: str, count: int, seed: int = 5) -> tuple[int, list[str]]:
+    """Judges ``count`` right and wrong films, and the same after the VAE; returns how many and where verdicts differ."""
+    rng = np.random.default_rng(seed)
+    judged, differ = 0, []
+    for task in task_bank(split, seed, count // 2):
+        name, film, _ = corrupt(task, rng)
+        videos = torch.stack([render(task.film()), render(film)])
+        if vae is not None:
+            videos = torch.cat([videos, after_vae(vae, videos)])
+        for what, (first, second) in zip(("right", name) * 2, agreement(task, videos), strict=False):
+            judged += 1
+            if first != second:
+                differ.append(f"{task.name} {what} {first} {second}")
+    return judged, differ
+
+
+def sheets(out: Path, split: str, seed: int, each: int = 12) -> None:
+    """Writes a sheet of each family's right films, every second frame."""
+    for family in FAMILIES:
+        tasks = task_bank(split, seed, each, (family,))
+        write_sheet(out / f"{split}-{family}.png", [render(t.film())[::2] for t in tasks], 1)

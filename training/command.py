@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("encoder", "decoder", "vae", "light", "reasoner", "distill")
+STAGES = ("encoder", "decoder", "vae", "light", "reasoner", "distill", "teacher")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
     """One stage in this process: weights go to ``out``/weights, states and logs to ``out``/stage."""
-    from training import distill, light, reasoner, vae
+    from training import distill, light, reasoner, teacher, vae
 
     weights = out / "weights"
     given = {} if steps is None else {"steps": steps}
@@ -26,6 +26,7 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         ),
         "light": lambda: light.train(out / "light", **given),
         "distill": lambda: distill.train(out / "distill", out / "reasoner" / "state.safetensors", **given),
+        "teacher": lambda: teacher.train(out / "teacher", out / "light" / "state.safetensors", **given),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
     }
     stages[stage]()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ttopt.world.look import ABSENT, CELL, CELLS, COLOR_NAMES, EMPTY, GRID, PER_MOVE, WALL, Actor, Film, look, place
+from ttopt.world.look import CELL, CELLS, COLOR_NAMES, EMPTY, GRID, PER_MOVE, WALL, Film, look, place
 
 UNKNOWN = -1
 BLANK, GRAY = 6, 7  # names of pixels besides the six colors, in the order of COLOR_NAMES
@@ -46,30 +46,31 @@ class Blob:
 @dataclass
 class Seen:
     """What a video shows, frame by frame: things; grounds (T, 36), UNKNOWN where a cell is something else or hidden;
-    ``stray``: the most pixels in one cell that belong to nothing."""
+    ``stray``: the most pixels in one cell that belong to nothing. ``per_move``: frames a move, 1 if they are boards."""
 
     things: list[list[Blob]]
     grounds: NDArray[np.int64]
     stray: NDArray[np.int64]  # (T,)
+    per_move: int = PER_MOVE
 
     def __len__(self) -> int:
         return len(self.things)
 
 
-def from_film(film: Film) -> Seen:
-    """The same of a film, from what it was rendered from instead of its pixels."""
-    frames = PER_MOVE * (len(film.grounds) - 1) + 1
+def from_film(film: Film, boards: bool = False) -> Seen:
+    """The same of a film, from what it was rendered from instead of its pixels; of its ``boards`` alone if so wished."""
+    frames = np.arange(PER_MOVE * (len(film.grounds) - 1) + 1)[:: PER_MOVE if boards else 1]
     things: list[list[Blob]] = []
-    for frame in range(frames):
+    for frame in frames.tolist():
         places = [place(actor, frame) for actor in film.actors]
         # A cell's edge line is its upper left pixel row: the middle of the 10x10 place is at 8 of 16.
         things.append([Blob(p[0], p[1] + 5.0, p[2] + 5.0) for p in places if p is not None])
-    grounds = film.grounds[-(-np.arange(frames) // PER_MOVE)]
-    return Seen(things, grounds, np.zeros(frames, np.int64))
+    grounds = film.grounds[-(-frames // PER_MOVE)]
+    return Seen(things, grounds, np.zeros(len(frames), np.int64), 1 if boards else PER_MOVE)
 
 
-def read(video: Tensor) -> Seen:
-    """A video (T, 3, 96, 96) in [0, 1]."""
+def read(video: Tensor, boards: bool = False) -> Seen:
+    """A video (T, 3, 96, 96) in [0, 1]; ``boards``: its frames are boards, between which the moves are not shown."""
     names = name_pixels(video.float().clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
     things, grounds, stray = [], [], []
     for frame in names:
@@ -78,7 +79,7 @@ def read(video: Tensor) -> Seen:
         things.append(blobs)
         grounds.append(ground)
         stray.append(left)
-    return Seen(things, np.stack(grounds), np.array(stray))
+    return Seen(things, np.stack(grounds), np.array(stray), 1 if boards else PER_MOVE)
 
 
 def name_pixels(frames: NDArray[np.float32]) -> Names:
@@ -222,6 +223,3 @@ def _grounds(names: Names, boxes: list[tuple[int, int, int, int]]) -> tuple[NDAr
             odd = int((rim != BLANK).sum()) + int((inside != BLANK).sum())
         worst = max(worst, odd)
     return out, worst
-
-
-__all__ = ["ABSENT", "Actor", "Blob", "Seen", "from_film", "name_pixels", "read"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ttopt.world.look import CELL, EMPTY, GRID, PER_MOVE, WALL
+from ttopt.world.look import CELL, EMPTY, GRID, WALL
 from ttopt.world.reader import UNKNOWN, Blob, Seen, read
 from ttopt.world.scene import Task
 
@@ -28,9 +28,9 @@ def judge(task: Task, seen: Seen) -> Rules:
     if follows is None:
         follows = [[None] * len(seen) for _ in task.actors]
     if task.in_turn or len(task.stops) > len(moving):
-        rules["order"] = _order(task, follows)
+        rules["order"] = _order(task, follows, seen.per_move)
     if moving:
-        rules["way"] = all(_steps(follows[actor]) for actor in moving)
+        rules["way"] = all(_steps(follows[actor], seen.per_move) for actor in moving)
     if task.walls:
         rules["walls"] = not any(_touches(blob, task) for actor in moving for blob in follows[actor])
     rest = [a for a in range(len(task.actors)) if a not in moving]
@@ -85,11 +85,11 @@ def _goal(task: Task, follows: list[list[Blob | None]] | None) -> bool:
     return all((last := follows[actor][-1]) is not None and last.look == new for actor, new in task.turns)
 
 
-def _steps(row: list[Blob | None]) -> bool:
+def _steps(row: list[Blob | None], per_move: int) -> bool:
     """Whether a thing rests in a cell whenever a move ends, and slides to one next door, or not at all, in between."""
-    for start in range(0, len(row) - 1, PER_MOVE):
-        part = [blob for blob in row[start : start + PER_MOVE + 1] if blob is not None]
-        if len(part) <= PER_MOVE:
+    for start in range(0, len(row) - 1, per_move):
+        part = [blob for blob in row[start : start + per_move + 1] if blob is not None]
+        if len(part) <= per_move:
             continue  # not there all the time: another rule's business
         a, b = part[0], part[-1]
         if not (a.rests and b.rests):
@@ -122,11 +122,11 @@ def _stays(row: list[Blob | None], cell: int) -> bool:
     return all(blob.cell == cell and blob.rests for blob in row if blob is not None)
 
 
-def _order(task: Task, follows: list[list[Blob | None]]) -> bool:
+def _order(task: Task, follows: list[list[Blob | None]], per_move: int) -> bool:
     """Whether the stops are reached one after the other, and who has to wait has not moved before."""
     board = 0
     for number, stop in enumerate(task.stops):
-        row = follows[stop.actor][::PER_MOVE]
+        row = follows[stop.actor][::per_move]
         if task.in_turn and number:
             home = task.actors[stop.actor].track[0]
             if any(blob is None or blob.cell != home or not blob.rests for blob in row[: board + 1]):

@@ -1,4 +1,4 @@
-"""The toy world: right films pass both scorers, each wrong one fails for its rule in both, splits differ as promised."""
+"""The toy world: right films pass both scorers, wrong ones fail for their rule in both, splits differ as promised."""
 
 from __future__ import annotations
 

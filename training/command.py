@@ -55,5 +55,3 @@ def main() -> None:
         port = free.getsockname()[1]
     given = (args.processes, port, args.stage, args.out, args.steps)
     torch.multiprocessing.spawn(_worker, given, nprocs=args.processes)
-
-

@@ -141,7 +141,8 @@ def matrices_and_rest(
     network: nn.Module, muon: float, adam: float, chosen: Callable[[str], bool] = lambda name: True
 ) -> Optimizers:
     """Muon for a network's matrices and filters with ``chosen`` names, AdamW for the rest, at these learning rates."""
-    big, small = [], []
+    big: list[nn.Parameter] = []
+    small: list[nn.Parameter] = []
     for name, weight in network.named_parameters():
         matrix = weight.ndim >= 2 and min(weight.shape[0], weight.numel() // weight.shape[0]) > 4
         (big if matrix and chosen(name) else small).append(weight)

@@ -1,4 +1,4 @@
-"""Pictures and numbers to look at before training on: sheets of a family, truth after the VAE, what the reasoner makes."""
+"""Pictures and numbers to look at before training on: sheets, truth after the VAE, what the reasoner makes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def agreement(task: Task, videos: Tensor) -> list[tuple[bool, bool]]:
 
 
 def disagreements(vae: AutoencoderKLWan | None, split: str, count: int, seed: int = 5) -> tuple[int, list[str]]:
-    """Judges ``count`` right and wrong films, and the same after the VAE; returns how many and where verdicts differ."""
+    """Judges ``count`` right and wrong films, and the same after the VAE: how many, and where the verdicts differ."""
     rng = np.random.default_rng(seed)
     judged, differ = 0, []
     for task in task_bank(split, seed, count // 2):

@@ -1,8 +1,8 @@
 """The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching at full noise first.
 
 Where a task has two right answers the noise chooses: the sign of its sum over the first move, a fair coin, picks the
-one that it is paired with (a coupling of noise and data, as in optimal-transport flow matching). Each noise then has one
-answer, one step suffices to make it, and other noises make others.
+one that it is paired with (a coupling of noise and data, as in optimal-transport flow matching). Each noise then has
+one answer, one step suffices to make it, and other noises make others.
 
 Latents are the code of code.py divided by SCALE, (B, 20, 7, 6, 6); the first board is the condition.
 """
@@ -48,7 +48,7 @@ def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
 
 
 class Batch:
-    """Tasks as tensors: codes of their right answers (B, 2, 20, 7, 6, 6), token ids and mask, roles of cells (B, 36)."""
+    """Tasks as tensors: codes of right answers (B, 2, 20, 7, 6, 6), token ids and mask, roles of cells (B, 36)."""
 
     def __init__(self, tasks: list[Task], tokenizer: PreTrainedTokenizerFast) -> None:
         self.tasks = tasks
@@ -165,7 +165,7 @@ def evaluate(state: Path, split: str, count: int, seed: int = 5) -> dict[str, fl
     """How many one-step predictions are right by their latents, by family. For a look; the scorer reads pixels."""
     transformer, encoder = load_state(state)
     tokenizer = reasoner_tokenizer(TEXT_LENGTH)
-    out = {}
+    out: dict[str, float] = {}
     for family in FAMILIES:
         batch = Batch([make_task(family, split, seed, i) for i in range(count)], tokenizer)
         noise = torch.randn((count, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(seed))
@@ -190,4 +190,3 @@ def save(transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, folder: 
     save_half(transformer, folder / "transformer")
     save_half(encoder, folder / "text_encoder")
     reasoner_tokenizer(TEXT_LENGTH).save_pretrained(folder / "tokenizer")
-

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -98,6 +99,7 @@ def other_task(task: Task, rng: np.random.Generator) -> Task:
         return task
     count = min(2, len(pads), len(actors))
     kind = int(rng.integers(3))
+    stops: tuple[Stop, ...]
     if kind == 0 or count < 2:
         stops, movers = (Stop(0, pads[0], int(task.grounds[pads[0]])),), 1
     elif kind == 1:  # one after the other
@@ -109,7 +111,8 @@ def other_task(task: Task, rng: np.random.Generator) -> Task:
 
 def choose(task: Task, seen: Seen, rng: np.random.Generator) -> tuple[list[Question], list[float]]:
     """QUESTIONS questions about a video and their truths, Yes and No about equally often, most of them the task's."""
-    asked = {q.text: q for q in (*questions(task), *questions(other_task(task, rng)), *questions(other_task(task, rng)))}
+    scenes = (task, other_task(task, rng), other_task(task, rng))
+    asked = {q.text: q for scene in scenes for q in questions(scene)}
     options = list(asked.values())
     own = {q.text for q in questions(task)}
     values = [q.truth(seen) for q in options]
@@ -130,6 +133,11 @@ def answer_loss(teacher: Teacher, out: PackedOutput, truths: Tensor) -> tuple[Te
     yes, no = (teacher.tokenizer.convert_tokens_to_ids(w) for w in ("Yes", "No"))
     loss = -(truths * log[..., yes] + (1 - truths) * log[..., no])
     return loss, log[..., yes].detach().exp()
+
+
+def log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> NDArray[np.float64]:
+    """BATCH numbers between two ends."""
+    return np.exp(rng.uniform(math.log(ends[0]), math.log(ends[1]), BATCH))
 
 
 def draw(rng: np.random.Generator) -> tuple[Task, Film]:
@@ -165,7 +173,7 @@ def train(folder: Path, light_state: Path, steps: int = STEPS, warm: int = WARM)
             rendered = torch.stack([render(film)[::PER_MOVE] for film in films]).to(device())
             told = [from_film(film, boards=True) for film in films]
             latents = torch.stack([film_code(film) for film in films]).to(device()) / SCALE
-            radius = np.exp(rng.uniform(*map(math.log, RADIUS), BATCH)) * (rng.random(BATCH) < 0.75)
+            radius = log_uniform(rng, RADIUS) * (rng.random(BATCH) < 0.75)
             push = torch.tensor(radius, dtype=torch.float32, device=device()).view(-1, 1, 1, 1, 1) / (REPLAYS - 1)
             delta = 0.1 * torch.randn_like(latents) * float(rng.random())
             decoded = rng.random(BATCH) < 0.67
@@ -178,7 +186,7 @@ def train(folder: Path, light_state: Path, steps: int = STEPS, warm: int = WARM)
             seen = [read(shown[i].detach(), boards=True) if decoded[i] else told[i] for i in range(BATCH)]
         picked = [choose(task, what, rng) for task, what in zip(tasks, seen, strict=True)]
         truths = torch.tensor([values for _, values in picked], device=device())
-        sigma = np.exp(rng.uniform(*map(math.log, NOISE), BATCH)) * (rng.random(BATCH) < NOISY)
+        sigma = log_uniform(rng, NOISE) * (rng.random(BATCH) < NOISY)
         noise = torch.from_numpy(sigma).float().view(-1, 1, 1, 1, 1).to(device()) * torch.randn_like(frames)
         out = teacher.forward_packed(frames + noise, [[q.text for q in row] for row, _ in picked], FPS, SHOWN)
         losses, yes = answer_loss(teacher, out, truths)

@@ -1,7 +1,7 @@
-"""The standard VAE: AutoencoderKLWan in the 2.2 style, spatial x16 and temporal x4: a latent cell is a cell of the board.
+"""The standard VAE: AutoencoderKLWan in the 2.2 style, spatial x16 and temporal x4: a latent cell is a board's cell.
 
-Encoder and decoder learn apart from each other, from crops of random films: the encoder to name what it sees in the code
-of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, never a sample.
+Encoder and decoder learn apart from each other, from crops of random films: the encoder to name what it sees in the
+code of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, not a sample.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 def crops(rng: np.random.Generator, count: int, still: bool = False) -> tuple[Tensor, Tensor]:
     """Random videos of three by three cells and three boards (count, 9, 3, 48, 48), and their codes (count, 20, 3, 3,
     3). ``still``: the first frame and board alone."""
-    videos, codes = [], []
+    videos: list[Tensor] = []
+    codes: list[Tensor] = []
     while len(videos) < count:
         film = random_film(rng, BOARDS, float(rng.uniform(0.2, 1)))
         video, code = render(film), film_code(film)

@@ -8,7 +8,20 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ttopt.world.look import ABSENT, CELLS, COLOR_NAMES, EMPTY, LOOKS, SHAPE_NAMES, WALL, Actor, Film, color_of, look, shape_of
+from ttopt.world.look import (
+    ABSENT,
+    CELLS,
+    COLOR_NAMES,
+    EMPTY,
+    LOOKS,
+    SHAPE_NAMES,
+    WALL,
+    Actor,
+    Film,
+    color_of,
+    look,
+    shape_of,
+)
 from ttopt.world.scene import Task, neighbors, ways
 
 Rng = np.random.Generator

@@ -40,7 +40,8 @@ def questions(task: Task) -> tuple[Question, ...]:
         text = f"Does {names[0]} stay off the walls?"
         out.append(Question("walls", text, lambda seen: _rule(task, seen, "walls"), frozenset({"walls"})))
     if task.stops:
-        text = f"{'Is' if len(names) == 1 else 'Are'} there exactly one {_ones(task)} all the time, moving cell by cell?"
+        verb = "Is" if len(names) == 1 else "Are"
+        text = f"{verb} there exactly one {_ones(task)} all the time, moving cell by cell?"
     else:
         text = f"{'Does' if len(names) == 1 else 'Do'} {' and '.join(names)} keep shape and place all the time?"
     out.append(Question("one", text, lambda seen: _whole(task, seen), frozenset({"whole", "way"})))

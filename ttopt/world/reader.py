@@ -58,7 +58,7 @@ class Seen:
 
 
 def from_film(film: Film, boards: bool = False) -> Seen:
-    """The same of a film, from what it was rendered from instead of its pixels; of its ``boards`` alone if so wished."""
+    """The same of a film, from what it was rendered from, not from pixels; of its ``boards`` alone if so wished."""
     frames = np.arange(PER_MOVE * (len(film.grounds) - 1) + 1)[:: PER_MOVE if boards else 1]
     things: list[list[Blob]] = []
     for frame in frames.tolist():

@@ -169,7 +169,7 @@ class Draw:
         return cell
 
     def others(self, like: Sequence[int], least: int, most: int, blocked: Collection[int]) -> list[Actor]:
-        """Things that share color or shape with one of ``like``, off the ways; novel boards hold more than any other."""
+        """Things that share color or shape with one of ``like``, off the ways; novel boards hold more than others."""
         out = []
         for _ in range(most + 1 if self.novel else self.pick(range(least, most + 1))):
             twin = self.pick(like)
@@ -208,4 +208,3 @@ class Draw:
 def painted(number: int, color: str) -> int:
     """The look of a thing painted in another color."""
     return look(color, shape_of(number))
-

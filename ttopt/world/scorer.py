@@ -69,9 +69,11 @@ def _score(task: Task, video: Tensor) -> Score:
     if movers:
         truths["way"] = torch.stack([_legal(sight.places[m], sight.there[m]) for m in movers]).amin(0)
     if task.walls:
-        truths["walls"] = torch.stack([_off(sight.places[m], task.walls) for m in movers]).maximum(
-            (~sight.there[movers]).float()
-        ).amin(0)
+        truths["walls"] = (
+            torch.stack([_off(sight.places[m], task.walls) for m in movers])
+            .maximum((~sight.there[movers]).float())
+            .amin(0)
+        )
     fixed = [i for i in range(len(task.actors)) if i not in movers]
     if fixed:
         homes = torch.tensor([_corner(task.actors[i].track[0]) for i in fixed]).unsqueeze(1)
@@ -86,8 +88,8 @@ def _score(task: Task, video: Tensor) -> Score:
 
 class _Sight:
     """Where the task's things are: ``places`` (A, T, 2) upper left pixels, as before where one is not seen; ``turned``
-    and ``there`` (A, T) whether it has its new look and is seen at all; ``whole`` and ``clean`` (T,) are the rules whole
-    and ground, frame by frame."""
+    and ``there`` (A, T) whether it has its new look and is seen at all; ``whole`` and ``clean`` (T,) are the rules
+    whole and ground, frame by frame."""
 
     def __init__(self, task: Task, video: Tensor) -> None:
         fits = _fits(video)  # (T, 24, P, P)

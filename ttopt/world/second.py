@@ -1,4 +1,4 @@
-"""A second scorer, written from the rules' words alone: it judges what reader.py reads and shares no code with the first.
+"""A second scorer, written from the rules' words: it judges what reader.py reads and shares no code with the first.
 
 It exists to check the first: where the two disagree, one of them is wrong. The rules are those of scorer.py.
 """

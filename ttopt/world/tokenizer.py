@@ -12,8 +12,8 @@ after and around bring changes else everything first gap goes make move nothing 
 then through to turns visits walls
 """.split()
 QUESTION_WORDS = """
-Is Are Does Do Has Have there exactly one all time moving cell by on at end turned visit before stay stays off keep shape
-place everything but it as is other same
+Is Are Does Do Has Have there exactly one all time moving cell by on at end turned visit before stay stays off keep
+shape place everything but it as is other same
 """.split()
 REPLY_WORDS = "Questions goal process Yes No user assistant".split()
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]

@@ -115,6 +115,14 @@ def _grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return out
 
 
+def _around(mask: NDArray[np.bool_]) -> NDArray[np.int8]:
+    """How many of the nine pixels around each one, itself included, are set; none beyond the edge."""
+    count = np.pad(mask, 1).astype(np.int8)
+    count = count[:-2] + count[1:-1] + count[2:]
+    out: NDArray[np.int8] = count[:, :-2] + count[:, 1:-1] + count[:, 2:]
+    return out
+
+
 def _blobs(names: Names) -> tuple[list[Blob], list[tuple[int, int, int, int]]]:
     """Things of a frame (96, 96) and their boxes (top, left, bottom, right)."""
     blobs, boxes = [], []
@@ -122,6 +130,7 @@ def _blobs(names: Names) -> tuple[list[Blob], list[tuple[int, int, int, int]]]:
         thick = names == color
         if thick.sum() < LEAST:
             continue
+        thick |= _around(thick) >= 7  # holes that noise made
         core = _erode(thick)
         opened = _grow(core) & thick
         for pixels in _pieces(opened):
@@ -168,6 +177,7 @@ def _shape(part: NDArray[np.bool_]) -> str | None:
     if not (6 <= height <= 12 and 6 <= width <= 12):
         return None
     y, x = max(2, round(height * 0.3)), max(2, round(width * 0.3))
+    filled = float(part.mean())
     full = [float(c.mean()) for c in (part[:y, :x], part[:y, -x:], part[-y:, :x], part[-y:, -x:])]
     above, below = (full[0] + full[1]) / 2, (full[2] + full[3]) / 2
     if below - above > 0.35:
@@ -175,11 +185,11 @@ def _shape(part: NDArray[np.bool_]) -> str | None:
     mean = (above + below) / 2
     if max(full) - min(full) > 0.6:
         return None
-    if mean > 0.84 and max(height, width) <= 9.5:
-        return "square"
-    if mean < 0.2:
+    if mean < 0.3 and filled < 0.76:
         return "cross"
-    return "circle" if 0.2 <= mean <= 0.84 else None
+    if height + width <= 17:  # eight pixels wide, or nine where it is blurred
+        return "square" if filled > 0.85 else None
+    return "circle" if 0.65 < filled < 0.92 or height + width >= 19 else "square"
 
 
 def _rim() -> NDArray[np.bool_]:
@@ -201,25 +211,24 @@ def _grounds(names: Names, boxes: list[tuple[int, int, int, int]]) -> tuple[NDAr
     for top, left, bottom, right in boxes:
         hidden[max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1] = True
     out = np.full(CELLS, UNKNOWN, np.int64)
-    worst = 0
+    odd = np.zeros(names.shape, bool)  # pixels that belong to nothing
     for cell in range(CELLS):
         row, column = divmod(cell, GRID)
         area = np.s_[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
         pixels, bare = names[area], ~hidden[area]
         rim = pixels[_RIM & bare]
         counts = np.bincount(rim, minlength=8) if len(rim) else np.zeros(8, int)
-        inside = pixels[bare & ~_RIM]
         gray = float((pixels[bare] == GRAY).mean()) if bare.any() else 0.0
         if gray > 0.7:
             out[cell] = WALL
-            worst = max(worst, int((pixels[bare] < BLANK).sum()))
+            odd[area] = bare & (pixels < BLANK)
             continue
         color = int(counts[: len(COLOR_NAMES)].argmax())
         if len(rim) and counts[color] > RIM * len(rim):
             out[cell] = 1 + color
-            odd = int((rim != color).sum() - (rim == GRAY).sum()) + int((inside != BLANK).sum())
+            odd[area] = bare & (pixels != BLANK) & ~(_RIM & (pixels == color))
         else:
             out[cell] = EMPTY
-            odd = int((rim != BLANK).sum()) + int((inside != BLANK).sum())
-        worst = max(worst, odd)
-    return out, worst
+            odd[area] = bare & (pixels != BLANK)
+    odd &= _around(odd) >= 6  # more than blurred edges and single pixels
+    return out, int(odd.reshape(GRID, CELL, GRID, CELL).sum((1, 3)).max())

@@ -11,7 +11,7 @@ from ttopt.world.look import CELL, EMPTY, GRID, WALL
 from ttopt.world.reader import UNKNOWN, Blob, Seen, read
 from ttopt.world.scene import Task
 
-STRAY = 26  # pixels in one cell that belong to nothing
+STRAY = 8  # pixels in one cell, close together, that belong to nothing
 Rules = dict[str, bool]
 
 

@@ -126,7 +126,7 @@ def under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def averaged(state: Path, name: str, module: nn.Module) -> None:
     """Loads the averaged weights of a training's state file into ``module``, saved there under ``name``."""
     tensors = load_file(state)
-    module.load_state_dict({**under(tensors, name), **under(tensors, "ema")}, strict=True)
+    module.load_state_dict({**under(tensors, name), **under(tensors, "ema")})
 
 
 def cosine(step: int, total: int, warmup: int = 30, floor: float = 0.02) -> float:

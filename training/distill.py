@@ -74,8 +74,8 @@ def train(folder: Path, start: Path, steps: int = STEPS) -> None:
             begun[wrong] = films.to(begun)
             clean[wrong] = films.to(begun)
         found = predict(transformer, (1 - sigma) * begun + sigma * noise, sigma, first, text)
-        error = ((found - clean) * SCALE).square() * cell_weights(clean * SCALE)
-        loss = 10 * error[:, :, 1:].mean()
+        error = ((found - clean) * SCALE).square() * cell_weights(batch.codes.to(clean))
+        loss = 40 * error[:, :, 1:].mean()
         update(loss, both, optimizers, ema, SHARE * cosine(step, steps, 100))
         if step % 50 in (0, 1):
             run.log(step, sigma=sigma, loss=loss)

@@ -20,14 +20,15 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from training.code import CHANNELS, LEAVES, SCALE, film_code
 from training.common import Ema, Optimizers, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from ttopt.reasoner import forward
-from ttopt.world.look import BOARDS, CELLS
+from ttopt.world.look import BOARDS, CELLS, GRID
 from ttopt.world.scene import Task
 from ttopt.world.tasks import FAMILIES, make_task
 from ttopt.world.tokenizer import reasoner_tokenizer
 
 TEXT_LENGTH, WIDTH, HEADS, LAYERS, FFN = 40, 128, 4, 6, 384
 STEPS, BATCH, SEED = 8000, 8, 21
-MUON, ADAM = 0.01, 1.5e-3  # learning rates
+MUON, ADAM = 0.006, 1e-3  # learning rates
+IGNORED, OFFSETS = -100, 2 * GRID - 1
 FIRST_NOISE = 0.15  # of the first board's latents: an encoder is not exact
 
 
@@ -48,7 +49,7 @@ def build() -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
 
 
 class Batch:
-    """Tasks as tensors: codes of right answers (B, 2, 20, 7, 6, 6), token ids and mask, roles of cells (B, 36)."""
+    """Tasks as tensors: codes of right answers (B, 2, 20, 7, 6, 6), token ids and mask (B, L)."""
 
     def __init__(self, tasks: list[Task], tokenizer: PreTrainedTokenizerFast) -> None:
         self.tasks = tasks
@@ -59,12 +60,15 @@ class Batch:
             return_tensors="pt",
         )  # fmt: skip
         self.ids, self.mask = tokens.input_ids, tokens.attention_mask
-        self.roles = torch.stack([roles(t) for t in tasks])
 
     def paired(self, noise: Tensor) -> Tensor:
         """The latents (B, 20, 7, 6, 6) that the noise is paired with."""
-        second = noise[:, LEAVES, 1].sum((1, 2)) > 0
-        return self.codes[torch.arange(len(noise)), second.long().cpu()].to(noise) / SCALE
+        return self.codes[torch.arange(len(noise)), self.second(noise).long()].to(noise) / SCALE
+
+    @staticmethod
+    def second(noise: Tensor) -> Tensor:
+        """Whether the noise (B, 20, 7, 6, 6) is paired with the second of the right answers, (B,) bool on the CPU."""
+        return (noise[:, LEAVES, 1].sum((1, 2)) > 0).cpu()
 
 
 def roles(task: Task) -> Tensor:
@@ -103,12 +107,57 @@ def predict(transformer: WanTransformer3DModel, noisy: Tensor, sigma: float, fir
 
 
 def cell_weights(codes: Tensor) -> Tensor:
-    """Weights (B, 1, T, h, w) of the cells of clean codes: those that change are learned last and count most."""
-    changed = (codes - codes[:, :, :1]).abs().amax(1, keepdim=True)
-    before = torch.cat([codes[:, :, :1], codes[:, :, :-1]], 2)
-    moving = (codes - before).abs().amax(1, keepdim=True)
-    filled = codes.abs().amax(1, keepdim=True)
-    return 0.3 + 0.7 * filled + 2 * changed + 2 * moving
+    """Weights (B, 1, 1, h, w) from the codes of both right answers (B, 2, 20, T, h, w): cells in which something ever
+    changes, and those next to them, count more. What is there and what is not counts the same, or the model would
+    rather show a thing in every direction than miss it."""
+    changed = (codes - codes[:, :, :, :1]).abs().amax((1, 2, 3))  # (B, h, w)
+    near = F.max_pool2d(changed.unsqueeze(1), 3, 1, 1)
+    return (1 + 2 * near.clamp(max=1)).unsqueeze(2)
+
+
+class Plans:
+    """What the training-only heads learn from the first board's tokens, each (B, 36): see ``Heads``."""
+
+    def __init__(self, tasks: list[Task], second: Tensor) -> None:
+        self.roles = torch.stack([roles(task) for task in tasks])
+        self.offsets = torch.full((len(tasks), CELLS, 6), IGNORED)
+        self.arrivals = torch.full((len(tasks), CELLS, 2), IGNORED)
+        rows, columns = torch.arange(CELLS) // GRID, torch.arange(CELLS) % GRID
+        for row, (task, late) in enumerate(zip(tasks, second.tolist(), strict=True)):
+            movers = task.choices[-1 if late else 0][: task.movers]
+            named = [movers[0].track[0], *(stop.cell for stop in task.stops)][:3]
+            for i, cell in enumerate(named):
+                self.offsets[row, :, 2 * i] = cell // GRID - rows + GRID - 1
+                self.offsets[row, :, 2 * i + 1] = cell % GRID - columns + GRID - 1
+            if task.stops:
+                self.arrivals[row] = 0
+                for number, mover in enumerate(movers[:2]):
+                    for board, cell in reversed(list(enumerate(mover.track))):
+                        self.arrivals[row, cell, number] = board
+
+
+class Heads(nn.Module):
+    """Training-only classifiers on the first board's tokens: after two and three blocks the role of a cell, after four
+    where from here the mover and its pads are, after five on which board a mover first comes here, if ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.role = nn.ModuleList(nn.Linear(WIDTH, 5) for _ in range(2))
+        self.offset = nn.Linear(WIDTH, 6 * OFFSETS)
+        self.arrival = nn.Linear(WIDTH, 2 * BOARDS)
+
+    def forward(self, block: int, tokens: Tensor, plans: Plans) -> Tensor:
+        """Cross-entropy of what is learned after so many blocks from tokens (B, 36, D)."""
+        where = tokens.device
+        if block in (2, 3):
+            weight = torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0], device=where)
+            return F.cross_entropy(self.role[block - 2](tokens).flatten(0, 1), plans.roles.flatten().to(where), weight)
+        if block == 4:
+            logits, wanted, weight = self.offset(tokens).unflatten(-1, (6, OFFSETS)), plans.offsets, None
+        else:
+            logits, wanted = self.arrival(tokens).unflatten(-1, (2, BOARDS)), plans.arrivals
+            weight = torch.tensor([0.3] + [1.0] * (BOARDS - 1), device=where)
+        return F.cross_entropy(logits.flatten(0, 2), wanted.flatten().to(where), weight, ignore_index=IGNORED)
 
 
 def train(folder: Path, steps: int = STEPS) -> None:
@@ -116,37 +165,34 @@ def train(folder: Path, steps: int = STEPS) -> None:
     torch.manual_seed(3)
     tokenizer = reasoner_tokenizer(TEXT_LENGTH)
     transformer, encoder = (m.to(device()) for m in build())
-    heads = [nn.Linear(WIDTH, 5).to(device()) for _ in range(2)]
-    both = nn.ModuleDict({"transformer": transformer, "encoder": encoder})
-    everything = nn.ModuleDict({**both, "heads": nn.ModuleList(heads)})
+    everything = nn.ModuleDict({"transformer": transformer, "encoder": encoder, "heads": Heads().to(device())})
     optimizers, ema = optimizers_for(everything), Ema(everything, 0.995)
     run = Run(folder, {"all": everything}, optimizers, ema)
+    means: dict[str, float] = {}
     for step in run.steps(steps):
         batch = Batch(training_tasks(step, BATCH), tokenizer)
         generator = torch.Generator().manual_seed(step)
-        noise = torch.randn((BATCH, CHANNELS, BOARDS, 6, 6), generator=generator).to(device())
+        noise = torch.randn((BATCH, CHANNELS, BOARDS, GRID, GRID), generator=generator).to(device())
         clean = batch.paired(noise)
+        plans = Plans(batch.tasks, batch.second(noise))
         first = clean[:, :, :1] + FIRST_NOISE * torch.randn(clean[:, :, :1].shape, generator=generator).to(noise)
         text = embed(encoder, batch.ids.to(device()), batch.mask.to(device()))
         x = forward.embed(transformer, torch.cat([first, noise[:, :, 1:]], 2), 1000.0, text, first_frame=True)
-        role = torch.zeros((), device=noise.device)
-        wanted = batch.roles.to(device())
-        for number, head in enumerate(heads):
-            x = forward.advance(transformer, x, 2 + number)
-            seen = head(x.hidden[:, :CELLS])
-            role = role + F.cross_entropy(seen.flatten(0, 1), wanted.flatten(), _role_weights(noise.device))
+        losses: dict[str, Tensor] = {}
+        for block in (2, 3, 4, 5):
+            x = forward.advance(transformer, x, block)
+            losses[f"head{block}"] = everything["heads"](block, x.hidden[:, :CELLS], plans)
         u = forward.head(transformer, forward.advance(transformer, x, LAYERS))
         error = ((u - (noise - clean)) * SCALE).square()[:, :, 1:]
-        weight = cell_weights(clean * SCALE)[:, :, 1:]
-        flow = 10 * (error * weight).mean()
-        update(flow + 0.1 * role, everything, optimizers, ema, cosine(step, steps, 100))
+        losses["flow"] = 40 * (error * cell_weights(batch.codes.to(noise))).mean()
+        loss = losses["flow"] + 0.1 * sum(value for name, value in losses.items() if name != "flow")
+        update(loss, everything, optimizers, ema, cosine(step, steps, 100))
+        right = rightness(noise[:, :, 1:] - u[:, :, 1:], clean[:, :, 1:]).float()
+        seen = {**losses, "boards": right.mean(), "videos": right.amin(1).mean()}
+        for name, value in seen.items():
+            means[name] = 0.97 * means.get(name, float(value.detach())) + 0.03 * float(value.detach())
         if step % 50 == 0:
-            right = rightness(noise[:, :, 1:] - u[:, :, 1:], clean[:, :, 1:])
-            run.log(step, flow=flow, role=role / 2, boards=right.float().mean(), videos=right.all(1).float().mean())
-
-
-def _role_weights(where: torch.device) -> Tensor:
-    return torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0], device=where)
+            run.log(step, **means)
 
 
 def rightness(predicted: Tensor, clean: Tensor) -> Tensor:
@@ -180,8 +226,7 @@ def evaluate(state: Path, split: str, count: int, seed: int = 5) -> dict[str, fl
 def load_state(state: Path) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """The averaged networks of a training's state."""
     transformer, encoder = build()
-    heads = nn.ModuleList(nn.Linear(WIDTH, 5) for _ in range(2))
-    averaged(state, "all", nn.ModuleDict({"transformer": transformer, "encoder": encoder, "heads": heads}))
+    averaged(state, "all", nn.ModuleDict({"transformer": transformer, "encoder": encoder, "heads": Heads()}))
     return transformer.eval(), encoder.eval()
 
 

@@ -1,7 +1,7 @@
 """The standard VAE: AutoencoderKLWan in the 2.2 style, spatial x16 and temporal x4: a latent cell is a board's cell.
 
 Encoder and decoder learn apart from each other, from crops of random films: the encoder to name what it sees in the
-code of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, not a sample.
+code of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, no sample.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trainings of the toy world's models: what they learn from is what they say, and untrained models fit the real classes."""
+"""Trainings of the toy world's models: they learn from what they say, and untrained models fit the real classes."""
 
 from __future__ import annotations
 

@@ -137,8 +137,8 @@ class Plans:
 
 
 class Heads(nn.Module):
-    """Training-only classifiers on the first board's tokens: after two and three blocks the role of a cell, after four
-    where from here the mover and its pads are, after five on which board a mover first comes here, if ever."""
+    """Training-only classifiers on the first board's tokens: after one and two blocks the role of a cell, after three
+    where from here the mover and its pads are, after four on which board a mover first comes here, if ever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,10 +149,10 @@ class Heads(nn.Module):
     def forward(self, block: int, tokens: Tensor, plans: Plans) -> Tensor:
         """Cross-entropy of what is learned after so many blocks from tokens (B, 36, D)."""
         where = tokens.device
-        if block in (2, 3):
+        if block < 3:
             weight = torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0], device=where)
-            return F.cross_entropy(self.role[block - 2](tokens).flatten(0, 1), plans.roles.flatten().to(where), weight)
-        if block == 4:
+            return F.cross_entropy(self.role[block - 1](tokens).flatten(0, 1), plans.roles.flatten().to(where), weight)
+        if block == 3:
             logits, wanted, weight = self.offset(tokens).unflatten(-1, (6, OFFSETS)), plans.offsets, None
         else:
             logits, wanted = self.arrival(tokens).unflatten(-1, (2, BOARDS)), plans.arrivals
@@ -179,7 +179,7 @@ def train(folder: Path, steps: int = STEPS) -> None:
         text = embed(encoder, batch.ids.to(device()), batch.mask.to(device()))
         x = forward.embed(transformer, torch.cat([first, noise[:, :, 1:]], 2), 1000.0, text, first_frame=True)
         losses: dict[str, Tensor] = {}
-        for block in (2, 3, 4, 5):
+        for block in (1, 2, 3, 4):
             x = forward.advance(transformer, x, block)
             losses[f"head{block}"] = everything["heads"](block, x.hidden[:, :CELLS], plans)
         u = forward.head(transformer, forward.advance(transformer, x, LAYERS))

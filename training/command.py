@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("encoder", "decoder", "vae", "light", "reasoner", "distill", "teacher")
+STAGES = ("encoder", "decoder", "vae", "light", "reasoner", "twin", "distill", "teacher")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
@@ -26,6 +26,7 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         ),
         "light": lambda: light.train(out / "light", **given),
         "distill": lambda: distill.train(out / "distill", out / "reasoner" / "state.safetensors", **given),
+        "twin": lambda: reasoner.train(out / "twin", twin=out / "reasoner" / "state.safetensors", **given),
         "teacher": lambda: teacher.train(out / "teacher", out / "light" / "state.safetensors", **given),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
     }

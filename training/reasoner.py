@@ -63,7 +63,11 @@ class Batch:
 
     def paired(self, noise: Tensor) -> Tensor:
         """The latents (B, 20, 7, 6, 6) that the noise is paired with."""
-        return self.codes[torch.arange(len(noise)), self.second(noise).long()].to(noise) / SCALE
+        return self.answers(self.second(noise)).to(noise)
+
+    def answers(self, second: Tensor) -> Tensor:
+        """The latents of the first or second (B,) of the right answers."""
+        return self.codes[torch.arange(len(second)), second.long()] / SCALE
 
     @staticmethod
     def second(noise: Tensor) -> Tensor:
@@ -160,11 +164,15 @@ class Heads(nn.Module):
         return F.cross_entropy(logits.flatten(0, 2), wanted.flatten().to(where), weight, ignore_index=IGNORED)
 
 
-def train(folder: Path, steps: int = STEPS) -> None:
-    """One-step training at full noise. ``folder`` keeps the state."""
+def train(folder: Path, steps: int = STEPS, twin: Path | None = None) -> None:
+    """One-step training at full noise. ``folder`` keeps the state.
+
+    ``twin``: the state of such a training, from which its undistilled twin goes on instead: ordinary flow matching, half
+    of the steps at other noise levels, and noise that has no say in which answer is right.
+    """
     torch.manual_seed(3)
     tokenizer = reasoner_tokenizer(TEXT_LENGTH)
-    transformer, encoder = (m.to(device()) for m in build())
+    transformer, encoder = (m.to(device()) for m in (build() if twin is None else load_state(twin)))
     everything = nn.ModuleDict({"transformer": transformer, "encoder": encoder, "heads": Heads().to(device())})
     optimizers, ema = optimizers_for(everything), Ema(everything, 0.995)
     run = Run(folder, {"all": everything}, optimizers, ema)
@@ -173,11 +181,16 @@ def train(folder: Path, steps: int = STEPS) -> None:
         batch = Batch(training_tasks(step, BATCH), tokenizer)
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn((BATCH, CHANNELS, BOARDS, GRID, GRID), generator=generator).to(device())
-        clean = batch.paired(noise)
-        plans = Plans(batch.tasks, batch.second(noise))
+        second, sigma = batch.second(noise), 1.0
+        if twin is not None:
+            second = torch.rand(BATCH, generator=generator) < 0.5
+            sigma = 1.0 if step % 2 else float(torch.rand((), generator=generator)) ** 0.5
+        clean = batch.answers(second).to(noise)
+        plans = Plans(batch.tasks, second)
+        noisy = (1 - sigma) * clean + sigma * noise
         first = clean[:, :, :1] + FIRST_NOISE * torch.randn(clean[:, :, :1].shape, generator=generator).to(noise)
         text = embed(encoder, batch.ids.to(device()), batch.mask.to(device()))
-        x = forward.embed(transformer, torch.cat([first, noise[:, :, 1:]], 2), 1000.0, text, first_frame=True)
+        x = forward.embed(transformer, torch.cat([first, noisy[:, :, 1:]], 2), 1000 * sigma, text, first_frame=True)
         losses: dict[str, Tensor] = {}
         for block in (1, 2, 3, 4):
             x = forward.advance(transformer, x, block)
@@ -187,7 +200,7 @@ def train(folder: Path, steps: int = STEPS) -> None:
         losses["flow"] = 40 * (error * cell_weights(batch.codes.to(noise))).mean()
         loss = losses["flow"] + 0.1 * sum(value for name, value in losses.items() if name != "flow")
         update(loss, everything, optimizers, ema, cosine(step, steps, 100))
-        right = rightness(noise[:, :, 1:] - u[:, :, 1:], clean[:, :, 1:]).float()
+        right = rightness((noisy - sigma * u)[:, :, 1:], clean[:, :, 1:]).float()
         seen = {**losses, "boards": right.mean(), "videos": right.amin(1).mean()}
         for name, value in seen.items():
             means[name] = 0.97 * means.get(name, float(value.detach())) + 0.03 * float(value.detach())

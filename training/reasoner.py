@@ -167,7 +167,7 @@ class Heads(nn.Module):
 def train(folder: Path, steps: int = STEPS, twin: Path | None = None) -> None:
     """One-step training at full noise. ``folder`` keeps the state.
 
-    ``twin``: the state of such a training, from which its undistilled twin goes on instead: ordinary flow matching, half
+    ``twin``: the state of such a training, from which its undistilled twin goes on instead: usual flow matching, half
     of the steps at other noise levels, and noise that has no say in which answer is right.
     """
     torch.manual_seed(3)

@@ -27,7 +27,9 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         "light": lambda: light.train(out / "light", **given),
         "distill": lambda: distill.train(out / "distill", out / "reasoner" / "state.safetensors", **given),
         "twin": lambda: reasoner.train(out / "twin", twin=out / "reasoner" / "state.safetensors", **given),
-        "teacher": lambda: teacher.train(out / "teacher", out / "light" / "state.safetensors", **given),
+        "teacher": lambda: teacher.train(
+            out / "teacher", out / "light" / "state.safetensors", out / "reasoner" / "state.safetensors", **given
+        ),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
     }
     stages[stage]()

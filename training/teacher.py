@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from training.attacks import Attacker, Pool
 from training.code import SCALE, film_code
 from training.common import Ema, Run, cosine, device, matrices_and_rest, update
 from training.light import load_state
@@ -36,6 +37,7 @@ from ttopt.world.tokenizer import teacher_tokenizer
 
 STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 12_000, 4000, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
+ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
 RADIUS = (0.7, 14.0)  # ends of how far latents are moved, in all; a film's latents have a norm of about 75
 NOISY, NOISE = 0.6, (0.02, 0.3)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 SHOWN = tuple(range(0, PER_MOVE * BOARDS, PER_MOVE))  # the numbers of the frames that it sees
@@ -149,9 +151,10 @@ def draw(rng: np.random.Generator) -> tuple[Task, Film]:
     return task, corrupt(task, rng)[1]
 
 
-def train(folder: Path, light_state: Path, steps: int = STEPS, warm: int = WARM) -> None:
+def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = STEPS, warm: int = WARM) -> None:
     """Trains from nothing, or goes on from the run's state. The first ``warm`` steps see rendered films alone and need
-    no light decoder; in the later ones two thirds are decoded latents under attack."""
+    no other model; in the later ones two thirds are decoded latents under attack, most of them from the pool of real
+    optimizations, if there is a reasoner."""
     torch.manual_seed(6)
     teacher = build()
     teacher.model.to(device())
@@ -161,12 +164,17 @@ def train(folder: Path, light_state: Path, steps: int = STEPS, warm: int = WARM)
     ema = Ema(networks, 0.998)
     run = Run(folder, {"all": networks}, optimizers, ema)
     light = load_state(light_state).to(device()) if light_state.exists() else None
+    attacker = Attacker(reasoner_state, light, SHOWN) if light and reasoner_state.exists() else None
+    pool = Pool(folder / "pool")
     means: dict[str, float] = {}
     replay = 0
     for step in run.steps(steps):
         rng = np.random.default_rng([6, step])
         torch.manual_seed(step)
         attacked = step >= warm and light is not None
+        if attacker and attacked and (step - warm) % ATTACK_EVERY == 0:
+            means["reached_tau"] = attacker.run(teacher, rng, folder / "pool" / f"{step:06d}.safetensors")
+            pool.look()
         if replay == 0:
             drawn = [draw(rng) for _ in range(BATCH)]
             tasks, films = [task for task, _ in drawn], [film for _, film in drawn]
@@ -177,6 +185,9 @@ def train(folder: Path, light_state: Path, steps: int = STEPS, warm: int = WARM)
             push = torch.tensor(radius, dtype=torch.float32, device=device()).view(-1, 1, 1, 1, 1) / (REPLAYS - 1)
             delta = 0.1 * torch.randn_like(latents) * float(rng.random())
             decoded = rng.random(BATCH) < 0.67
+            for i in np.flatnonzero(decoded & (rng.random(BATCH) < POOLED)) if pool.shards else ():
+                found, tasks[i] = pool.draw(rng)
+                latents[i] = found.to(device())
         moved = (latents + delta).requires_grad_()
         frames, seen = rendered, told
         if attacked and light is not None:

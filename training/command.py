@@ -6,6 +6,7 @@ import argparse
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ def run(stage: str, out: Path, steps: int | None) -> None:
     from training import distill, light, reasoner, teacher, vae
 
     weights = out / "weights"
-    given = {} if steps is None else {"steps": steps}
+    given: dict[str, Any] = {} if steps is None else {"steps": steps}
     stages: dict[str, Callable[[], None]] = {
         "encoder": lambda: vae.train_encoder(out / "encoder", **given),
         "decoder": lambda: vae.train_decoder(out / "decoder", **given),

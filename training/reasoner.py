@@ -157,11 +157,11 @@ class Heads(nn.Module):
             weight = torch.tensor([0.2, 1.0, 1.0, 1.0, 1.0], device=where)
             return F.cross_entropy(self.role[block - 1](tokens).flatten(0, 1), plans.roles.flatten().to(where), weight)
         if block == 3:
-            logits, wanted, weight = self.offset(tokens).unflatten(-1, (6, OFFSETS)), plans.offsets, None
+            logits, wanted, weight = self.offset(tokens).unflatten(-1, (6, OFFSETS)), plans.offsets, torch.ones(OFFSETS)
         else:
             logits, wanted = self.arrival(tokens).unflatten(-1, (2, BOARDS)), plans.arrivals
-            weight = torch.tensor([0.3] + [1.0] * (BOARDS - 1), device=where)
-        return F.cross_entropy(logits.flatten(0, 2), wanted.flatten().to(where), weight, ignore_index=IGNORED)
+            weight = torch.tensor([0.3] + [1.0] * (BOARDS - 1))
+        return F.cross_entropy(logits.flatten(0, 2), wanted.flatten().to(where), weight.to(where), ignore_index=IGNORED)
 
 
 def train(folder: Path, steps: int = STEPS, twin: Path | None = None) -> None:

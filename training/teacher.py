@@ -211,7 +211,8 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
         right = ((yes > 0.5) == (truths > 0.5)).float().mean()
         for name, value in (("loss", losses.mean()), ("right", right), ("looked", looked), ("found", found)):
             key = f"{name}{replay}" if attacked else name
-            means[key] = 0.98 * means.get(key, float(value)) + 0.02 * float(value)
+            number = float(value.detach())
+            means[key] = 0.98 * means.get(key, number) + 0.02 * number
         replay = (replay + 1) % REPLAYS if attacked else 0
         if step % 50 == 0:
             run.log(step, **means)

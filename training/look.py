@@ -1,7 +1,11 @@
-"""Pictures and numbers to look at before training on: sheets, truth after the VAE, what the reasoner makes."""
+"""Pictures and numbers to look at before training on: sheets, truth after the VAE, what the reasoner makes.
+
+python -m training.look sheets|vae|agree|reasoner|codes --out FOLDER [--split id|ood] [--count N] [--seed S]
+"""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +15,9 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from training.code import CHANNELS, SCALE
-from training.reasoner import TEXT_LENGTH, Batch, embed, predict
-from training.vae import decode, encode
+from training.drawing import boards
+from training.reasoner import TEXT_LENGTH, Batch, embed, evaluate, load_state, predict
+from training.vae import decode, encode, halves
 from ttopt.world.corruptions import corrupt
 from ttopt.world.look import BOARDS, render
 from ttopt.world.scene import Task
@@ -82,3 +87,51 @@ def sheets(out: Path, split: str, seed: int, each: int = 12) -> None:
     for family in FAMILIES:
         tasks = task_bank(split, seed, each, (family,))
         write_sheet(out / f"{split}-{family}.png", [render(t.film())[::2] for t in tasks], 1)
+
+
+@torch.no_grad()
+def codes(state: Path, out: Path, split: str, count: int, seed: int) -> None:
+    """Writes a sheet of the reasoner's one-step predictions as boards drawn from their codes, beside the right ones."""
+    transformer, encoder = load_state(state)
+    tasks = task_bank(split, seed, count)
+    batch = Batch(tasks, reasoner_tokenizer(TEXT_LENGTH))
+    noise = torch.randn((count, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(seed))
+    clean = batch.paired(noise)
+    found = predict(transformer, noise, 1.0, clean[:, :, :1], embed(encoder, batch.ids, batch.mask))
+    rows = [torch.cat([boards(a * SCALE), boards(b * SCALE)]) for a, b in zip(clean, found, strict=True)]
+    write_sheet(out / f"codes-{split}.png", rows)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="training.look")
+    parser.add_argument("what", choices=("sheets", "vae", "agree", "reasoner", "codes"))
+    parser.add_argument("--out", type=Path, default=Path("runs/training"), help="the trainings' folder")
+    parser.add_argument("--split", default="dev_id")
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    given = (args.split, args.count, args.seed)
+    encoder, decoder, state = (args.out / n / "state.safetensors" for n in ("encoder", "decoder", "reasoner"))
+    vae = halves(encoder, decoder) if encoder.exists() and decoder.exists() else None
+    if args.what == "sheets":
+        sheets(args.out / "sheets", args.split, args.seed)
+    elif args.what == "vae":
+        assert vae is not None
+        print(truth_after_vae(vae, *given))
+        shown = task_bank(args.split, args.seed, 10)
+        videos = [render(task.film())[None] for task in shown]
+        rows = [row[0] for video in videos for row in (video, after_vae(vae, video))]
+        write_sheet(args.out / "sheets" / f"vae-{args.split}.png", rows)
+    elif args.what == "agree":
+        judged, differ = disagreements(vae, *given)
+        print(f"{judged - len(differ)} of {judged} agree", *differ, sep="\n")
+    elif args.what == "codes":
+        codes(state, args.out / "sheets", *given)
+    else:
+        print(evaluate(state, *given))
+
+
+if __name__ == "__main__":
+    main()

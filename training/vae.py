@@ -147,9 +147,14 @@ def train_decoder(folder: Path, steps: int = DECODER_STEPS) -> None:
             run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
 
 
-def assemble(encoder_state: Path, decoder_state: Path, out: Path) -> None:
-    """Writes the VAE made of the two halves' averaged weights in float16."""
+def halves(encoder_state: Path, decoder_state: Path) -> AutoencoderKLWan:
+    """The VAE made of the averaged weights in the states of both trainings, frozen."""
     vae = build()
     averaged(encoder_state, "half", nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
     averaged(decoder_state, "half", nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}))
-    save_half(vae, out)
+    return vae.eval().requires_grad_(False)
+
+
+def assemble(encoder_state: Path, decoder_state: Path, out: Path) -> None:
+    """Writes that VAE in float16."""
+    save_half(halves(encoder_state, decoder_state), out)

@@ -1,0 +1,132 @@
+"""Trainings of the toy world's models: they learn from what they say, and untrained models fit the real classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import common, distill, light, reasoner, teacher, vae
+from training.code import CHANNELS, COLOR, DOWN, LEAVES, PAD, RIGHT, SCALE, SHAPE, STONE, film_code
+from training.films import random_film
+from training.muon import orthogonal
+from training.sight import contents
+from training.world import dataset
+from training.world.look import BOARDS, FPS, FRAMES, PER_MOVE, SIZE, render
+from training.world.reader import from_film
+from training.world.tasks import FAMILIES, make_task, task_bank
+from training.world.tokenizer import reasoner_tokenizer, teacher_tokenizer
+from ttopt.models.reasoner import Reasoner, StandardDecoder
+from ttopt.models.reasoner.sampler import Schedule
+
+
+def test_a_code_says_what_a_film_shows() -> None:
+    for task in task_bank("ood", 5, 10):
+        code = film_code(task.film())
+        assert code.shape == (CHANNELS, BOARDS, 6, 6)
+        things, grounds = contents([from_film(task.film(), boards=True)])
+        assert torch.equal(code[COLOR:SHAPE].sum(0).flatten(1) > 0, things[0] > 0)
+        pads = (grounds[0] > 0) & (grounds[0] < 7)
+        assert torch.equal(code[PAD:STONE].sum(0).flatten(1) > 0, pads)
+        assert code[LEAVES].sum() == code[[DOWN, RIGHT]].abs().sum()  # whoever leaves a cell comes to the next
+
+
+def test_two_right_answers_come_equally_often() -> None:
+    tasks = [make_task("move", "train", 21, 0)] * 400
+    batch = reasoner.Batch(tasks, reasoner_tokenizer(reasoner.TEXT_LENGTH))
+    noise = torch.randn((400, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(0))
+    assert 0.4 < batch.second(noise).float().mean() < 0.6
+    late = batch.second(noise)
+    assert torch.equal(batch.paired(noise)[late] * SCALE, batch.codes[late, 1])
+
+
+def test_training_never_sees_the_novel_commands() -> None:
+    tasks = [task for step in (0, 7000) for task in reasoner.training_tasks(step, 8)]
+    assert {task.split for task in tasks} == {"train"}
+    assert len({task.name for task in tasks}) == 16
+
+
+def test_random_films_never_put_two_things_in_a_cell() -> None:
+    for seed in range(20):
+        film = random_film(np.random.default_rng(seed), 5, 1.0)
+        for board in range(5):
+            cells = [actor.track[board] for actor in film.actors if actor.track[board] >= 0]
+            assert len(cells) == len(set(cells))
+
+
+def test_muon_steps_are_nearly_orthogonal() -> None:
+    matrix = orthogonal(torch.randn(12, 40, generator=torch.Generator().manual_seed(0)))
+    values = torch.linalg.svdvals(matrix)
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_a_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    def run(folder: Path, upto: int) -> torch.nn.Module:
+        torch.manual_seed(0)
+        net = torch.nn.Linear(8, 8)
+        optimizers, ema = common.matrices_and_rest(net, 0.01, 1e-3), common.Ema(net, 0.9)
+        for step in common.Run(folder, {"net": net}, optimizers, ema).steps(upto):
+            x = torch.randn((4, 8), generator=torch.Generator().manual_seed(step))
+            common.update((net(x) - x).square().mean(), net, optimizers, ema, 1.0)
+        return net
+
+    whole = run(tmp_path / "whole", 6)
+    run(tmp_path / "parts", 3)
+    again = run(tmp_path / "parts", 6)
+    assert torch.equal(whole.weight, again.weight)
+    averaged = torch.nn.Linear(8, 8)
+    common.averaged(tmp_path / "parts" / "state.safetensors", "net", averaged)
+    assert not torch.equal(averaged.weight, again.weight)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untrained")
+    torch.manual_seed(0)
+    common.save_half(vae.build(), folder / "vae")
+    reasoner.save(*reasoner.build(), folder)
+    light.LightDecoder(light.CONFIG).half().save(folder / "light")
+    return folder
+
+
+def test_the_real_loading_code_takes_the_models(untrained: Path) -> None:
+    loaded = Reasoner.load(untrained, schedule=Schedule(distill.SIGMAS), light_decoder=untrained / "light")
+    (sample,) = dataset.samples("id", ["two"], 1, 1)
+    condition = loaded.condition(sample)
+    assert condition.shape == (CHANNELS, BOARDS, 6, 6)
+    latents = loaded.generate(loaded.noise(condition, [1]), condition)
+    assert loaded.decode(latents).shape == (1, FRAMES, 3, SIZE, SIZE)
+    assert loaded.light_decoder is not None
+    assert loaded.light_decoder(latents, teacher.SHOWN).shape == (1, BOARDS, 3, SIZE, SIZE)
+    shown = StandardDecoder(loaded.vae)(latents, [0, FRAMES - 1])
+    assert torch.allclose(shown, loaded.decode(latents)[:, [0, -1]], atol=1e-4)
+    files = list(untrained.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < 12e6
+
+
+def test_the_few_step_sampler_is_the_reasoners_own(untrained: Path) -> None:
+    loaded = Reasoner.load(untrained, schedule=Schedule(distill.SIGMAS))
+    condition = loaded.condition(dataset.samples("id", ["move"], 1, 1))
+    z1 = loaded.noise(condition, [1])
+    assert condition.first_frame is not None
+    mine = distill.sample(loaded.transformer, z1, condition.first_frame, condition.text)
+    assert torch.allclose(mine, loaded.generate(z1, condition), atol=1e-4)
+
+
+def test_the_teacher_sees_one_frame_a_board() -> None:
+    torch.manual_seed(0)
+    model = teacher.build()
+    rng = np.random.default_rng(0)
+    task, film = teacher.draw(rng)
+    frames = render(film)[::PER_MOVE][None].requires_grad_()
+    asked, truths = teacher.choose(task, from_film(film, boards=True), rng)
+    losses = model.yes_losses(frames, [[q.text for q in asked]], FPS, teacher.SHOWN)
+    assert losses.shape == (1, teacher.QUESTIONS) and set(truths) <= {0.0, 1.0}
+    losses.sum().backward()
+    assert frames.grad is not None and (frames.grad.abs().amax((2, 3, 4)) > 0).all()  # every board counts
+    tokens = teacher_tokenizer()
+    for family in FAMILIES:
+        sample = dataset.to_sample(make_task(family, "ood", 4, 0))
+        assert tokens.unk_token_id not in tokens(" ".join(dataset.true_queries(sample).all)).input_ids

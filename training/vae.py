@@ -1,0 +1,160 @@
+"""The standard VAE: AutoencoderKLWan in the 2.2 style, spatial x16 and temporal x4: a latent cell is a board's cell.
+
+Encoder and decoder learn apart from each other, from crops of random films: the encoder to name what it sees in the
+code of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, no sample.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.code import CHANNELS, DOWN, LEAVES, RIGHT, SCALE, film_code
+from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
+from training.films import random_film
+from training.world.look import CELL, GRID, PAPER, render
+
+NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
+ENCODER_STEPS, DECODER_STEPS, STILL_STEPS = 2400, 6000, 3000
+CLIPS, STILLS, CROP, BOARDS = 8, 24, 3, 3  # in a batch; cells and boards of a crop
+MUON, ADAM = 0.02, 3e-3  # learning rates
+
+
+def build() -> AutoencoderKLWan:
+    """An untrained VAE of the embedded size."""
+    vae = AutoencoderKLWan(
+        base_dim=16, decoder_base_dim=32, z_dim=CHANNELS, dim_mult=[1, 2, 2], num_res_blocks=1, attn_scales=[],
+        temperal_downsample=[True, True], dropout=0.0, latents_mean=[0.0] * CHANNELS,
+        latents_std=[SCALE] * CHANNELS, is_residual=True, in_channels=48, out_channels=48, patch_size=4,
+        scale_factor_temporal=4, scale_factor_spatial=16,
+    )  # fmt: skip
+    for module in vae.modules():  # begin as if each frame were an image
+        if isinstance(module, torch.nn.Conv3d) and module.kernel_size == (3, 3, 3):
+            module.weight.data[:, :, :-1] *= 0.2
+    return vae
+
+
+def load(folder: Path) -> AutoencoderKLWan:
+    """The VAE under ``folder``, frozen, in float32."""
+    vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+    return vae.eval().requires_grad_(False)
+
+
+def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Latent mean and standard deviation, each (1, C, 1, 1, 1), on the VAE's device."""
+    mean, std = (
+        torch.tensor(vae.config[f"latents_{k}"], device=vae.device).view(1, -1, 1, 1, 1) for k in ("mean", "std")
+    )
+    return mean, std
+
+
+def encode(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
+    """Video (B, T, 3, H, W) in [0, 1] -> raw posterior means (B, C, t, h, w)."""
+    mode: Tensor = vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist.mode()
+    return mode
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Raw latents -> video (B, T, 3, H, W), not clamped to [0, 1]: a clamp stops the gradient of saturated pixels."""
+    vae.clear_cache()
+    x = vae.post_quant_conv(latents)
+    frames = []
+    for i in range(latents.shape[2]):
+        vae._conv_idx = [0]
+        piece = vae.decoder(x[:, :, i : i + 1], feat_cache=vae._feat_map, feat_idx=vae._conv_idx, first_chunk=i == 0)
+        frames.append(piece)
+    vae.clear_cache()
+    video: Tensor = unpatchify(torch.cat(frames, 2), patch_size=vae.config.patch_size)
+    return video.transpose(1, 2) / 2 + 0.5
+
+
+def crops(rng: np.random.Generator, count: int, still: bool = False) -> tuple[Tensor, Tensor]:
+    """Random videos of three by three cells and three boards (count, 9, 3, 48, 48), and their codes (count, 20, 3, 3,
+    3). ``still``: the first frame and board alone."""
+    videos: list[Tensor] = []
+    codes: list[Tensor] = []
+    while len(videos) < count:
+        film = random_film(rng, BOARDS, float(rng.uniform(0.2, 1)))
+        video, code = render(film), film_code(film)
+        for _ in range(3):
+            y, x = (int(i) for i in rng.integers(GRID - CROP + 1, size=2))
+            first = int(rng.integers(BOARDS)) if still else 0
+            part = video[..., CELL * y : CELL * (y + CROP), CELL * x : CELL * (x + CROP)]
+            named = code[..., y : y + CROP, x : x + CROP]
+            if still:  # a board on which nothing moves
+                part, named = part[4 * first :][:1], named[:, first:][:, :1].clone()
+                named[[DOWN, RIGHT, LEAVES]] = 0
+            videos.append(part)
+            codes.append(named)
+    return torch.stack(videos[:count]), torch.stack(codes[:count])
+
+
+def pixel_loss(error: Tensor, target: Tensor) -> Tensor:
+    """|error| + 4 error^2, by the pixel: what is not bare ground counts more, most where the frame before differs.
+
+    So does the ground close by: if it counted less, a filled circle would be cheaper than a cross.
+    """
+    paper = torch.tensor(PAPER, device=target.device).view(3, 1, 1)
+    shown = (target - paper).abs().amax(2, keepdim=True).clamp(max=0.5)
+    before = torch.cat([target[:, :1], target[:, :-1]], 1)
+    changed = (target - before).abs().amax(2, keepdim=True).clamp(max=0.5)
+    both = torch.cat([shown, changed], 2).flatten(0, 1)  # (B * T, 2, H, W)
+    shown, changed = F.max_pool2d(both, 5, 1, 2).unflatten(0, target.shape[:2]).split(1, 2)
+    weight = 0.4 + 3 * shown + 4 * changed
+    return (weight / weight.mean() * (error.abs() + 4 * error.square())).mean()
+
+
+def train_encoder(folder: Path, steps: int = ENCODER_STEPS) -> None:
+    """Teaches the encoder the code of what it sees. ``folder`` keeps the state."""
+    torch.manual_seed(0)
+    vae = build().to(device())
+    half = nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv})
+    optimizers, ema = matrices_and_rest(half, MUON, ADAM), Ema(half, 0.995)
+    run = Run(folder, {"half": half}, optimizers, ema)
+    for step in run.steps(steps):
+        video, code = (x.to(device()) for x in crops(np.random.default_rng([1, step]), CLIPS))
+        error = (encode(vae, video) - code).square()
+        loss = 20 * error.mean()
+        update(loss, half, optimizers, ema, cosine(step, steps))
+        if step % 50 == 0:
+            wrong = (error > 0.25).float().mean() * CHANNELS
+            run.log(step, loss=loss, wrong=wrong, first=20 * error[:, :, 0].mean())
+
+
+def train_decoder(folder: Path, steps: int = DECODER_STEPS) -> None:
+    """Teaches the decoder to draw what a noisy code says, first single boards, then clips. Its loss is about pixels."""
+    torch.manual_seed(1)
+    vae = build().to(device())
+    half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
+    optimizers, ema = matrices_and_rest(half, MUON, ADAM), Ema(half, 0.995)
+    run = Run(folder, {"half": half}, optimizers, ema)
+    for step in run.steps(steps):
+        still = step < STILL_STEPS
+        video, code = crops(np.random.default_rng([2, step]), STILLS if still else CLIPS, still)
+        noise = NOISE * torch.randn(code.shape, generator=torch.Generator().manual_seed(step))
+        video, code = video.to(device()), (code + noise).to(device())
+        error = decode(vae, code) - video
+        loss = pixel_loss(error, video)
+        share = cosine(step, STILL_STEPS) if still else 0.7 * cosine(step - STILL_STEPS, steps - STILL_STEPS)
+        update(loss, half, optimizers, ema, share)
+        if step % 50 == 0:
+            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
+
+
+def halves(encoder_state: Path, decoder_state: Path) -> AutoencoderKLWan:
+    """The VAE made of the averaged weights in the states of both trainings, frozen."""
+    vae = build()
+    averaged(encoder_state, "half", nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
+    averaged(decoder_state, "half", nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}))
+    return vae.eval().requires_grad_(False)
+
+
+def assemble(encoder_state: Path, decoder_state: Path, out: Path) -> None:
+    """Writes that VAE in float16."""
+    save_half(halves(encoder_state, decoder_state), out)

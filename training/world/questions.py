@@ -1,0 +1,98 @@
+"""Yes/no questions about a video of the world, their wording and their truth by what is seen in every frame.
+
+Every question is phrased so that "Yes" means satisfied (VLM-as-Teacher, section 3.2). Truths are judged on ``Seen``:
+of a rendered film by what it was made of, of any other video by the reader, which the scorer does not share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from training.world import second
+from training.world.look import color_of, pad_name, thing_name
+from training.world.reader import Seen
+from training.world.scene import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """``about``: goal, one, walls, order or rest; ``rules``: those of the scorers that it covers."""
+
+    about: str
+    text: str
+    truth: Callable[[Seen], bool]
+    rules: frozenset[str]
+
+
+def questions(task: Task) -> tuple[Question, ...]:
+    """What a perfect teacher asks: the goal first, then two or three rules about the process."""
+    out = [Question("goal", _goal_text(task), lambda seen: _goal(task, seen), frozenset({"goal"}))]
+    names = [f"the {thing_name(a.look)}" for a in task.actors[: task.movers]]
+    if task.in_turn:
+        text = f"Do {', '.join(names[:-1])} and {names[-1]} move one after the other?"
+        out.append(Question("order", text, lambda seen: _rule(task, seen, "order"), frozenset({"order"})))
+    elif len(task.stops) > task.movers:
+        places = [f"the {pad_name(stop.ground)}" for stop in task.stops]
+        text = f"Does {names[0]} visit {' before '.join(places)}?"
+        out.append(Question("order", text, lambda seen: _rule(task, seen, "order"), frozenset({"order"})))
+    if task.walls:
+        text = f"Does {names[0]} stay off the walls?"
+        out.append(Question("walls", text, lambda seen: _rule(task, seen, "walls"), frozenset({"walls"})))
+    if task.stops:
+        verb = "Is" if len(names) == 1 else "Are"
+        text = f"{verb} there exactly one {_ones(task)} all the time, moving cell by cell?"
+    else:
+        text = f"{'Does' if len(names) == 1 else 'Do'} {' and '.join(names)} keep shape and place all the time?"
+    out.append(Question("one", text, lambda seen: _whole(task, seen), frozenset({"whole", "way"})))
+    text = f"Does everything but {' and '.join(names)} stay as it is all the time?"
+    out.append(Question("rest", text, lambda seen: _rest(task, seen), frozenset({"whole", "still", "ground"})))
+    return tuple(out)
+
+
+def _ones(task: Task) -> str:
+    return " and one ".join(thing_name(a.look) for a in task.actors[: task.movers])
+
+
+def _goal_text(task: Task) -> str:
+    if task.turns:
+        parts = [f"the {thing_name(task.actors[a].look)} turned {color_of(new)}" for a, new in task.turns]
+        return f"{'Has' if len(parts) == 1 else 'Have'} {' and '.join(parts)} at the end?"
+    ends = {stop.actor: stop.ground for stop in task.stops}
+    *most, last = (f"the {thing_name(task.actors[a].look)} on the {pad_name(g)}" for a, g in ends.items())
+    return f"Is {', '.join(most)}{' and ' if most else ''}{last} at the end?"
+
+
+def _rule(task: Task, seen: Seen, name: str) -> bool:
+    return second.judge(task, seen)[name]
+
+
+def _goal(task: Task, seen: Seen) -> bool:
+    return _rule(task, seen, "goal")
+
+
+def _whole(task: Task, seen: Seen) -> bool:
+    """Whether each mover is there once in every frame, in one of its looks, and goes a legal way."""
+    turns = dict(task.turns)
+    for number in range(task.movers):
+        look = task.actors[number].look
+        looks = {look, turns.get(number, look)}
+        counts = [sum(blob.look in looks for blob in blobs) for blobs in seen.things]
+        if any(count != 1 for count in counts):
+            return False
+    rules = second.judge(task, seen)
+    return rules.get("way", True) and (bool(task.stops) or rules["still"])
+
+
+def _rest(task: Task, seen: Seen) -> bool:
+    """Whether all that does not move is there in every frame, in its place and look, and nothing else is."""
+    turns = dict(task.turns)
+    mine = {n for i in range(task.movers) for n in (task.actors[i].look, turns.get(i, task.actors[i].look))}
+    others = {actor.look: actor.track[0] for actor in task.actors[task.movers :]}
+    for blobs in seen.things:
+        found = [blob for blob in blobs if blob.look not in mine]
+        if sorted(blob.look for blob in found) != sorted(others):
+            return False
+        if any(blob.cell != others[blob.look] or not blob.rests for blob in found):
+            return False
+    return second.judge(task, seen)["ground"]

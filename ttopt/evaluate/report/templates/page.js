@@ -173,6 +173,7 @@
       if (!sample.open) { players.get(sample)?.pause(); return; }
       current = sample;
       if (!players.has(sample)) {
+        sample.insertAdjacentHTML("beforeend", $("noscript", sample).textContent); // all texts in it are escaped
         players.set(sample, new Players(sample));
         $(".curve-method", sample)?.addEventListener("change", () => drawCurves(sample));
         drawCurves(sample);

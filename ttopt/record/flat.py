@@ -86,15 +86,16 @@ def flat(result: Result) -> dict[str, Any]:
     return {key: _finite(value) for key, value in record.items()}
 
 
-def write_results(folder: Path) -> None:
-    """Writes ``results.csv`` of a run's or a comparison's folder. What cannot be read is left out, as the
-    run itself tells. Raises RunError where the file cannot be written."""
-    records, _ = _read(folder)
+def write_results(folder: Path) -> list[str]:
+    """Writes ``results.csv`` of a run's or a comparison's folder and returns what it leaves out because it cannot be
+    read. Raises RunError where the file cannot be written."""
+    records, problems = _read(folder)
     with writing(folder), replacing(folder / CSV) as path, path.open("w", newline="", encoding="utf-8") as file:
         if records:
             table = csv.DictWriter(file, list(records[0]))
             table.writeheader()
             table.writerows(records)
+    return problems
 
 
 def _finite(value: Any) -> Any:

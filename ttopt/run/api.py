@@ -32,7 +32,7 @@ from ttopt.optimization.algorithm import fit_sample
 from ttopt.optimization.bank import Bank
 from ttopt.optimization.context import Context
 from ttopt.optimization.training import Reward
-from ttopt.record.flat import write_results
+from ttopt.record.flat import CSV, write_results
 from ttopt.record.result import Result
 from ttopt.record.run_folder import STATE, RunFolder, new_path
 from ttopt.run.run import extra_callbacks, finished_results
@@ -163,7 +163,8 @@ def optimize(
             if isinstance(found, Failure):
                 raise UserError(found.why)
             done = found
-    write_results(place)
+    for problem in write_results(place):
+        note(f"{CSV}: {problem}")
     return Optimized(done, run.samples / sample.id)
 
 

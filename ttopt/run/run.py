@@ -20,7 +20,7 @@ from ttopt.config.settings import CallbackSettings, FitSettings
 from ttopt.config.version import __version__
 from ttopt.data.find import find_samples, given_queries
 from ttopt.data.sample import Sample
-from ttopt.errors import RunError, UserError
+from ttopt.errors import UserError
 from ttopt.methods.base import (
     BatchMethod,
     Method,
@@ -35,7 +35,7 @@ from ttopt.models.chat import check_chat, make_chat
 from ttopt.models.distributed import from_rank_zero
 from ttopt.models.load import Models, load_models, no_models, sources
 from ttopt.optimization.bank import Bank
-from ttopt.record.flat import write_results
+from ttopt.record.flat import CSV, write_results
 from ttopt.record.identity import files_digest, sample_digest
 from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import RunFolder, new_path
@@ -104,12 +104,8 @@ def fit_all(
                 _tell(sample, outcome, progress)
     named = {sample.id: _problem(outcomes[sample.id]) for sample in samples}
     problems = [f"sample {name}: {problem}" for name, problem in named.items() if problem]
-    try:
-        from_rank_zero(lambda: write_results(folder.path))
-    except RunError:
-        raise
-    except UserError as error:  # a result of another call's that cannot be read
-        problems.append(str(error))
+    left_out = from_rank_zero(lambda: write_results(folder.path))
+    problems += [f"{CSV}: {why}" for why in left_out if not any(why in problem for problem in problems)]
     results = [outcome for sample in samples if isinstance(outcome := outcomes[sample.id], Result)]
     return Run(folder.path, results, problems)
 

@@ -283,8 +283,15 @@ def test_bytes_of_any_kind(good: Any, name: str, content: bytes) -> None:
     assert 'data-id="b"' in (run / FILE).read_text()
 
 
-def test_flat_results_leave_a_damaged_one_out(fits: Path) -> None:
-    (fits / "samples/a/result.json").write_text("{}")
+@pytest.mark.parametrize("way, damage", [(["drift"], {}), (["video_after", "p_yes"], [])])
+def test_flat_results_leave_a_damaged_one_out(way: list[str], damage: Any, fits: Path) -> None:
+    path = fits / "samples/a/result.json"
+    content = json.loads(path.read_text())
+    part = content["optimization"]
+    for key in way[:-1]:
+        part = part[key]
+    part[way[-1]] = damage
+    path.write_text(json.dumps(content))
     with pytest.warns(UserWarning, match="a/result.json cannot be read .*left out"):
         found = load_results(fits)
     assert [record["sample"] for record in found] == ["b"]

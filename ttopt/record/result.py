@@ -37,6 +37,12 @@ def _timed(seconds: dict[str, float]) -> dict[str, float]:
     return seconds
 
 
+def _compared(drift: dict[str, float]) -> dict[str, float]:
+    if not {"ssim", "psnr"} <= drift.keys():
+        raise ValueError("there is no ssim or psnr")
+    return drift
+
+
 # How result.json is read: no type is converted, no field may be missing or unknown, all numbers are finite but those
 # that a computation may have spoiled, which were written as null.
 CHECKED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -53,7 +59,7 @@ class Graded:
     __pydantic_config__ = CHECKED
 
     loss: Spoiled
-    p_yes: list[Spoiled]  # goal first
+    p_yes: Annotated[list[Spoiled], Field(min_length=1)]  # goal first
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ class Optimization:
     score_before: Scored | None  # of base.mp4
     hacked: bool | None  # accepted by the teacher, refused by the scorer
     lora_norm: Spoiled
-    drift: dict[str, Spoiled]  # SSIM and PSNR of video.mp4 to base.mp4
+    drift: Annotated[dict[str, Spoiled], AfterValidator(_compared)]  # SSIM and PSNR of video.mp4 to base.mp4
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def optimization() -> Optimization:
         "queries": {"goal": OWN, "process": QUERIES[1:]},
         "steps": 2,
         "lora_norm": 1.0,
-        "drift": {},
+        "drift": {"ssim": 0.9, "psnr": 30.0},
         "kept": "adapter",
     }
     known |= dict.fromkeys(("prediction_before", "prediction_after", "video_before", "video_after"), graded)

@@ -187,7 +187,7 @@ def test_the_chat_model_plans() -> None:
     assert len(right) == 12 and sum(right) >= 8, right
 
 
-@pytest.mark.parametrize("family", ["tour", "doors"])
+@pytest.mark.parametrize("family", ["doors", pytest.param("tour", marks=pytest.mark.slow)])
 def test_step_loop_through_the_command_line(tmp_path: Path, family: str) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", f"[{family}]",

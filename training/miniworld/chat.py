@@ -14,8 +14,9 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.common import Ema, rank
 from training.miniworld import replies
-from training.miniworld.common import Ema, Run, carry_over, cosine, rank, shared_rows, task_bank, update
+from training.miniworld.common import Run, carry_over, cosine, shared_rows, task_bank, update
 from training.miniworld.corruptions import drawn, with_copies
 from training.miniworld.sight import Sight
 from training.miniworld.student import TEXT_LENGTH, embed, load, sample

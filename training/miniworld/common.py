@@ -1,4 +1,4 @@
-"""What every training shares: a resumable state, a log line, exponential averages, seeded task banks."""
+"""What the first edition's trainings share beyond training/common.py: task banks, runs and steps of one optimizer."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from training.common import Ema, average_gradients, rank, under
 from ttopt.miniworld.multistep import legs
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, TWO_STOPS, make_task
@@ -51,24 +52,6 @@ def shared_rows(new: Any, old: Any) -> list[tuple[int, int]]:
     """(new, old) numbers of the tokens that two tokenizers share."""
     known = old.get_vocab()
     return [(number, known[token]) for token, number in new.get_vocab().items() if token in known]
-
-
-class Ema:
-    """Exponential moving average of a module's parameters."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow = {name: p.detach().clone() for name, p in module.named_parameters()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        for name, p in module.named_parameters():
-            self.shadow[name].lerp_(p, 1 - self.decay)
-
-    @torch.no_grad()
-    def copy_to(self, module: nn.Module) -> None:
-        for name, p in module.named_parameters():
-            p.copy_(self.shadow[name])
 
 
 class Run:
@@ -131,22 +114,18 @@ class Run:
             metadata = file.metadata()
         tensors = load_file(path)
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, name))
+            module.load_state_dict(under(tensors, name))
         state: dict[int, dict[str, Any]] = {}
-        for key, value in _under(tensors, "optimizer").items():
+        for key, value in under(tensors, "optimizer").items():
             index, field = key.split("/")
             state.setdefault(int(index), {})[field] = value
         current = self.optimizer.state_dict()
         self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
         if self.ema:
-            self.ema.shadow = _under(tensors, "ema")
+            self.ema.shadow = under(tensors, "ema")
         self.seconds_before = float(metadata["seconds"])
         print(f"continuing {self.folder} at step {metadata['step']}", flush=True)
         return int(metadata["step"])
-
-
-def _under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -183,35 +162,3 @@ def update(
     torch.nn.utils.clip_grad_norm_(kept.parameters(), 1.0)
     optimizer.step()
     ema.update(kept)
-
-
-def save_half(model: Any, folder: Path) -> None:
-    """Writes a model in float16 without the path that it was once loaded from; in memory it stays float32."""
-    model.half().save_pretrained(folder)
-    model.float()
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    if config.pop("_name_or_path", None) is not None:
-        path.write_text(json.dumps(config, indent=2) + "\n")
-
-
-def rank() -> int:
-    """Number of this process, 0 when there is only one."""
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-
-
-def world() -> int:
-    """How many processes share the batch."""
-    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-
-
-def average_gradients(module: nn.Module) -> None:
-    """Averages gradients over the processes; two single-threaded processes beat one with two threads here."""
-    if world() == 1:
-        return
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    torch.distributed.all_reduce(flat)
-    flat /= world()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from training.miniworld.common import Ema, Run, cosine, update
+from training.common import Ema
+from training.miniworld.common import Run, cosine, update
 from training.miniworld.student import Bank
 from training.miniworld.vae import CHANNELS, decode, load_vae, pixel_loss, statistics
 from ttopt.miniworld.world import render

@@ -17,17 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from training.miniworld.common import (
-    Ema,
-    Run,
-    carry_over,
-    cosine,
-    save_half,
-    shared_rows,
-    step_bank,
-    task_bank,
-    update,
-)
+from training.common import Ema, save_half
+from training.miniworld.common import Run, carry_over, cosine, shared_rows, step_bank, task_bank, update
 from training.miniworld.corruptions import corrupt
 from training.miniworld.dialogues import evolved
 from training.miniworld.vae import CHANNELS, decode, encode, load_vae, statistics

@@ -23,20 +23,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from training.common import Ema, rank, save_half
 from training.miniworld import replies
 from training.miniworld.attacks import Attacker, FirstFrames, task_of
-from training.miniworld.common import (
-    Ema,
-    Run,
-    carry_over,
-    cosine,
-    rank,
-    save_half,
-    shared_rows,
-    step_bank,
-    task_bank,
-    update,
-)
+from training.miniworld.common import Run, carry_over, cosine, shared_rows, step_bank, task_bank, update
 from training.miniworld.corruptions import drawn
 from training.miniworld.sight import Changes, Places, Sight
 from training.miniworld.student import Bank

@@ -13,7 +13,8 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.miniworld.common import Ema, Run, cosine, rank, save_half, step_bank, task_bank, update, world
+from training.common import Ema, processes, rank, save_half
+from training.miniworld.common import Run, cosine, step_bank, task_bank, update
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.tasks import TWO_STOPS
 from ttopt.miniworld.world import (
@@ -50,7 +51,7 @@ def crops(codes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     codes: (n, 9, 36). A tenth of the cells is overwritten by random content so that rare codes are seen.
     """
     grid = codes.view(-1, FRAMES, GRID, GRID)
-    batch = BATCH // world()
+    batch = BATCH // processes()
     pick = torch.randint(len(grid), (batch,), generator=generator)
     rows, columns = torch.randint(GRID - CROP + 1, (2, batch), generator=generator)
     out = torch.stack([grid[p, :, r : r + CROP, c : c + CROP] for p, r, c in zip(pick, rows, columns, strict=True)])

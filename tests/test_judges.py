@@ -29,7 +29,7 @@ from ttopt.data import vbvr as vbvr_data
 from ttopt.data.sample import Sample
 from ttopt.data.video import read_video_rate, write_video
 from ttopt.errors import UserError
-from ttopt.evaluate.judges import genvire, ruler, vbvr
+from ttopt.evaluate.judges import genvire, ruler, vbvr, verdict
 from ttopt.models.chat import ChatError, Message, Mp4, Reply
 from ttopt.models.teacher import Teacher
 
@@ -161,7 +161,7 @@ def test_a_malformed_reply_is_no_verdict(reply: str, problem: str) -> None:
         ruler.labels_of(reply, 2)
     judge = Judge(reply)
     with pytest.raises(ChatError, match="asked 3 times"):
-        ruler.ask(judge, [Message("user", ("?",))], 2)
+        verdict(judge, [Message("user", ("?",))], lambda text: ruler.labels_of(text, 2))
     assert len(judge.asked) == 3
 
 
@@ -169,7 +169,7 @@ def test_a_verdict_that_was_cut_off_is_none() -> None:
     """What looks like an answer may be a draft."""
     judge = Judge(Reply('<answer>["Good", "Good"]</answer> But', 0.0, 9, 400, 0.0, "judge", cut=True))
     with pytest.raises(ChatError, match="cut off after 400 tokens; raise chat.max_tokens"):
-        ruler.ask(judge, [Message("user", ("?",))], 2)
+        verdict(judge, [Message("user", ("?",))], lambda text: ruler.labels_of(text, 2))
 
 
 def test_ruler_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -425,10 +425,9 @@ def test_genvire_knows_all_its_tasks() -> None:
     ],
 )
 def test_genvire_replies_that_are_none(kind: str, reply: str, problem: str) -> None:
-    task: Any = SimpleNamespace(rule=genvire.RULES[kind], rubric={})
     judge = Judge(reply)
     with pytest.raises(ChatError, match=f"asked 3 times: .*{problem}.*its last reply"):
-        genvire.ask(judge, [Message("user", ("?",))], task)
+        verdict(judge, [Message("user", ("?",))], lambda text: genvire.RULES[kind](text, {}))
     assert len(judge.asked) == 3
 
 

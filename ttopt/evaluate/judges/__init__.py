@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
@@ -17,13 +17,16 @@ from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.evaluate.files import find_sample
-from ttopt.models.chat import OpenAIChat
+from ttopt.models.chat import Chat, ChatError, Message, OpenAIChat
 from ttopt.record.plain import read_typed, there
 from ttopt.record.result import CHECKED
 from ttopt.record.run_folder import write_text, writing
 
 OFFICIAL = "official.json"
+Read = TypeVar("Read")
 Share = Annotated[float, Field(ge=0, le=1)]
+SHOWN = 300  # characters of a reply that an error message quotes
+ASKED = 3  # times, before a reply that cannot be read becomes an error
 JUDGE_TOKENS = 8192  # at least: a judge thinks about every question first, and its thoughts count
 
 
@@ -123,6 +126,22 @@ def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
             f"{benchmark} needs a judge; give --chat.backend openai and --chat.model (the paper's: {model})"
         )
     return OpenAIChat(dataclasses.replace(chat, max_tokens=max(chat.max_tokens, JUDGE_TOKENS)))
+
+
+def verdict(chat: Chat, messages: Sequence[Message], read: Callable[[str], Read]) -> tuple[Read, str]:
+    """What ``read`` makes of a reply's text, and the text; a reply that was cut off or at which ``read`` raises
+    ValueError is asked for again. Raises ChatError after ASKED of them."""
+    problem, cure = "", ""
+    for _ in range(ASKED):
+        reply = chat.reply(messages)
+        if reply.cut:
+            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
+            continue
+        try:
+            return read(reply.text), reply.text
+        except ValueError as error:
+            problem, cure = f"{error}; its last reply: {reply.text[:SHOWN]!r}", "use another judge"
+    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
 
 
 def judge_prompt(settings: CompareSettings) -> str:

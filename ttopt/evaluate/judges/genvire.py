@@ -35,14 +35,12 @@ from ttopt.data.images import UNREADABLE, fit_image
 from ttopt.data.sample import Sample
 from ttopt.data.video import read_video
 from ttopt.errors import UserError, brief
-from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server
+from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server, verdict
 from ttopt.evaluate.judges.genvire_script import contents
-from ttopt.models.chat import Chat, ChatError, Message, Mp4, fingerprint
+from ttopt.models.chat import Chat, Message, Mp4, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
-SHOWN = 300  # characters of a reply that an error message quotes
 RUNS = 3
-ASKED = 3  # times in a run, before a reply that cannot be read becomes an error
 CROPS = ("full", "right_half")
 ANSWER = re.compile(r"Final Answer:\s*([A-C]|different object type)", re.IGNORECASE)
 
@@ -76,7 +74,8 @@ def judge_all(
                 path = work / f"run_{run}" / output_path(sample).with_suffix(".json")
                 score = _kept(read_json(path), [model, key], task)
                 if score is None:
-                    reply, score = ask(chat, messages, task)
+                    judged_now = verdict(chat, messages, task.read)
+                    score, reply = judged_now
                     path.parent.mkdir(parents=True, exist_ok=True)
                     content = {"asked": [model, key], "reply": reply, "normalized_score": score}
                     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
@@ -95,7 +94,7 @@ def _kept(content: dict[str, Any], asked: list[str], task: Task) -> float | None
     if content.get("asked") != asked or not isinstance(reply, str):
         return None
     try:
-        return task.rule(reply, task.rubric)
+        return task.read(reply)
     except ValueError:
         return None
 
@@ -110,6 +109,10 @@ class Task:
     folder: Path  # of the rubric and its script
     script: Path
     rule: Rule
+
+    def read(self, reply: str) -> float:
+        """Its score, 0 to 1. Raises ValueError for a reply without one."""
+        return self.rule(reply, self.rubric)
 
 
 def task_of(sample: Sample) -> Task:
@@ -186,21 +189,6 @@ def _tensor(source: Any, where: object) -> Tensor:
     except UNREADABLE as error:
         raise UserError(f"image {where} cannot be read ({brief(error)}); fetch the benchmark's code again") from error
     return fit_image(image, image.height, image.width)
-
-
-def ask(chat: Chat, messages: Sequence[Message], task: Task) -> tuple[str, float]:
-    """A reply that can be scored, and its score. Raises ChatError after ASKED others."""
-    problem, cure = "", ""
-    for _ in range(ASKED):
-        reply = chat.reply(messages)
-        if reply.cut:
-            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
-            continue
-        try:
-            return reply.text, task.rule(reply.text, task.rubric)
-        except ValueError as error:
-            problem, cure = f"{error}; its last reply: {reply.text[:SHOWN]!r}", "use another judge"
-    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
 
 
 def summary(samples: Sequence[Sample], scores: dict[str, float]) -> dict[str, dict[str, float]]:

@@ -8,6 +8,7 @@ questions; a sample is the mean of its four metrics (three for vision rules, whi
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -24,15 +25,13 @@ from ttopt.data.ruler import METRICS, output_path
 from ttopt.data.sample import Sample
 from ttopt.data.video import read_video_rate
 from ttopt.errors import UserError, brief
-from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server
-from ttopt.models.chat import Chat, ChatError, Jpeg, Message, fingerprint
+from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server, verdict
+from ttopt.models.chat import Chat, Jpeg, Message, fingerprint
 from ttopt.record.run_folder import read_json, write_text
 
-SHOWN = 300  # characters of a reply that an error message quotes
 POINTS = {"Good": 2, "Medium": 1, "Poor": 0}
 FRAMES_PER_SECOND = 2
 LONGEST_SIDE = 512
-ASKED = 3  # times, before a malformed reply becomes an error
 VISION = "vision rule"  # the category without instruction following
 GAMES = ("game", "game rule")
 
@@ -74,7 +73,8 @@ def judge_all(
             count = len(sample.answer["checklist"])
             labels = _kept(read_json(path), [model, key], count)
             if labels is None:
-                labels, text = ask(chat, messages, count)
+                judged_now = verdict(chat, messages, functools.partial(labels_of, count=count))
+                labels, text = judged_now
                 content = {"asked": [model, key], "eval_results": labels, "reply": text}
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
@@ -113,21 +113,6 @@ def question(sample: Sample, root: Path, video: Path, system: str) -> list[Messa
     parts += ["## Video to evaluate:", *map(Jpeg, frames(video)), "## CheckList Questions:"]
     parts += [f"# Question {number}:\n{text}" for number, (_, text) in enumerate(row["checklist"], start=1)]
     return [Message("system", (system,)), Message("user", tuple(parts))]
-
-
-def ask(chat: Chat, messages: Sequence[Message], count: int) -> tuple[list[str], str]:
-    """``count`` labels and the reply they stand in. Raises ChatError after ASKED malformed replies."""
-    problem, cure = "", ""
-    for _ in range(ASKED):
-        reply = chat.reply(messages)
-        if reply.cut:
-            problem, cure = f"it was cut off after {reply.tokens_out} tokens", "raise chat.max_tokens"
-            continue
-        try:
-            return labels_of(reply.text, count), reply.text
-        except ValueError as error:
-            problem, cure = f"{error}; its last reply: {reply.text[:SHOWN]!r}", "use another judge"
-    raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
 
 
 def labels_of(reply: str, count: int) -> list[str]:

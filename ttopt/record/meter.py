@@ -15,7 +15,22 @@ from ttopt.record.result import Cost
 from ttopt.record.timing import PartTimer
 
 
-class Meter:
+class _Pausing:
+    _paused = False
+    _not_counted = 0.0  # seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is only made for the record and no part of the method: forwards and seconds do not count."""
+        begin, self._paused = time.perf_counter(), True
+        try:
+            yield
+        finally:
+            self._paused = False
+            self._not_counted += time.perf_counter() - begin
+
+
+class Meter(_Pausing):
     """``with Meter(reasoner) as meter: ...`` counts the transformer's forward and backward passes by itself.
 
     Whoever samples a video adds its length to ``generated_seconds``; whoever asks a vision-language model adds to
@@ -30,8 +45,6 @@ class Meter:
         self._elapsed = 0.0  # before the current entry
         self._begin: float | None = None
         self._entries = 0
-        self._paused = False
-        self._not_counted = 0.0
         self._reasoner = reasoner
 
     def __enter__(self) -> Meter:
@@ -46,16 +59,6 @@ class Meter:
         if self._entries == 0:
             self._elapsed, self._begin = self.total_seconds, None
             self._reasoner.observers.remove(self._count)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """What is only made for the record and no part of the method: forwards and seconds do not count."""
-        begin, self._paused = time.perf_counter(), True
-        try:
-            yield
-        finally:
-            self._paused = False
-            self._not_counted += time.perf_counter() - begin
 
     def computing(self, rows: Sequence[int]) -> None:
         """Which samples the next forwards are for: the one there is."""
@@ -107,7 +110,7 @@ class Meter:
         self.forwards += 2 * videos
 
 
-class SharedMeter:
+class SharedMeter(_Pausing):
     """Measures work on a batch of samples, and gives each sample's own meter, which stands still meanwhile, its share:
     the forwards that were for it, and an equal part of the seconds."""
 
@@ -115,8 +118,6 @@ class SharedMeter:
         self.timer = PartTimer(reasoner.device)
         self._reasoner, self._meters = reasoner, list(meters)
         self._rows = list(range(len(meters)))
-        self._paused = False
-        self._not_counted = 0.0
 
     def __enter__(self) -> SharedMeter:
         self._begin = time.perf_counter()
@@ -127,16 +128,6 @@ class SharedMeter:
         self._reasoner.observers.remove(self._count)
         for meter in self._meters:
             meter.add(*self._share())
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """As Meter.paused."""
-        begin, self._paused = time.perf_counter(), True
-        try:
-            yield
-        finally:
-            self._paused = False
-            self._not_counted += time.perf_counter() - begin
 
     def computing(self, rows: Sequence[int]) -> None:
         """Which samples, by their places in the batch, the next forward and backward passes are for."""

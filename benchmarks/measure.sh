@@ -12,7 +12,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 wanted() { [ "$part" = all ] || [ "$part" = "$1" ] || [ "$part" = "${1%-*}" ]; }
 measure() { # NAME MODULE ARGUMENTS: one JSON file, and what was printed
     local file="$out/$1.json"
-    [ -e "$file" ] || python -m "ttopt.miniworld.$2" "${@:3}" --out "$file" | tee "$out/$1.txt"
+    [ -e "$file" ] || python -m "benchmarks.$2" "${@:3}" --out "$file" | tee "$out/$1.txt"
 }
 compare() { # NAME ARGUMENTS: a run folder. A sample whose replies cannot be read counts 0, and the command says so and fails
     python -m ttopt compare --run-dir "$out/$1" --seed $seed --logging.wandb disabled "${@:2}" >"$out/$1.txt" ||
@@ -21,7 +21,7 @@ compare() { # NAME ARGUMENTS: a run folder. A sample whose replies cannot be rea
 
 for split in id ood; do
     if wanted "effect-$split"; then
-        measure "effect-$split" evaluate --split $split --seed $seed --samples 512 --seeds 20
+        measure "effect-$split" effect --split $split --seed $seed --samples 512 --seeds 20
     fi
     if wanted "compare-$split"; then
         methods='[static,single,Pass@5,Pass@10,PE,VideoTPO,seed ensemble,teacher LoRA,step loop]'
@@ -40,16 +40,16 @@ if wanted ablations; then
     compare ablations --config ablations --split ood
 fi
 if wanted docs; then
-    measure base-id evaluate --split id --seed $seed --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
+    measure base-id effect --split id --seed $seed --samples 256 --seeds 1 --ceiling 0 --reasoner.transformer embedded-base
     for split in dev_id dev_ood; do
         for tau in 0.05 0.07 0.1 0.22; do
-            measure "tau-$tau-$split" evaluate --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 \
+            measure "tau-$tau-$split" effect --split $split --seed 91 --samples 256 --seeds 1 --ceiling 0 \
                 --optimization.tau $tau
         done
     done
-    measure oracle evaluate --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102
-    measure memory evaluate_memory --split ood --seed $seed --samples 64 --bank 256
+    measure oracle effect --families '[two,visit]' --split dev_ood --seed 91 --samples 102 --seeds 1 --ceiling 102
+    measure memory bank --split ood --seed $seed --samples 64 --bank 256
     for split in id ood; do
-        measure "replies-$split" evaluate_replies --split $split --seed 4003 --samples 128
+        measure "replies-$split" replies --split $split --seed 4003 --samples 128
     done
 fi

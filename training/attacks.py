@@ -20,13 +20,14 @@ from training.reasoner import FIRST_NOISE, TEXT_LENGTH, embed, load_state, predi
 from training.world.look import BOARDS, FPS
 from training.world.questions import questions
 from training.world.scene import Task
-from training.world.tasks import FAMILIES, SPLITS, make_task
+from training.world.tasks import FAMILIES, LONG, SPLITS, clip_task
 from training.world.tokenizer import reasoner_tokenizer
 from ttopt.models.reasoner import Adapter, LightDecoder
 from ttopt.models.teacher import Teacher
 from ttopt.optimization.reward import multi_vqa_loss
 
 SIZE, SEED, NEWEST = 8, 32, 60  # instances a run; of the tasks; shards that a pool keeps
+KINDS = (*FAMILIES, *LONG)  # of a long task one step
 DISTURBED = (0.0, 0.0, 0.1, 0.2)  # relative sizes of the disturbance
 RATES = (5e-4, 1e-3, 1e-3, 2e-3)
 Key = tuple[int, int, int]  # split, family, index
@@ -35,7 +36,7 @@ Key = tuple[int, int, int]  # split, family, index
 def task_of(key: Key) -> Task:
     """The task of a key in a shard."""
     split, family, index = key
-    return make_task(FAMILIES[family], list(SPLITS)[split], SEED, index)
+    return clip_task(KINDS[family], list(SPLITS)[split], SEED, index)
 
 
 class Attacker:
@@ -67,7 +68,7 @@ class Attacker:
         """SIZE random task keys."""
         splits = list(SPLITS)
         picked = ["teacher_ood" if rng.random() < 0.4 else "train" for _ in range(SIZE)]
-        return [(splits.index(s), int(rng.integers(len(FAMILIES))), int(rng.integers(1_000_000))) for s in picked]
+        return [(splits.index(s), int(rng.integers(len(KINDS))), int(rng.integers(1_000_000))) for s in picked]
 
     @torch.no_grad()
     def conditions(self, tasks: list[Task], generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -10,21 +10,19 @@ from typing import Any
 
 import torch
 
-STAGES = ("encoder", "decoder", "vae", "light", "reasoner", "twin", "distill", "teacher")
+from training.common import save_half
+
+STAGES = ("encoder", "decoder", "light", "reasoner", "twin", "distill", "teacher", "weights")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
-    """One stage in this process: weights go to ``out``/weights, states and logs to ``out``/stage."""
+    """One stage in this process; states and logs go to ``out``/stage."""
     from training import distill, light, reasoner, teacher, vae
 
-    weights = out / "weights"
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
     stages: dict[str, Callable[[], None]] = {
         "encoder": lambda: vae.train_encoder(out / "encoder", **given),
         "decoder": lambda: vae.train_decoder(out / "decoder", **given),
-        "vae": lambda: vae.assemble(
-            out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors", weights / "reasoner" / "vae"
-        ),
         "light": lambda: light.train(out / "light", **given),
         "distill": lambda: distill.train(out / "distill", out / "reasoner" / "state.safetensors", **given),
         "twin": lambda: reasoner.train(out / "twin", twin=out / "reasoner" / "state.safetensors", **given),
@@ -32,8 +30,31 @@ def run(stage: str, out: Path, steps: int | None) -> None:
             out / "teacher", out / "light" / "state.safetensors", out / "reasoner" / "state.safetensors", **given
         ),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
+        "weights": lambda: write_weights(out),
     }
     stages[stage]()
+
+
+def write_weights(out: Path) -> None:
+    """Writes what has been trained so far to ``out``/weights, in float16 and the layout of public models."""
+    from training import light, reasoner, teacher, vae
+
+    def state(stage: str) -> Path:
+        return out / stage / "state.safetensors"
+
+    weights = out / "weights"
+    if state("encoder").exists() and state("decoder").exists():
+        vae.assemble(state("encoder"), state("decoder"), weights / "reasoner" / "vae")
+    if state("light").exists():
+        light.save(state("light"), weights / "light_decoder")
+    for stage in ("reasoner", "distill"):  # the later one stays
+        if state(stage).exists():
+            reasoner.save(*reasoner.load_state(state(stage)), weights / "reasoner")
+    if state("twin").exists():
+        transformer, _ = reasoner.load_state(state("twin"))
+        save_half(transformer, weights / "base" / "transformer")
+    if state("teacher").exists():
+        teacher.save(state("teacher"), weights / "teacher")
 
 
 def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:

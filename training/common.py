@@ -124,9 +124,11 @@ def under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 
 def averaged(state: Path, name: str, module: nn.Module) -> None:
-    """Loads the averaged weights of a training's state file into ``module``, saved there under ``name``."""
+    """Loads the averaged weights of a training's state file into ``module``, saved there under ``name``; what only the
+    training had is left out."""
     tensors = load_file(state)
-    module.load_state_dict({**under(tensors, name), **under(tensors, "ema")})
+    found = {**under(tensors, name), **under(tensors, "ema")}
+    module.load_state_dict({key: found[key] for key in module.state_dict()})
 
 
 def cosine(step: int, total: int, warmup: int = 30, floor: float = 0.02) -> float:

@@ -9,8 +9,10 @@ Latents are the code of code.py divided by SCALE, (B, 20, 7, 6, 6); the first bo
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
@@ -20,8 +22,9 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from training.code import CHANNELS, LEAVES, SCALE, film_code
 from training.common import Ema, Optimizers, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.world.look import BOARDS, CELLS, GRID
+from training.world.questions import repaired_prompt
 from training.world.scene import Task
-from training.world.tasks import FAMILIES, make_task
+from training.world.tasks import FAMILIES, LONG, clip_task, make_task
 from training.world.tokenizer import reasoner_tokenizer
 from ttopt.models.reasoner import forward
 
@@ -29,6 +32,7 @@ TEXT_LENGTH, WIDTH, HEADS, LAYERS, FFN = 40, 128, 4, 6, 384
 STEPS, BATCH, SEED = 8000, 8, 21
 MUON, ADAM = 0.006, 1e-3  # learning rates
 IGNORED, OFFSETS = -100, 2 * GRID - 1
+REPAIRED = 0.2  # share of the prompts that end in a repair
 FIRST_NOISE = 0.15  # of the first board's latents: an encoder is not exact
 
 
@@ -86,9 +90,15 @@ def roles(task: Task) -> Tensor:
 
 
 def training_tasks(step: int, count: int) -> list[Task]:
-    """The tasks of one training step: all of the split "train", no two steps the same."""
+    """The tasks of one training step, steps of long ones among them: all of the split "train", no two the same. Some
+    prompts end in a repair, as the step loop makes them."""
+    kinds = (*FAMILIES, *LONG)
+    rng = np.random.default_rng([SEED, step])
     numbers = range(step * count, (step + 1) * count)
-    return [make_task(FAMILIES[n % len(FAMILIES)], "train", SEED, n // len(FAMILIES)) for n in numbers]
+    tasks = [clip_task(kinds[n % len(kinds)], "train", SEED, n // len(kinds)) for n in numbers]
+    return [
+        dataclasses.replace(task, prompt=repaired_prompt(task, rng)) if rng.random() < REPAIRED else task for task in tasks
+    ]
 
 
 def embed(encoder: UMT5EncoderModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -239,7 +249,7 @@ def evaluate(state: Path, split: str, count: int, seed: int = 5) -> dict[str, fl
 def load_state(state: Path) -> tuple[WanTransformer3DModel, UMT5EncoderModel]:
     """The averaged networks of a training's state."""
     transformer, encoder = build()
-    averaged(state, "all", nn.ModuleDict({"transformer": transformer, "encoder": encoder, "heads": Heads()}))
+    averaged(state, "all", nn.ModuleDict({"transformer": transformer, "encoder": encoder}))
     return transformer.eval(), encoder.eval()
 
 

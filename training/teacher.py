@@ -1,4 +1,5 @@
-"""The teacher: a tiny Qwen3-VL that answers yes/no questions about videos, a frame a board, a vision token a cell.
+"""The teacher: a tiny Qwen3-VL that answers yes/no questions about videos, a frame a board, a vision token a cell, and
+writes the questions for a prompt.
 
 Its gradient matters more than its accuracy: an ordinarily trained teacher is easily fooled by the reasoner it grades.
 So after a warm-up it trains adversarially: every batch of latents is shown several times, and the gradient that trains
@@ -11,6 +12,7 @@ pixels and shares nothing with the scorer.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -22,27 +24,30 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from training.attacks import Attacker, Pool
 from training.code import SCALE, film_code
-from training.common import Ema, Run, cosine, device, matrices_and_rest, update
-from training.light import load_state
+from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
+from training.light import load_state as load_light
+from training.replies import QUERIES, queries, reply_loss
 from training.sight import Places, Sight, contents
 from training.world.corruptions import corrupt
 from training.world.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
 from training.world.questions import Question, questions
 from training.world.reader import Seen, from_film, read
 from training.world.scene import Stop, Task
-from training.world.tasks import FAMILIES, make_task
+from training.world.tasks import FAMILIES, LONG, clip_task
 from training.world.tokenizer import teacher_tokenizer
 from ttopt.models.teacher import PackedOutput, Teacher
+from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts
 
-STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 12_000, 4000, 6, 5, 3
+STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 8000, 3000, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
+WRITE_EVERY, WRITTEN = 3, 4  # steps between replies that it learns to write, and how many
 RADIUS = (0.7, 14.0)  # ends of how far latents are moved, in all; a film's latents have a norm of about 75
 NOISY, NOISE = 0.6, (0.02, 0.3)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 SHOWN = tuple(range(0, PER_MOVE * BOARDS, PER_MOVE))  # the numbers of the frames that it sees
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
-PROMPTS = Prompts(question="{question}", queries="Questions: {prompt}", timestamps=False)
+PROMPTS = Prompts(question="{question}", queries=QUERIES, timestamps=False)
 
 
 def build() -> Teacher:
@@ -90,6 +95,23 @@ def build() -> Teacher:
             if p.dim() == 2:
                 p.mul_(INITIAL_SCALE)
     return Teacher(model, tokenizer, prompts=PROMPTS)
+
+
+def load_state(state: Path) -> Teacher:
+    """The averaged teacher of a training's state."""
+    teacher = build()
+    averaged(state, "all", nn.ModuleDict({"model": teacher.model}))
+    teacher.model.eval().requires_grad_(False)
+    return teacher
+
+
+def save(state: Path, folder: Path) -> None:
+    """Writes that teacher in float16 beside its tokenizer and wording."""
+    teacher = load_state(state)
+    save_half(teacher.model, folder)
+    teacher.tokenizer.save_pretrained(folder)
+    words = {"question": PROMPTS.question, "queries": PROMPTS.queries, "timestamps": PROMPTS.timestamps}
+    (folder / PROMPTS_FILE).write_text(json.dumps(words, indent=2) + "\n", encoding="utf-8")
 
 
 def other_task(task: Task, rng: np.random.Generator) -> Task:
@@ -145,7 +167,7 @@ def log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> NDArray[
 def draw(rng: np.random.Generator) -> tuple[Task, Film]:
     """A task of the training splits and a film of it, right in a third of the cases."""
     split = "teacher_ood" if rng.random() < 0.4 else "train"
-    task = make_task(str(rng.choice(FAMILIES)), split, 31, int(rng.integers(1_000_000)))
+    task = clip_task(str(rng.choice((*FAMILIES, *LONG))), split, 31, int(rng.integers(1_000_000)))
     if rng.random() < 0.35:
         return task, task.film(task.choices[int(rng.integers(len(task.choices)))])
     return task, corrupt(task, rng)[1]
@@ -163,7 +185,7 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
     optimizers = matrices_and_rest(networks, MUON, ADAM, lambda name: "layers." in name or "blocks." in name)
     ema = Ema(networks, 0.998)
     run = Run(folder, {"all": networks}, optimizers, ema)
-    light = load_state(light_state).to(device()) if light_state.exists() else None
+    light = load_light(light_state).to(device()) if light_state.exists() else None
     attacker = Attacker(reasoner_state, light, SHOWN) if light and reasoner_state.exists() else None
     pool = Pool(folder / "pool")
     means: dict[str, float] = {}
@@ -204,6 +226,10 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
         things, grounds = (x.to(device()) for x in contents(seen))
         looked, found = sight(things, grounds), places(out, things, grounds)
         loss = losses.mean() + (0.3 if attacked else 1.0) * (looked + found)
+        if step % WRITE_EVERY == 0:
+            written = reply_loss(teacher, [queries(draw(rng)[0]) for _ in range(WRITTEN)])
+            means["written"] = 0.9 * means.get("written", float(written.detach())) + 0.1 * float(written.detach())
+            loss = loss + written
         update(loss, networks, optimizers, ema, cosine(step, steps, 200))
         if moved.grad is not None:
             length = moved.grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)

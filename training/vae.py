@@ -1,11 +1,13 @@
 """The standard VAE: AutoencoderKLWan in the 2.2 style, spatial x16 and temporal x4: a latent cell is a board's cell.
 
-Encoder and decoder learn apart from each other, from crops of random films: the encoder to name what it sees in the
+Encoder and decoder learn apart from each other, from pieces of random films: the encoder to name what it sees in the
 code of code.py, the decoder to draw noisy codes, by a loss about pixels alone. The posterior mean is used, no sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,23 @@ from training.films import random_film
 from training.world.look import CELL, GRID, PAPER, render
 
 NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
-ENCODER_STEPS, DECODER_STEPS, STILL_STEPS = 2400, 6000, 3000
-CLIPS, STILLS, CROP, BOARDS = 8, 24, 3, 3  # in a batch; cells and boards of a crop
 MUON, ADAM = 0.02, 3e-3  # learning rates
+
+
+@dataclass(frozen=True)
+class Phase:
+    """``steps`` with batches of ``count`` videos of ``cells`` x ``cells`` cells and ``boards`` boards, one: stills."""
+
+    steps: int
+    count: int
+    cells: int
+    boards: int
+    rate: float  # share of the learning rates at its beginning
+
+
+# Small pieces first, where much is learned in little time; then whole boards, since a small piece is all margin.
+ENCODER = (Phase(2400, 8, 3, 3, 1.0), Phase(1600, 2, GRID, 4, 0.5))
+DECODER = (Phase(3000, 24, 3, 1, 1.0), Phase(3000, 8, 3, 3, 0.7), Phase(5000, 2, GRID, 4, 0.5))
 
 
 def build() -> AutoencoderKLWan:
@@ -74,25 +90,39 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     return video.transpose(1, 2) / 2 + 0.5
 
 
-def crops(rng: np.random.Generator, count: int, still: bool = False) -> tuple[Tensor, Tensor]:
-    """Random videos of three by three cells and three boards (count, 9, 3, 48, 48), and their codes (count, 20, 3, 3,
-    3). ``still``: the first frame and board alone."""
+def pieces(rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
+    """Pieces of random videos (count, T, 3, 16 * cells, 16 * cells), and their codes (count, 20, boards, cells, cells)."""
     videos: list[Tensor] = []
     codes: list[Tensor] = []
-    while len(videos) < count:
-        film = random_film(rng, BOARDS, float(rng.uniform(0.2, 1)))
+    size, still = phase.cells, phase.boards == 1
+    while len(videos) < phase.count:
+        film = random_film(rng, 3 if still else phase.boards, float(rng.uniform(0.05, 1)))
         video, code = render(film), film_code(film)
-        for _ in range(3):
-            y, x = (int(i) for i in rng.integers(GRID - CROP + 1, size=2))
-            first = int(rng.integers(BOARDS)) if still else 0
-            part = video[..., CELL * y : CELL * (y + CROP), CELL * x : CELL * (x + CROP)]
-            named = code[..., y : y + CROP, x : x + CROP]
+        for _ in range(1 if size == GRID else 3):
+            y, x = (int(i) for i in rng.integers(GRID - size + 1, size=2))
+            first = int(rng.integers(3)) if still else 0
+            part = video[..., CELL * y : CELL * (y + size), CELL * x : CELL * (x + size)]
+            named = code[..., y : y + size, x : x + size]
             if still:  # a board on which nothing moves
                 part, named = part[4 * first :][:1], named[:, first:][:, :1].clone()
                 named[[DOWN, RIGHT, LEAVES]] = 0
             videos.append(part)
             codes.append(named)
-    return torch.stack(videos[:count]), torch.stack(codes[:count])
+    return torch.stack(videos[: phase.count]), torch.stack(codes[: phase.count])
+
+
+def phase_of(step: int, phases: Sequence[Phase], steps: int | None) -> tuple[Phase, float]:
+    """The phase of a step and the share of the learning rates there. ``steps``: of all phases together, instead of
+    their own numbers."""
+    scale = 1.0 if steps is None else steps / sum(phase.steps for phase in phases)
+    first = 0.0
+    for phase in phases[:-1]:
+        if step < first + scale * phase.steps:
+            break
+        first += scale * phase.steps
+    else:
+        phase = phases[-1]
+    return phase, phase.rate * cosine(step - int(first), max(1, int(scale * phase.steps)))
 
 
 def pixel_loss(error: Tensor, target: Tensor) -> Tensor:
@@ -110,41 +140,41 @@ def pixel_loss(error: Tensor, target: Tensor) -> Tensor:
     return (weight / weight.mean() * (error.abs() + 4 * error.square())).mean()
 
 
-def train_encoder(folder: Path, steps: int = ENCODER_STEPS) -> None:
+def train_encoder(folder: Path, steps: int | None = None) -> None:
     """Teaches the encoder the code of what it sees. ``folder`` keeps the state."""
     torch.manual_seed(0)
     vae = build().to(device())
     half = nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv})
     optimizers, ema = matrices_and_rest(half, MUON, ADAM), Ema(half, 0.995)
     run = Run(folder, {"half": half}, optimizers, ema)
-    for step in run.steps(steps):
-        video, code = (x.to(device()) for x in crops(np.random.default_rng([1, step]), CLIPS))
+    for step in run.steps(steps or sum(phase.steps for phase in ENCODER)):
+        phase, rate = phase_of(step, ENCODER, steps)
+        video, code = (x.to(device()) for x in pieces(np.random.default_rng([1, step]), phase))
         error = (encode(vae, video) - code).square()
         loss = 20 * error.mean()
-        update(loss, half, optimizers, ema, cosine(step, steps))
+        update(loss, half, optimizers, ema, rate)
         if step % 50 == 0:
             wrong = (error > 0.25).float().mean() * CHANNELS
             run.log(step, loss=loss, wrong=wrong, first=20 * error[:, :, 0].mean())
 
 
-def train_decoder(folder: Path, steps: int = DECODER_STEPS) -> None:
+def train_decoder(folder: Path, steps: int | None = None) -> None:
     """Teaches the decoder to draw what a noisy code says, first single boards, then clips. Its loss is about pixels."""
     torch.manual_seed(1)
     vae = build().to(device())
     half = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     optimizers, ema = matrices_and_rest(half, MUON, ADAM), Ema(half, 0.995)
     run = Run(folder, {"half": half}, optimizers, ema)
-    for step in run.steps(steps):
-        still = step < STILL_STEPS
-        video, code = crops(np.random.default_rng([2, step]), STILLS if still else CLIPS, still)
+    for step in run.steps(steps or sum(phase.steps for phase in DECODER)):
+        phase, rate = phase_of(step, DECODER, steps)
+        video, code = pieces(np.random.default_rng([2, step]), phase)
         noise = NOISE * torch.randn(code.shape, generator=torch.Generator().manual_seed(step))
         video, code = video.to(device()), (code + noise).to(device())
         error = decode(vae, code) - video
         loss = pixel_loss(error, video)
-        share = cosine(step, STILL_STEPS) if still else 0.7 * cosine(step - STILL_STEPS, steps - STILL_STEPS)
-        update(loss, half, optimizers, ema, share)
+        update(loss, half, optimizers, ema, rate)
         if step % 50 == 0:
-            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
+            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10(), worst=error.abs().max())
 
 
 def halves(encoder_state: Path, decoder_state: Path) -> AutoencoderKLWan:

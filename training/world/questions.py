@@ -9,45 +9,77 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from training.world import second
 from training.world.look import color_of, pad_name, thing_name
 from training.world.reader import Seen
 from training.world.scene import Task
 
+KEEP = "Nothing else changes."
+
 
 @dataclass(frozen=True)
 class Question:
-    """``about``: goal, one, walls, order or rest; ``rules``: those of the scorers that it covers."""
+    """``about``: goal, one, walls, order or rest; ``rules``: those of the scorers that it covers; ``repair``: what to add
+    to a prompt after a video that fails it."""
 
     about: str
     text: str
     truth: Callable[[Seen], bool]
     rules: frozenset[str]
+    repair: str
 
 
 def questions(task: Task) -> tuple[Question, ...]:
     """What a perfect teacher asks: the goal first, then two or three rules about the process."""
-    out = [Question("goal", _goal_text(task), lambda seen: _goal(task, seen), frozenset({"goal"}))]
     names = [f"the {thing_name(a.look)}" for a in task.actors[: task.movers]]
+    out: list[Question] = []
+
+    def ask(about: str, text: str, truth: Callable[[Seen], bool], rules: set[str], repair: str) -> None:
+        out.append(Question(about, text, truth, frozenset(rules), repair))
+
+    ask("goal", _goal_text(task), lambda seen: _goal(task, seen), {"goal"}, _goal_repair(task))
     if task.in_turn:
         text = f"Do {', '.join(names[:-1])} and {names[-1]} move one after the other?"
-        out.append(Question("order", text, lambda seen: _rule(task, seen, "order"), frozenset({"order"})))
+        repair = f"{_sentence(names[0])} goes first."
+        ask("order", text, lambda seen: _rule(task, seen, "order"), {"order"}, repair)
     elif len(task.stops) > task.movers:
         places = [f"the {pad_name(stop.ground)}" for stop in task.stops]
+        repair = f"{_sentence(names[0])} goes to {places[0]} first."
         text = f"Does {names[0]} visit {' before '.join(places)}?"
-        out.append(Question("order", text, lambda seen: _rule(task, seen, "order"), frozenset({"order"})))
+        ask("order", text, lambda seen: _rule(task, seen, "order"), {"order"}, repair)
     if task.walls:
-        text = f"Does {names[0]} stay off the walls?"
-        out.append(Question("walls", text, lambda seen: _rule(task, seen, "walls"), frozenset({"walls"})))
+        repair = f"{_sentence(names[0])} goes through the gap."
+        ask("walls", f"Does {names[0]} stay off the walls?", lambda seen: _rule(task, seen, "walls"), {"walls"}, repair)
     if task.stops:
         verb = "Is" if len(names) == 1 else "Are"
         text = f"{verb} there exactly one {_ones(task)} all the time, moving cell by cell?"
     else:
         text = f"{'Does' if len(names) == 1 else 'Do'} {' and '.join(names)} keep shape and place all the time?"
-    out.append(Question("one", text, lambda seen: _whole(task, seen), frozenset({"whole", "way"})))
+    ask("one", text, lambda seen: _whole(task, seen), {"whole", "way"}, KEEP)
     text = f"Does everything but {' and '.join(names)} stay as it is all the time?"
-    out.append(Question("rest", text, lambda seen: _rest(task, seen), frozenset({"whole", "still", "ground"})))
+    ask("rest", text, lambda seen: _rest(task, seen), {"whole", "still", "ground"}, KEEP)
     return tuple(out)
+
+
+def repaired_prompt(task: Task, rng: np.random.Generator) -> str:
+    """The prompt with one or two of the repairs that a verifier would add."""
+    repairs = list(dict.fromkeys(q.repair for q in questions(task)))
+    chosen = rng.permutation(len(repairs))[: 1 + int(rng.random() < 0.3)]
+    return " ".join([task.prompt, *(repairs[int(i)] for i in chosen)])
+
+
+def _sentence(name: str) -> str:
+    return name[0].upper() + name[1:]
+
+
+def _goal_repair(task: Task) -> str:
+    if task.turns:
+        actor, new = task.turns[-1]
+        return f"The {thing_name(task.actors[actor].look)} turns {color_of(new)}."
+    stop = task.stops[-1]
+    return f"The {thing_name(task.actors[stop.actor].look)} goes to the {pad_name(stop.ground)}."
 
 
 def _ones(task: Task) -> str:

@@ -31,6 +31,15 @@ def make_task(family: str, split: str, seed: int, index: int) -> Task:
         return task
 
 
+def clip_task(family: str, split: str, seed: int, index: int) -> Task:
+    """A task that one clip solves: ``make_task``, or for a long family one of its steps."""
+    task = make_task(family, split, seed, index)
+    if family not in LONG:
+        return task
+    steps = chains.legs(task)
+    return steps[index % len(steps)]
+
+
 def task_bank(split: str, seed: int, count: int, chosen: tuple[str, ...] = FAMILIES) -> list[Task]:
     """``count`` tasks, families in turn; the same arguments give the same tasks."""
     return [make_task(chosen[i % len(chosen)], split, seed, i // len(chosen)) for i in range(count)]

@@ -15,7 +15,12 @@ QUESTION_WORDS = """
 Is Are Does Do Has Have there exactly one all time moving cell by on at end turned visit before stay stays off keep
 shape place everything but it as is other same
 """.split()
-REPLY_WORDS = "Questions goal process Yes No user assistant".split()
+REPLY_WORDS = """
+questions goal process yes no user assistant plan check route task done step steps of wrong observation complete
+instruction target state estimated remaining reason action executed progress good fraction suggestion verdict accept
+reject true false regen split fallback
+""".split()
+TENTHS = [f"{n / 10:.1f}" for n in range(11)]
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
 CELL_NAMES = [f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdef"]  # by cell number
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]
@@ -54,7 +59,7 @@ def teacher_tokenizer() -> PreTrainedTokenizerFast:
     lower = sorted({word.lower() for word in (*PROMPT_WORDS, *QUESTION_WORDS, *REPLY_WORDS, *COLOR_NAMES, *NOUNS)})
     vocabulary = [
         "<|endoftext|>", "<unk>", *SPECIALS, *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION,
-        *CELL_NAMES,
+        *TENTHS, *CELL_NAMES,
     ]  # fmt: skip
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = splitter(r"[a-f][1-6]\b|[A-Za-z]+")

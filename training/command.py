@@ -12,12 +12,12 @@ import torch
 
 from training.common import save_half
 
-STAGES = ("encoder", "decoder", "light", "reasoner", "twin", "distill", "teacher", "weights")
+STAGES = ("encoder", "decoder", "light", "reasoner", "twin", "distill", "teacher", "chat", "weights")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
     """One stage in this process; states and logs go to ``out``/stage."""
-    from training import distill, light, reasoner, teacher, vae
+    from training import chat, distill, light, reasoner, teacher, vae
 
     given: dict[str, Any] = {} if steps is None else {"steps": steps}
     stages: dict[str, Callable[[], None]] = {
@@ -30,6 +30,10 @@ def run(stage: str, out: Path, steps: int | None) -> None:
             out / "teacher", out / "light" / "state.safetensors", out / "reasoner" / "state.safetensors", **given
         ),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
+        "chat": lambda: chat.train(
+            out / "chat", out / "teacher" / "state.safetensors", out / "distill" / "state.safetensors",
+            vae.halves(out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors"), **given,
+        ),  # fmt: skip
         "weights": lambda: write_weights(out),
     }
     stages[stage]()
@@ -37,7 +41,7 @@ def run(stage: str, out: Path, steps: int | None) -> None:
 
 def write_weights(out: Path) -> None:
     """Writes what has been trained so far to ``out``/weights, in float16 and the layout of public models."""
-    from training import light, reasoner, teacher, vae
+    from training import chat, light, reasoner, teacher, vae
 
     def state(stage: str) -> Path:
         return out / stage / "state.safetensors"
@@ -55,6 +59,8 @@ def write_weights(out: Path) -> None:
         save_half(transformer, weights / "base" / "transformer")
     if state("teacher").exists():
         teacher.save(state("teacher"), weights / "teacher")
+    if state("chat").exists():
+        chat.save(state("chat"), weights / "chat")
 
 
 def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:

@@ -78,8 +78,7 @@ def good_fraction(task: Task, seen: Seen) -> float:
     """The share of the boards before the first mistake, 0.0 to 0.9 in tenths."""
     good = 0
     for boards in range(1, len(seen) + 1):
-        part = Seen(seen.things[:boards], seen.grounds[:boards], seen.stray[:boards], seen.per_move)
-        rules = second.judge(task, part)
+        rules = second.judge(task, seen[:boards])
         if not all(rules.get(rule, True) for rule in PROCESS):
             break
         good = boards

@@ -60,7 +60,7 @@ def train(folder: Path, start: Path, steps: int = STEPS) -> None:
         tasks = training_tasks(FIRST_TASK // BATCH + step, BATCH)
         batch = Batch(tasks, tokenizer)
         noise = torch.randn((BATCH, CHANNELS, BOARDS, 6, 6), generator=generator).to(device())
-        clean = batch.paired(noise)
+        clean = batch.first().to(noise)
         first = clean[:, :, :1] + FIRST_NOISE * torch.randn(clean[:, :, :1].shape, generator=generator).to(noise)
         text = embed(encoder, batch.ids.to(device()), batch.mask.to(device()))
         level = int(rng.integers(len(SIGMAS))) if step % 2 else 0

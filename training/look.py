@@ -96,7 +96,7 @@ def codes(state: Path, out: Path, split: str, count: int, seed: int) -> None:
     tasks = task_bank(split, seed, count)
     batch = Batch(tasks, reasoner_tokenizer(TEXT_LENGTH))
     noise = torch.randn((count, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(seed))
-    clean = batch.paired(noise)
+    clean = batch.first()
     found = predict(transformer, noise, 1.0, clean[:, :, :1], embed(encoder, batch.ids, batch.mask))
     rows = [torch.cat([boards(a * SCALE), boards(b * SCALE)]) for a, b in zip(clean, found, strict=True)]
     write_sheet(out / f"codes-{split}.png", rows)

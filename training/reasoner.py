@@ -1,8 +1,7 @@
 """The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching at full noise first.
 
-Where a task has two right answers the noise chooses: the sign of its sum over the first move, a fair coin, picks the
-one that it is paired with (a coupling of noise and data, as in optimal-transport flow matching). Each noise then has
-one answer, one step suffices to make it, and other noises make others.
+Where a task has two right answers the reasoner always learns the first: one step can then be sharp. Its undistilled twin
+learns both, and its noises differ. (A coupling in which a sum of the noise tosses a coin was not learned at this size.)
 
 Latents are the code of code.py divided by SCALE, (B, 20, 7, 6, 6); the first board is the condition.
 """
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from training.code import CHANNELS, LEAVES, SCALE, film_code
+from training.code import CHANNELS, SCALE, film_code
 from training.common import Ema, Optimizers, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.world.look import BOARDS, CELLS, GRID
 from training.world.questions import repaired_prompt
@@ -29,7 +28,7 @@ from training.world.tokenizer import reasoner_tokenizer
 from ttopt.models.reasoner import forward
 
 TEXT_LENGTH, WIDTH, HEADS, LAYERS, FFN = 40, 128, 4, 6, 384
-STEPS, BATCH, SEED = 8000, 8, 21
+STEPS, BATCH, SEED = 9500, 8, 21
 MUON, ADAM = 0.006, 1e-3  # learning rates
 IGNORED, OFFSETS = -100, 2 * GRID - 1
 REPAIRED = 0.2  # share of the prompts that end in a repair
@@ -65,18 +64,13 @@ class Batch:
         )  # fmt: skip
         self.ids, self.mask = tokens.input_ids, tokens.attention_mask
 
-    def paired(self, noise: Tensor) -> Tensor:
-        """The latents (B, 20, 7, 6, 6) that the noise is paired with."""
-        return self.answers(self.second(noise)).to(noise)
+    def first(self) -> Tensor:
+        """The latents (B, 20, 7, 6, 6) of the first right answers."""
+        return self.answers(torch.zeros(len(self.tasks), dtype=torch.bool))
 
     def answers(self, second: Tensor) -> Tensor:
         """The latents of the first or second (B,) of the right answers."""
         return self.codes[torch.arange(len(second)), second.long()] / SCALE
-
-    @staticmethod
-    def second(noise: Tensor) -> Tensor:
-        """Whether the noise (B, 20, 7, 6, 6) is paired with the second of the right answers, (B,) bool on the CPU."""
-        return (noise[:, LEAVES, 1].sum((1, 2)) > 0).cpu()
 
 
 def roles(task: Task) -> Tensor:
@@ -178,7 +172,7 @@ def train(folder: Path, steps: int = STEPS, twin: Path | None = None) -> None:
     """One-step training at full noise. ``folder`` keeps the state.
 
     ``twin``: the state of such a training, from which its undistilled twin goes on instead: usual flow matching, half
-    of the steps at other noise levels, and noise that has no say in which answer is right.
+    of the steps at other noise levels, and either of the right answers.
     """
     torch.manual_seed(3)
     tokenizer = reasoner_tokenizer(TEXT_LENGTH)
@@ -191,7 +185,7 @@ def train(folder: Path, steps: int = STEPS, twin: Path | None = None) -> None:
         batch = Batch(training_tasks(step, BATCH), tokenizer)
         generator = torch.Generator().manual_seed(step)
         noise = torch.randn((BATCH, CHANNELS, BOARDS, GRID, GRID), generator=generator).to(device())
-        second, sigma = batch.second(noise), 1.0
+        second, sigma = torch.zeros(BATCH, dtype=torch.bool), 1.0
         if twin is not None:
             second = torch.rand(BATCH, generator=generator) < 0.5
             sigma = 1.0 if step % 2 else float(torch.rand((), generator=generator)) ** 0.5
@@ -238,7 +232,7 @@ def evaluate(state: Path, split: str, count: int, seed: int = 5) -> dict[str, fl
     for family in FAMILIES:
         batch = Batch([make_task(family, split, seed, i) for i in range(count)], tokenizer)
         noise = torch.randn((count, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(seed))
-        clean = batch.paired(noise)
+        clean = batch.first()
         text = embed(encoder, batch.ids, batch.mask)
         found = predict(transformer, noise, 1.0, clean[:, :, :1], text)
         right = rightness(found, clean)

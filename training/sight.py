@@ -6,10 +6,12 @@ A vision token of the tiny vision-language models is one cell of one board, (B v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
 from training.world.look import CELLS, COLOR_NAMES, GROUNDS, LOOKS, look, pad
 from training.world.reader import UNKNOWN, Seen
@@ -50,28 +52,73 @@ class Sight(nn.Module):
         return thing + ground
 
 
+def named(teacher: Teacher) -> dict[int, tuple[bool, int]]:
+    """Tokens that name something: whether it is a pad, and its ground or 1 + look."""
+    out: dict[int, tuple[bool, int]] = {}
+    for name in phrases():
+        color, noun = name.split()
+        found = (True, pad(color)) if noun == "pad" else (False, 1 + look(color, noun))
+        out[teacher.tokenizer.convert_tokens_to_ids(name)] = found
+    assert len(out) == LOOKS + len(COLOR_NAMES)
+    return out
+
+
+def shown(
+    out: PackedOutput, names: dict[int, tuple[bool, int]], things: Tensor, grounds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The naming tokens of one packed forward, (n, 2): row and place; and where what they name is, (n, T, 36) bool."""
+    ids = out.packed.ids
+    places = torch.isin(ids, torch.tensor(list(names), device=ids.device)).nonzero()
+    there = torch.zeros(len(places), *things.shape[1:], dtype=torch.bool, device=ids.device)
+    for k, (row, token) in enumerate(places.tolist()):
+        is_pad, number = names[int(ids[row, token])]
+        there[k] = (grounds if is_pad else things)[row] == number
+    return places, there
+
+
 class Places(nn.Module):
     """Each thing or pad named in a question says where it is on every board."""
 
     def __init__(self, teacher: Teacher, boards: int) -> None:
         super().__init__()
-        self.boards = boards
+        self.boards, self.names = boards, named(teacher)
         self.place = nn.Linear(teacher.model.config.text_config.hidden_size, boards * (CELLS + 1))
-        self.names: dict[int, tuple[bool, int]] = {}  # token -> whether it is a pad, and its ground or 1 + look
-        for name in phrases():
-            color, noun = name.split()
-            found = (True, pad(color)) if noun == "pad" else (False, 1 + look(color, noun))
-            self.names[teacher.tokenizer.convert_tokens_to_ids(name)] = found
-        assert len(self.names) == LOOKS + len(COLOR_NAMES)
 
     def forward(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Tensor:
-        """Cross-entropy over the cells and "nowhere" for the questions of one packed forward."""
-        ids = out.packed.ids
-        named = torch.isin(ids, torch.tensor(list(self.names), device=ids.device)).nonzero()  # (n, 2): row, token
-        targets = torch.full((len(named), self.boards), CELLS, device=ids.device)
-        for k, (row, token) in enumerate(named.tolist()):
-            is_pad, number = self.names[int(ids[row, token])]
-            there = (grounds if is_pad else things)[row] == number  # (T, 36)
-            targets[k] = torch.where(there.any(1), there.long().argmax(1), CELLS)
-        logits = self.place(out.hidden[named[:, 0], named[:, 1]]).unflatten(-1, (self.boards, CELLS + 1))
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        """Cross-entropy over the cells and "nowhere" for the questions of one packed forward about the last T boards."""
+        places, there = shown(out, self.names, things, grounds)
+        targets = torch.where(there.any(2), there.long().argmax(2), CELLS)  # (n, T)
+        logits = self.place(out.hidden[places[:, 0], places[:, 1]]).unflatten(-1, (self.boards, CELLS + 1))
+        return F.cross_entropy(logits[:, -things.shape[1] :].flatten(0, 1), targets.flatten())
+
+
+class Gaze:
+    """Where a name in a question looks: one head of the second layer wherever the thing is, one at the last board, one
+    at the first. Without this start the attention of so small a model hardly ever begins to compare names with cells.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.names, self.last = named(teacher), {}  # what went through the layer in the last forward
+        attention: Any = teacher.model.model.language_model.layers[1].self_attn
+        attention.register_forward_pre_hook(
+            lambda _m, _a, kwargs: self.last.update(rope=kwargs["position_embeddings"]), with_kwargs=True
+        )
+        attention.q_norm.register_forward_hook(lambda _m, _i, out: self.last.update(queries=out))
+        attention.k_norm.register_forward_hook(lambda _m, _i, out: self.last.update(keys=out))
+
+    def __call__(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Tensor:
+        """Cross-entropy of the three heads' attention among the vision tokens, for the last packed forward."""
+        places, there = shown(out, self.names, things, grounds)
+        turned = (x.transpose(1, 2) for x in (self.last["queries"], self.last["keys"]))
+        queries, keys = apply_rotary_pos_emb(*turned, *self.last["rope"])  # (B, H, S, d)
+        asking = queries[places[:, 0], :, places[:, 1]]  # (n, H, d)
+        seen = keys[:, :, out.packed.video][places[:, 0]]  # (n, H, T * 36, d)
+        log = (torch.einsum("nhd,nhvd->nhv", asking, seen) / asking.shape[-1] ** 0.5).log_softmax(-1)
+        ends = torch.zeros_like(there), torch.zeros_like(there)
+        ends[0][:, -1], ends[1][:, 0] = there[:, -1], there[:, 0]
+        losses = []
+        for head, target in enumerate((there, *ends)):
+            wanted = target.flatten(1).float()
+            share = wanted / wanted.sum(1, keepdim=True).clamp_min(1)
+            losses.append(-(share * log[:, head]).sum() / wanted.any(1).sum().clamp_min(1))
+        return torch.stack(losses).mean()

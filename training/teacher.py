@@ -27,7 +27,7 @@ from training.code import SCALE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.light import load_state as load_light
 from training.replies import QUERIES, queries, reply_loss
-from training.sight import Places, Sight, contents
+from training.sight import Gaze, Places, Sight, contents
 from training.world.corruptions import corrupt
 from training.world.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
 from training.world.questions import Question, questions
@@ -39,15 +39,16 @@ from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts
 
-STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 8000, 3000, 6, 5, 3
+STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 9000, 4500, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
+GROWTH = ((500, 1), (800, 2), (1100, 3), (1400, 5))  # until a step it sees so many boards, the last ones of a film
 WRITE_EVERY, WRITTEN = 3, 4  # steps between replies that it learns to write, and how many
 RADIUS = (0.7, 14.0)  # ends of how far latents are moved, in all; a film's latents have a norm of about 75
 NOISY, NOISE = 0.6, (0.02, 0.3)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 SHOWN = tuple(range(0, PER_MOVE * BOARDS, PER_MOVE))  # the numbers of the frames that it sees
 INITIAL_SCALE = 3.0  # the library's 0.02 is meant for widths in the thousands; attention here never wakes up from it
-PROMPTS = Prompts(question="{question}", queries=QUERIES, timestamps=False)
+PROMPTS = Prompts(question="{question}", queries=QUERIES, timestamps=True)
 
 
 def build() -> Teacher:
@@ -106,8 +107,12 @@ def load_state(state: Path) -> Teacher:
 
 
 def save(state: Path, folder: Path) -> None:
-    """Writes that teacher in float16 beside its tokenizer and wording."""
-    teacher = load_state(state)
+    """Writes that teacher."""
+    save_teacher(load_state(state), folder)
+
+
+def save_teacher(teacher: Teacher, folder: Path) -> None:
+    """Writes model, tokenizer and wording, in float16."""
     save_half(teacher.model, folder)
     teacher.tokenizer.save_pretrained(folder)
     words = {"question": PROMPTS.question, "queries": PROMPTS.queries, "timestamps": PROMPTS.timestamps}
@@ -181,6 +186,7 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
     teacher = build()
     teacher.model.to(device())
     sight, places = Sight(teacher).to(device()), Places(teacher, BOARDS).to(device())
+    gaze = Gaze(teacher)
     networks = nn.ModuleDict({"model": teacher.model, "sight": sight, "places": places})
     optimizers = matrices_and_rest(networks, MUON, ADAM, lambda name: "layers." in name or "blocks." in name)
     ema = Ema(networks, 0.998)
@@ -217,15 +223,18 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
             chosen = torch.from_numpy(decoded).to(device()).view(-1, 1, 1, 1, 1)
             frames = torch.where(chosen, shown, rendered)
             seen = [read(shown[i].detach(), boards=True) if decoded[i] else told[i] for i in range(BATCH)]
+        boards = next((count for end, count in GROWTH if step < end), BOARDS)
+        frames, seen = frames[:, -boards:], [what[-boards:] for what in seen]
         picked = [choose(task, what, rng) for task, what in zip(tasks, seen, strict=True)]
         truths = torch.tensor([values for _, values in picked], device=device())
         sigma = log_uniform(rng, NOISE) * (rng.random(BATCH) < NOISY)
         noise = torch.from_numpy(sigma).float().view(-1, 1, 1, 1, 1).to(device()) * torch.randn_like(frames)
-        out = teacher.forward_packed(frames + noise, [[q.text for q in row] for row, _ in picked], FPS, SHOWN)
+        out = teacher.forward_packed(frames + noise, [[q.text for q in row] for row, _ in picked], FPS, SHOWN[-boards:])
         losses, yes = answer_loss(teacher, out, truths)
         things, grounds = (x.to(device()) for x in contents(seen))
         looked, found = sight(things, grounds), places(out, things, grounds)
-        loss = losses.mean() + (0.3 if attacked else 1.0) * (looked + found)
+        gazed = gaze(out, things, grounds)
+        loss = losses.mean() + (0.3 if attacked else 1.0) * (looked + found + gazed)
         if step % WRITE_EVERY == 0:
             written = reply_loss(teacher, [queries(draw(rng)[0]) for _ in range(WRITTEN)])
             means["written"] = 0.9 * means.get("written", float(written.detach())) + 0.1 * float(written.detach())
@@ -235,7 +244,7 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
             length = moved.grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)
             delta = delta + push * moved.grad / length
         right = ((yes > 0.5) == (truths > 0.5)).float().mean()
-        for name, value in (("loss", losses.mean()), ("right", right), ("looked", looked), ("found", found)):
+        for name, value in (("loss", losses.mean()), ("right", right), ("looked", looked), ("found", found), ("gazed", gazed)):
             key = f"{name}{replay}" if attacked else name
             number = float(value.detach())
             means[key] = 0.98 * means.get(key, number) + 0.02 * number

@@ -56,6 +56,9 @@ class Seen:
     def __len__(self) -> int:
         return len(self.things)
 
+    def __getitem__(self, frames: slice) -> Seen:
+        return Seen(self.things[frames], self.grounds[frames], self.stray[frames], self.per_move)
+
 
 def from_film(film: Film, boards: bool = False) -> Seen:
     """The same of a film, from what it was rendered from, not from pixels; of its ``boards`` alone if so wished."""

@@ -18,9 +18,9 @@ shape place everything but it as is other same
 REPLY_WORDS = """
 questions goal process yes no user assistant plan check route task done step steps of wrong observation complete
 instruction target state estimated remaining reason action executed progress good fraction suggestion verdict accept
-reject true false regen split fallback
+reject true false regen split fallback seconds
 """.split()
-TENTHS = [f"{n / 10:.1f}" for n in range(11)]
+TENTHS = [f"{n / 10:.1f}" for n in range(100)]  # shares, and seconds of a video
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
 CELL_NAMES = [f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdef"]  # by cell number
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]

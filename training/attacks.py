@@ -48,14 +48,14 @@ class Attacker:
         self.transformer, self.encoder = (m.to(where).requires_grad_(False) for m in (transformer, encoder))
         self.tokenizer = reasoner_tokenizer(TEXT_LENGTH)
         self.light, self.shown, self.where = light, shown, where
-        self.clean = {name: p.clone() for name, p in self.transformer.named_parameters()}
+        self.clean = [(p, p.clone()) for p in self.transformer.parameters()]  # the adapter's are not among them
         self.adapter = Adapter(self.transformer)
 
     @torch.no_grad()
     def disturb(self, scale: float, generator: torch.Generator) -> None:
         """Adds rank-4 noise of a relative size to every large matrix, or restores the reasoner for scale 0."""
-        for name, p in self.transformer.named_parameters():
-            p.copy_(self.clean[name])
+        for p, clean in self.clean:
+            p.copy_(clean)
             if scale and p.dim() == 2 and min(p.shape) >= 64:
                 down, up = (
                     torch.randn(p.shape[0], 4, generator=generator),

@@ -83,7 +83,7 @@ class Trial:
             score = dataset.score(sample, video)
             line[name], line[f"{name} end"] = float(score.success), float(score.rules["goal"])
             if name in ("single", "ours"):
-                line |= {f"{name} {rule}": float(holds) for rule, holds in score.rules.items()}
+                line.update({f"{name} {rule}": float(holds) for rule, holds in score.rules.items()})
             return score.success
 
         found = []

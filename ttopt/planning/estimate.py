@@ -340,7 +340,7 @@ def _light_config(decoder: DecoderSettings, channels: int) -> LightDecoderConfig
     if (folder / "config.json").is_file():
         config = read_config(folder / "config.json")
     else:  # a file, or a folder that is not there yet, is taken to be the public one
-        config = LightDecoderConfig.public(channels)
+        config = LightDecoderConfig.public(channels, decoder.model)
     return replace(config, space_upscale=shrunk(config.space_upscale, decoder.shrink))
 
 

@@ -274,6 +274,8 @@ def meta_models(settings: FitSettings) -> MetaModels:
         vae = AutoencoderKLWan.from_config(config["vae"])
         text_encoder = UMT5EncoderModel(UMT5Config(**config["text_encoder"]))
         light = LightDecoder(_light_config(d, vae.config["z_dim"])) if d.kind == "light" else None
+        if t.others:
+            raise UserError("teacher.others: only one teacher can be planned for; leave the others out")
         teacher_sizes = teacher_config(t.model)
         if teacher_sizes.get("model_type") != "qwen3_vl":
             raise UserError(f"teacher.model {t.model}: only Qwen3-VL teachers can be planned for")

@@ -105,13 +105,17 @@ def local_folder(model: str | Path, parts: list[str], weights: bool = True) -> P
         return path
     from huggingface_hub import snapshot_download
 
-    kinds = ("*.json", "*.safetensors", "*.model") if weights else ("*.json", "*.model")
     try:
-        patterns = [f"{part}/{kind}" for part in parts for kind in kinds]
-        always = ("model_index.json", "config.json", "transformer/config.json", "transformer_2/config.json")
-        return Path(snapshot_download(str(model), allow_patterns=[*patterns, *always]))
+        return Path(snapshot_download(str(model), allow_patterns=hub_patterns(parts, weights)))
     except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
         raise UserError(f"reasoner: no folder {model}, and the hub does not give it either ({error})") from error
+
+
+def hub_patterns(parts: Sequence[str], weights: bool = True) -> list[str]:
+    """Which files of a repository belong to the named parts of a model, if need be without their weights."""
+    kinds = ("*.json", "*.safetensors", "*.model") if weights else ("*.json", "*.model")
+    always = ("model_index.json", "config.json", "transformer/config.json", "transformer_2/config.json")
+    return [*(f"{part}/{kind}" for part in parts for kind in kinds), *always]
 
 
 def lora_file(lora: str) -> Path:

@@ -106,6 +106,8 @@ def test_all_that_is_missing_is_said_at_once(
             " .. teacher.model: nowhere is not here"
         )
         refused(["fetch", *wrong], expected, capsys)
+        fit = ["fit", "--run_dir", str(tmp_path / "run"), "--teacher.model", "meta/gated"]
+        refused(fit, "teacher: there is no folder meta/gated, and meta/gated needs a token: accept its", capsys)
     assert not large(hub)
 
 

@@ -18,9 +18,9 @@ from huggingface_hub import HfApi, constants, snapshot_download
 from torch import nn
 
 from ttopt.config.settings import EMBEDDED, FitSettings, LoraSettings
-from ttopt.errors import UserError, brief
+from ttopt.errors import UserError
 from ttopt.models.checkpoint import shards
-from ttopt.models.hub import hub_file
+from ttopt.models.hub import hub_file, not_given
 from ttopt.models.load import reasoner_names, weights_path
 from ttopt.models.quiet import quiet_loading
 from ttopt.models.reasoner import LightDecoder
@@ -183,7 +183,7 @@ def _look(one: Needed) -> Found:
     except Exception as error:  # the hub raises many kinds
         folder = cached(one)
         if folder is None:
-            raise UserError(_unreachable(one, error)) from error
+            raise UserError(f"{one.setting}: {not_given(one.repository, error)}") from error
         here = [file for file in folder.rglob("*") if file.is_file()]
         names = tuple(file.relative_to(folder).as_posix() for file in here)
         return Found(one, names, sum(file.stat().st_size for file in here), 0, "not asked")
@@ -208,15 +208,7 @@ def _download(one: Needed) -> str:
     try:
         return str(snapshot_download(str(one.repository), allow_patterns=list(one.patterns)))
     except Exception as error:  # the hub raises many kinds
-        raise UserError(_unreachable(one, error)) from error
-
-
-def _unreachable(one: Needed, error: Exception) -> str:
-    page = f"https://huggingface.co/{one.repository}"
-    if type(error).__name__ == "GatedRepoError":
-        return f"{one.setting}: {one.repository} needs a token: accept its terms on {page} and set HF_TOKEN"
-    said = brief(error, 120)
-    return f"{one.setting}: the hub does not give {one.repository}, nor is all of it in its cache ({said}); see {page}"
+        raise UserError(f"{one.setting}: {not_given(str(one.repository), error)}") from error
 
 
 def _line(found: Found) -> str:

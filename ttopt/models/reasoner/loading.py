@@ -163,11 +163,14 @@ def _read_config(kind: Any, folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         made = config.get("_class_name") or config.get("model_type") or kind.__name__
     if made not in (kind.__name__, "umt5"):
-        raise UserError(f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2")
+        raise UserError(
+            f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2 "
+            "(docs/models.md)"
+        )
     if config.get("image_dim") is not None:
         raise UserError(
             f"reasoner: {folder} sees the image through CLIP too, as Wan2.1-I2V does, which is not supported; give "
-            "a model in the style of Wan2.2"
+            "a model in the style of Wan2.2 (docs/models.md)"
         )
     return config
 
@@ -202,5 +205,5 @@ def _check_channels(transformer: WanTransformer3DModel, vae: AutoencoderKLWan) -
         raise UserError(
             f"reasoner: a transformer takes {taken} channels and gives {given} but the VAE makes {made}; only "
             "models in the style of Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents "
-            "besides) are supported"
+            "besides) are supported; see docs/models.md"
         )

@@ -25,7 +25,7 @@ from ttopt.errors import UserError, naming
 from ttopt.models.checkpoint import check_finite
 from ttopt.models.compiling import allow_variants
 from ttopt.models.distributed import from_rank_zero
-from ttopt.models.hub import on_hub
+from ttopt.models.hub import not_given, on_hub
 from ttopt.models.teacher import prompts as words
 from ttopt.models.teacher.attention import PACKED
 from ttopt.models.teacher.families import FAMILIES, Family
@@ -403,7 +403,7 @@ def check_teacher(model: str | Path) -> None:
     if kind not in FAMILIES:
         raise UserError(
             f"{model} is a {kind!r} model, which cannot be a teacher here; use one that sees videos: "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(FAMILIES)} (docs/models.md)"
         )
     if Path(model).is_dir() and not list(folder.glob("*.safetensors")):
         raise UserError(f"teacher {folder}: model.safetensors is missing; fetch it again")
@@ -420,9 +420,7 @@ def find_folder(model: str | Path, files: Sequence[str] = FILES) -> Path:
         except UserError:
             raise
         except Exception as error:  # the hub raises a dozen unrelated types; all mean the same to the user
-            raise UserError(
-                f"no teacher at {model}: not a local folder, and not on the hub or in its cache ({error})"
-            ) from error
+            raise UserError(f"teacher: there is no folder {model}, and {not_given(str(model), error)}") from error
         assert folder is not None
     return folder
 

@@ -25,7 +25,7 @@ from ttopt.models.load import reasoner_names, weights_path
 from ttopt.models.quiet import quiet_loading
 from ttopt.models.reasoner import LightDecoder
 from ttopt.models.reasoner.folders import WEIGHTS
-from ttopt.models.reasoner.loading import Checked, check_networks
+from ttopt.models.reasoner.loading import check_networks
 from ttopt.models.teacher.teacher import check_teacher
 from ttopt.planning.headers import header, stand_in
 from ttopt.planning.needed import KINDS, Needed, cached, needed
@@ -119,7 +119,7 @@ def _check_shards(found: Found) -> None:
 
 
 def _check_reasoner(settings: FitSettings, found: Sequence[Found], folder: Path) -> None:
-    """Configurations, LoRAs, single files and the light decoder; then the headers of the transformers in folders."""
+    """Configurations, LoRAs, single files and the light decoder; then the headers of what lies in folders."""
 
     def stand_ins(loras: Sequence[LoraSettings]) -> list[LoraSettings]:
         return [replace(lora, file=_stand_in(lora.file, folder)) for lora in loras]
@@ -135,31 +135,30 @@ def _check_reasoner(settings: FitSettings, found: Sequence[Found], folder: Path)
             shrink=decoder.shrink,
             statistics=(checked.vae.config["latents_mean"], checked.vae.config["latents_std"]),
         )
-    for each in found:
-        if each.missing and each.needed.setting in ("reasoner.model", "reasoner.transformer"):
-            _check_headers(each, "transformer", checked.transformers[0], checked)
+    places = checked.places
+    networks: list[tuple[nn.Module, Path | None]] = [(checked.vae, places.vae)]
+    networks += zip(checked.transformers, (places.transformer, places.low_noise), strict=False)
+    for network, place in networks:
+        for each in found:
+            if each.missing and place is not None and place.is_dir():
+                _check_headers(each, network, place.name)
 
 
-def _check_headers(found: Found, part: str, network: nn.Module, checked: Checked) -> None:
-    """Raises UserError for weights whose names or shapes are not those of the network that config.json describes."""
-    place = checked.places.transformer
-    if not place.is_dir():
-        return
-    stem = WEIGHTS[part]
-    files = [file for file in found.files if Path(file).name.startswith(stem) and file.endswith(".safetensors")
-             and Path(file).parent.name == place.name]  # fmt: skip
-    if not files:
-        return
+def _check_headers(found: Found, network: nn.Module, part: str) -> None:
+    """Raises UserError for weights in the folder ``part`` whose names or shapes are not those of the network, which its
+    config.json describes."""
+    stem = Path(part) / WEIGHTS["transformer"]  # the VAE's, too
+    files = [file for file in found.files if file.startswith(stem.as_posix()) and file.endswith(".safetensors")]
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         tensors = header(str(found.needed.repository), file).tensors
         shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name, parameter in network.named_parameters():
-        if shapes.get(name) != tuple(parameter.shape):
+        if files and shapes.get(name) != tuple(parameter.shape):
             there = f"is {shapes[name]}" if name in shapes else "is missing"
             raise UserError(
                 f"{found.needed.setting}: {found.needed.repository}: {name} {there} in the weights, but "
-                f"{tuple(parameter.shape)} by config.json; give another"
+                f"{tuple(parameter.shape)} by config.json; give another (docs/models.md)"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,77 @@ def test_light_decoder_reads_a_public_file(
     loaded = LightDecoder.load(file)
     assert loaded.config == decoder.config
     assert torch.equal(loaded(latents, ALL), decoder(latents, ALL))
+
+
+def public_super(widths: tuple[int, ...], channels: int) -> dict[str, Tensor]:
+    """Random weights under the names of taew2_2_super, whose up-scalings are convolutions to four pixels."""
+    shapes: dict[str, tuple[int, ...]] = {"decoder.0.weight": (widths[0], channels, 1, 1)}
+    for stage, (wide, narrow) in enumerate(pairwise(widths)):
+        first = 1 + 7 * stage
+        for block in range(first, first + 3):
+            shapes[f"decoder.{block}.conv.0.weight"] = (2 * wide, 1, 7, 7)
+            shapes[f"decoder.{block}.conv.1.weight"] = (4 * wide, 2 * wide, 1, 1)
+            shapes[f"decoder.{block}.conv.1.bias"] = (4 * wide,)
+            shapes[f"decoder.{block}.conv.3.weight"] = (wide, 4 * wide, 1, 1)
+        shapes[f"decoder.{first + 3}.weight"] = (4 * narrow, wide, 3, 3)
+        shapes[f"decoder.{first + 3}.bias"] = (4 * narrow,)
+        shapes[f"decoder.{first + 6}.conv.weight"] = (narrow * (2 if stage else 1), narrow, 1, 1)
+    shapes |= {"decoder.22.weight": (12, widths[3], 3, 3), "decoder.22.bias": (12,)}
+    source = torch.Generator().manual_seed(3)
+    return {name: 0.2 * torch.randn(shape, generator=source) for name, shape in shapes.items()}
+
+
+def test_the_super_decoder_is_read_off_its_file(tmp_path: Path, latents: Tensor) -> None:
+    state = public_super((8, 6, 4, 4), 16)
+    save_file({**state, "encoder.0.weight": torch.zeros(1)}, tmp_path / "taew2_2_super.safetensors")
+    decoder = LightDecoder.load(tmp_path / "taew2_2_super.safetensors")
+    assert decoder.config == LightDecoderConfig((8, 6, 4, 4), 16, kind="super")
+
+    def weight(index: str) -> Tensor:
+        return state[f"decoder.{index}.weight"]
+
+    x = F.conv2d(latents[:1, :, 0], weight("0"))[None]  # (T, 1, C, H, W), one latent frame
+    for stage in range(3):
+        first = 1 + 7 * stage
+        for block in range(first, first + 3):
+            past = torch.cat([torch.zeros_like(x[:1]), x[:-1]])
+            seen = torch.cat([x, past], 2).flatten(0, 1)
+            seen = F.conv2d(seen, weight(f"{block}.conv.0"), padding=3, groups=seen.shape[1])
+            seen = F.conv2d(seen, weight(f"{block}.conv.1"), state[f"decoder.{block}.conv.1.bias"]).relu()
+            x = x + F.conv2d(seen, weight(f"{block}.conv.3"))[:, None]
+        grown = F.conv2d(x.flatten(0, 1), weight(f"{first + 3}"), state[f"decoder.{first + 3}.bias"], padding=1)
+        grown = F.conv2d(F.pixel_shuffle(grown.relu(), 2), weight(f"{first + 6}.conv"))
+        x = torch.stack([half for frame in grown.split(1) for half in frame.chunk(2 if stage else 1, 1)])
+    video = F.pixel_shuffle(F.conv2d(x.flatten(0, 1), weight("22"), state["decoder.22.bias"], padding=1), 2).clamp(0, 1)
+    assert video.std() > 0.1 and len(video) == 4  # of which the last is the video's first
+    torch.testing.assert_close(decoder(latents[:1, :, :1], [0])[0], video[3:], atol=1e-6, rtol=0)
+    torch.testing.assert_close(decoder(latents, [5, 1]), decoder(latents, ALL)[:, [5, 1]], atol=1e-6, rtol=0)
+    # Switched off, the last doubling takes the mean of the four pixels that it would have made.
+    assert LightDecoder.load(tmp_path / "taew2_2_super.safetensors", shrink=1)(latents, [8]).shape[-2:] == (48, 48)
+    decoder.save(tmp_path / "own")
+    assert torch.equal(LightDecoder.load(tmp_path / "own")(latents, [3]), decoder(latents, [3]))
+
+
+def test_the_decoder_for_hunyuan_video_leaks(tmp_path: Path, latents: Tensor) -> None:
+    """lighttaehy1_5: the same layout with leaky rectifiers, videos from -1 to 1 and the VAE's own latents."""
+    state = small_decoder().state_dict()
+    save_file(state, tmp_path / "lighttaehy1_5.safetensors")
+    save_file(state, tmp_path / "taew2_1.safetensors")
+    leaky, plain = (LightDecoder.load(tmp_path / f"{name}.safetensors") for name in ("lighttaehy1_5", "taew2_1"))
+    for module in plain.modules():
+        if isinstance(module, nn.Sequential):
+            for index, layer in enumerate(module):
+                module[index] = nn.LeakyReLU(0.2) if isinstance(layer, nn.ReLU) else layer
+        if hasattr(module, "activation"):
+            module.activation = nn.LeakyReLU(0.2)
+    video = plain.decoder[-1].register_forward_hook(lambda *got: got[2] / 2 + 0.5) and plain(latents / 1.03682, ALL)
+    torch.testing.assert_close(leaky(latents, ALL), video, atol=1e-6, rtol=0)
+
+
+def test_a_decoder_for_another_vae_is_refused(tmp_path: Path) -> None:
+    save_file(public_super((8, 6, 4, 4), 16), tmp_path / "taew.safetensors")
+    with pytest.raises(UserError, match=r"taew\.safetensors decodes latents of 16 channels, .* makes 48; give taew2_2"):
+        LightDecoder.load(tmp_path / "taew.safetensors", statistics=([0.0] * 48, [1.0] * 48))
 
 
 def test_lighttae_gets_the_latents_of_the_vae(tmp_path: Path, latents: Tensor) -> None:

@@ -27,7 +27,7 @@ import ttopt
 from ttopt.config.comparison import parse_compare, parse_evaluate
 from ttopt.config.parsing import parse_fit
 from ttopt.config.report import parse_report
-from ttopt.planning.fetch import parse_fetch
+from ttopt.planning.fetch_arguments import parse_fetch
 from ttopt.planning.plan_arguments import parse_plan
 
 ROOT = Path(__file__).parent.parent

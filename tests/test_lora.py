@@ -257,4 +257,4 @@ def test_what_cannot_be_merged_is_named(wrong: str, transformer: nn.Module, tmp_
         LoraFile(tmp_path / "lora.safetensors", 1.0, shapes_of(transformer))
     said = str(error.value)
     assert said.startswith(f"reasoner: the LoRA {tmp_path / 'lora.safetensors'} does not fit the model (")
-    assert expected in said and said.endswith("); give another")
+    assert expected in said and said.endswith("); give another (docs/models.md)")

@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "fetch": Command(
         "what a configuration needs from the hub, and its download",
-        "ttopt.planning.fetch.parse_fetch", "ttopt.planning.fetch.show", quiet=False,
+        "ttopt.planning.fetch_arguments.parse_fetch", "ttopt.planning.fetch.show", quiet=False,
     ),
     "plan": Command(
         "what a configuration needs on a GPU, without loading weights",

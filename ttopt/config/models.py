@@ -138,7 +138,13 @@ class TeacherSettings(Group):
     """The vision-language model that writes the questions and grades the video."""
 
     model: str = EMBEDDED
-    """Folder or hub id of a Qwen3-VL, Qwen2.5-VL, Qwen3.5 or InternVL3 (-hf); "embedded": the shipped one."""
+    """Folder or hub id of a Qwen3-VL or Qwen3.5 (also with mixtures of experts), Qwen2.5-VL, GLM-4.6V, InternVL3 or
+    InternVL3.5 (-hf); "embedded": the shipped one."""
+    others: list[str] = setting([], cap=8)
+    """Further teachers that grade with it, on the same device: what one overlooks another may see. The questions are
+    written by the first."""
+    combine: Literal["mean", "worst"] = "mean"
+    """With others: a question's loss is the mean of all teachers', or that of the one who is least convinced."""
     frames: int = setting(24, low=1, cap=MOST_FRAMES)
     """K: how many uniformly sampled frames the teacher sees."""
     dtype: Dtype = "float32"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ttopt.errors import UserError
+from ttopt.errors import UserError, brief
 
 LOCAL = {".", "..", "weights"}  # weights: where the configurations expect what has to be put there by hand
 
@@ -31,6 +31,13 @@ def fetched(repository: str, file: str, what: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
-        raise UserError(
-            f"{what}: no file {repository}/{file} here, and the hub does not give it either ({error})"
-        ) from error
+        said = not_given(repository, error)
+        raise UserError(f"{what}: there is no file {repository}/{file} here, and {said}") from error
+
+
+def not_given(repository: str, error: Exception) -> str:
+    """Why the hub does not give a repository, and what to do about it."""
+    page = f"https://huggingface.co/{repository}"
+    if type(error).__name__ == "GatedRepoError":
+        return f"{repository} needs a token: accept its terms on {page} and set HF_TOKEN"
+    return f"the hub does not give {repository}, nor is all of it in its cache ({brief(error, 120)}); see {page}"

@@ -10,7 +10,7 @@ from typing import cast
 
 import torch
 
-from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings
+from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings, ReasonerSettings, TeacherSettings
 from ttopt.errors import UserError, is_out_of_memory
 from ttopt.models.distributed import COMMAND, is_distributed
 from ttopt.models.quiet import quiet_loading
@@ -81,7 +81,7 @@ def sources(settings: FitSettings) -> str:
     return (
         f"loading: reasoner {r.model}{transformer}{loras} ({r.dtype}{', float8' * r.float8}, VAE {r.vae_dtype}, "
         f"{device}{', shared out' * r.shard}){light}; "
-        f"teacher {t.model} ({t.dtype}{', float8' * t.float8}, {teacher_device})"
+        f"teacher {' and '.join([t.model, *t.others])} ({t.dtype}{', float8' * t.float8}, {teacher_device})"
     )
 
 
@@ -93,15 +93,15 @@ def _load(settings: FitSettings) -> Models:
     _check_dtype(r.vae_dtype, device, "reasoner.vae_dtype")
     # What is wrong with the teacher should not wait for the reasoner.
     _check_dtype(t.dtype, _device(t.device, "teacher.device"), "teacher.dtype")
-    check_teacher(weights_path(t.model, "teacher", "teacher.model"))
+    for teacher in (t.model, *t.others):
+        check_teacher(weights_path(teacher, "teacher", "teacher.model"))
     if r.shard and not is_distributed():
         raise UserError(f"reasoner.shard works with ttopt fit, in several processes; start {COMMAND}")
+    model, transformer, low_noise_transformer = reasoner_names(r)
     reasoner = Reasoner.load(
-        weights_path(r.model, "reasoner", "reasoner.model"),
+        model,
         schedule=schedule_of(r),
-        transformer=weights_path("embedded", "base/transformer", "reasoner.transformer")
-        if r.transformer == EMBEDDED_BASE
-        else r.transformer,
+        transformer=transformer,
         light_decoder=light,
         shrink=d.shrink,
         dtype=r.dtype,
@@ -109,7 +109,7 @@ def _load(settings: FitSettings) -> Models:
         device=device,
         loras=r.loras,
         low_noise_loras=r.low_noise_loras,
-        low_noise_transformer=r.low_noise_transformer,
+        low_noise_transformer=low_noise_transformer,
         ignore_image=r.ignore_image,
         guidance=r.guidance,
         negative_prompt=r.negative_prompt,
@@ -144,18 +144,32 @@ def load_teacher(settings: FitSettings) -> Teacher:
     device = _device(t.device, "teacher.device")
     _check_dtype(t.dtype, device, "teacher.dtype")
     with _naming_shortage():
-        teacher = Teacher.load(
-            weights_path(t.model, "teacher", "teacher.model"),
-            dtype=t.dtype,
-            device=device,
-            answer=t.answers,
-            activation_checkpointing=t.activation_checkpointing,
-        )
-        if t.float8:
-            to_float8(teacher.model, "model.")
+        teacher, *others = [_load_teacher(model, t, device) for model in (t.model, *t.others)]
+    teacher.others, teacher.combine = others, t.combine
+    return teacher
+
+
+def _load_teacher(model: str, t: TeacherSettings, device: str) -> Teacher:
+    teacher = Teacher.load(
+        weights_path(model, "teacher", "teacher.model"),
+        dtype=t.dtype,
+        device=device,
+        answer=t.answers,
+        activation_checkpointing=t.activation_checkpointing,
+    )
+    if t.float8:
+        to_float8(teacher.model, "model.")
     if t.compile:
         teacher.compile()
     return teacher
+
+
+def reasoner_names(r: ReasonerSettings) -> tuple[str, str | None, str | None]:
+    """Paths or hub ids of the model, of its other transformer and of that of its second expert. Raises UserError."""
+    transformer = r.transformer
+    if transformer == EMBEDDED_BASE:
+        transformer = weights_path(EMBEDDED, "base/transformer", "reasoner.transformer")
+    return weights_path(r.model, "reasoner", "reasoner.model"), transformer, r.low_noise_transformer
 
 
 def weights_path(model: str, part: str, setting: str) -> str:

@@ -274,6 +274,8 @@ def meta_models(settings: FitSettings) -> MetaModels:
         vae = AutoencoderKLWan.from_config(config["vae"])
         text_encoder = UMT5EncoderModel(UMT5Config(**config["text_encoder"]))
         light = LightDecoder(_light_config(d, vae.config["z_dim"])) if d.kind == "light" else None
+        if t.others:
+            raise UserError("teacher.others: only one teacher can be planned for; leave the others out")
         teacher_sizes = teacher_config(t.model)
         if teacher_sizes.get("model_type") != "qwen3_vl":
             raise UserError(f"teacher.model {t.model}: only Qwen3-VL teachers can be planned for")
@@ -340,7 +342,7 @@ def _light_config(decoder: DecoderSettings, channels: int) -> LightDecoderConfig
     if (folder / "config.json").is_file():
         config = read_config(folder / "config.json")
     else:  # a file, or a folder that is not there yet, is taken to be the public one
-        config = LightDecoderConfig.public(channels)
+        config = LightDecoderConfig.public(channels, decoder.model)
     return replace(config, space_upscale=shrunk(config.space_upscale, decoder.shrink))
 
 

@@ -95,6 +95,9 @@ REASONERS: dict[str, dict[str, dict[str, Any]]] = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": {**WAN_5B, "text_encoder": UMT5_XXL},
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": {**WAN_14B, "text_encoder": UMT5_XXL},
     "FastVideo/FastWan2.2-TI2V-5B-FullAttn-Diffusers": {**WAN_5B, "text_encoder": UMT5_XXL},
+    # Trained from the two first, which they are as large as.
+    "Video-Reason/VBVR-Wan2.2": {**WAN_14B, "text_encoder": UMT5_XXL},
+    "Video-Reason/VBVR-Pro-Wan2.2-TI2V-5B-RLVR": {**WAN_5B, "text_encoder": UMT5_XXL},
 }
 
 

@@ -17,6 +17,7 @@ from ttopt.config.settings import EMBEDDED, FitSettings
 from ttopt.errors import UserError
 from ttopt.planning.estimate import Requirements, plan
 from ttopt.planning.gpus import GPUS
+from ttopt.planning.needed import missing
 from ttopt.planning.simulate import SimulatedWorkers, Workload, bound, simulate
 from ttopt.planning.step_counts import PAPER_MEAN, StepCounts, even, of_run, shipped, work_of_run
 
@@ -30,7 +31,7 @@ def show(asked: tuple[argparse.Namespace, FitSettings]) -> int:
     own, settings = asked
     counts = step_counts(own, settings)
     found = plan(settings, GPUS[own.gpu], counts.mean, own.processes)
-    texts = [report(found, own.samples, own.kwh_price)]
+    texts = [report(found, own.samples, own.kwh_price), files(settings)]
     if not found.fits:
         texts.append(cures(settings, found))
     if own.gpus is not None:
@@ -76,6 +77,14 @@ def report(found: Requirements, samples: int, kwh_price: float) -> str:
         f"{kwh_price:.2f} a kWh)",
     ]
     return "\n".join(lines)
+
+
+def files(settings: FitSettings) -> str:
+    """What ``ttopt fetch`` would load. The hub is not asked: only its cache is looked into."""
+    to_load = ", ".join(f"{one.setting} {one.name}" for one in missing(settings))
+    if not to_load:
+        return "files    all here"
+    return f"files    not here yet: {to_load}; 'ttopt fetch' with the same settings says their sizes and loads them"
 
 
 def many(found: Requirements, counts: StepCounts, own: argparse.Namespace, settings: FitSettings) -> str:

@@ -92,6 +92,8 @@ def _places(settings: FitSettings) -> Iterator[Path]:
     for part, name in named.items():
         if name:
             yield _place(name, part)
+    for name in settings.teacher.others:
+        yield _place(name, "teacher")
     loras = (lora.file for lora in (*r.loras, *r.low_noise_loras))
     for other in (r.transformer, r.low_noise_transformer, *loras, chat.prompts):
         if other:

@@ -37,7 +37,7 @@ def _comparison(folder: Path) -> Page:
     about = [
         ("data set", s.dataset),
         ("seed", str(s.seed)),
-        ("models", " and ".join(dict.fromkeys((s.reasoner.model, s.teacher.model)))),
+        ("models", " and ".join(dict.fromkeys((s.reasoner.model, s.teacher.model, *s.teacher.others)))),
     ]
     if s.dataset in ("miniworld", "vbvr"):
         about.insert(1, ("split", s.split))

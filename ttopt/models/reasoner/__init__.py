@@ -6,9 +6,10 @@ from ttopt.models.reasoner.adapter import Adapter
 from ttopt.models.reasoner.condition import Condition
 from ttopt.models.reasoner.decoder import StandardDecoder, straight_through_clamp
 from ttopt.models.reasoner.forward import Activation
-from ttopt.models.reasoner.light_decoder import LightDecoder, LightDecoderConfig
+from ttopt.models.reasoner.light_decoder import LightDecoder
 from ttopt.models.reasoner.reasoner import Reasoner
 from ttopt.models.reasoner.sampler import Schedule
+from ttopt.models.reasoner.taehv import LightDecoderConfig
 
 __all__ = [
     "Activation",

@@ -12,7 +12,7 @@ from typing import Any
 from ttopt.config.settings import LoraSettings
 from ttopt.errors import UserError
 from ttopt.models.checkpoint import shards
-from ttopt.models.hub import fetched, hub_file, on_hub
+from ttopt.models.hub import fetched, hub_file, not_given, on_hub
 
 Loras = tuple[Sequence[LoraSettings], Sequence[LoraSettings]]  # of the transformer and of the second expert
 
@@ -105,13 +105,17 @@ def local_folder(model: str | Path, parts: list[str], weights: bool = True) -> P
         return path
     from huggingface_hub import snapshot_download
 
-    kinds = ("*.json", "*.safetensors", "*.model") if weights else ("*.json", "*.model")
     try:
-        patterns = [f"{part}/{kind}" for part in parts for kind in kinds]
-        always = ("model_index.json", "config.json", "transformer/config.json", "transformer_2/config.json")
-        return Path(snapshot_download(str(model), allow_patterns=[*patterns, *always]))
+        return Path(snapshot_download(str(model), allow_patterns=hub_patterns(parts, weights)))
     except Exception as error:  # the hub raises many kinds, all of which mean: cannot get it
-        raise UserError(f"reasoner: no folder {model}, and the hub does not give it either ({error})") from error
+        raise UserError(f"reasoner: there is no folder {model}, and {not_given(str(model), error)}") from error
+
+
+def hub_patterns(parts: Sequence[str], weights: bool = True) -> list[str]:
+    """Which files of a repository belong to the named parts of a model, if need be without their weights."""
+    kinds = ("*.json", "*.safetensors", "*.model") if weights else ("*.json", "*.model")
+    always = ("model_index.json", "config.json", "transformer/config.json", "transformer_2/config.json")
+    return [*(f"{part}/{kind}" for part in parts for kind in kinds), *always]
 
 
 def lora_file(lora: str) -> Path:
@@ -159,7 +163,8 @@ def _check_model(
     if _is_original(folder):
         raise UserError(
             f"reasoner: {folder} holds original Wan weights; give the same model in the diffusers layout, such as "
-            "Wan-AI/Wan2.2-TI2V-5B-Diffusers, and a single file of original weights as reasoner.transformer"
+            "Wan-AI/Wan2.2-TI2V-5B-Diffusers (docs/models.md), and a single file of original weights as "
+            "reasoner.transformer"
         )
     given = {"transformer": transformer, "transformer_2": low_noise_transformer}
     experts = ["transformer", "transformer_2"] if two_experts else ["transformer"]

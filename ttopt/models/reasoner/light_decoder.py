@@ -1,17 +1,16 @@
 """A small decoder from Wan latents to frames, cheap enough for the optimization loop.
 
-The architecture is that of TAEHV (github.com/madebyollin/taehv, MIT), whose published Wan weights this class
-reads; the parameter names are the same. It stands in for the standard VAE in VLM-as-Teacher
-(arXiv 2606.02564), Algorithm 1.
+The architecture is that of TAEHV (taehv.py), whose published weights this class reads, and LightX2V's. It stands in
+for the standard VAE in VLM-as-Teacher (arXiv 2606.02564), Algorithm 1.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,67 +22,17 @@ from ttopt.errors import UserError, brief
 from ttopt.models.checkpoint import check_finite
 from ttopt.models.hub import fetched, hub_file
 from ttopt.models.reasoner.decoder import TIME_SCALE, check_frames, straight_through_clamp
+from ttopt.models.reasoner.taehv import (
+    LAST_UPSCALE,
+    Kind,
+    LightDecoderConfig,
+    MemoryBlock,
+    SuperMemoryBlock,
+    TimeGrow,
+    decoder_layers,
+)
 
-LAST_UPSCALE = 18  # index of the last up-scaling; behind it no frame looks back at another
-
-
-class SoftClamp(nn.Module):
-    """Squash latents smoothly into (-3, 3)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x / 3.0) * 3.0
-
-
-class MemoryBlock(nn.Module):
-    """Residual block that sees each frame together with the frame before it (zeros before the first)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Sequential(
-            nn.Conv2d(2 * channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1),
-        )
-
-    def forward(self, x: Tensor, batch: int) -> Tensor:
-        per_video = x.view(batch, -1, *x.shape[1:])  # (B, T, C, H, W)
-        past = torch.cat([torch.zeros_like(per_video[:, :1]), per_video[:, :-1]], dim=1).flatten(0, 1)
-        return F.relu(self.conv(torch.cat([x, past], dim=1)) + x)
-
-
-class TimeGrow(nn.Module):
-    """Each frame becomes ``stride`` frames through a 1x1 convolution."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels * stride, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        grown: Tensor = self.conv(x)
-        return grown.reshape(-1, *x.shape[1:])
-
-
-@dataclass(frozen=True)
-class LightDecoderConfig:
-    """Sizes of a LightDecoder. The defaults are those of taew2_2, the decoder for Wan2.2-TI2V-5B.
-
-    ``channels``: width of the four stages. ``time_upscale``, ``space_upscale``: whether each of the three
-    up-scalings doubles; two in time give the full 4 frames per latent frame. Spatial factor: 2 for each true
-    ``space_upscale``, times ``patch_size``.
-    """
-
-    channels: tuple[int, int, int, int] = (256, 128, 64, 64)
-    latent_channels: int = 48
-    patch_size: int = 2
-    time_upscale: tuple[bool, bool, bool] = (False, True, True)
-    space_upscale: tuple[bool, bool, bool] = (True, True, True)
-
-    @classmethod
-    def public(cls, channels: int) -> LightDecoderConfig:
-        """The public decoder for latents of so many channels: taew2_1 for Wan 2.1's VAE (16), else taew2_2."""
-        return cls(latent_channels=16, patch_size=1) if channels == 16 else cls()
+HUNYUAN_SCALE = 1.03682  # HunyuanVideo 1.5's scaling_factor of latents
 
 
 class LightDecoder(nn.Module):
@@ -103,31 +52,18 @@ class LightDecoder(nn.Module):
         statistics: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
+        config = config or LightDecoderConfig()
+        if config.kind == "hunyuan":  # its VAE has no other statistics
+            statistics = [0.0], [1 / HUNYUAN_SCALE]
         mean, std = statistics or ([0.0], [1.0])
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1, 1), persistent=False)
         self.is_scaled = statistics is not None
-        config = config or LightDecoderConfig()
         self.config = config
         self.growth = 2 ** sum(config.time_upscale)  # decoded frames per latent frame
         if self.growth > TIME_SCALE:
             raise UserError("light decoder: at most two of the three time_upscale switches may be true")
-        widths = config.channels
-        layers: list[nn.Module] = [
-            SoftClamp(),
-            nn.Conv2d(config.latent_channels, widths[0], 3, padding=1),
-            nn.ReLU(),
-        ]
-        for stage in range(3):
-            width = widths[stage]
-            layers += [MemoryBlock(width) for _ in range(3)]
-            layers += [
-                nn.Upsample(scale_factor=2 if config.space_upscale[stage] else 1),
-                TimeGrow(width, 2 if config.time_upscale[stage] else 1),
-                nn.Conv2d(width, widths[stage + 1], 3, padding=1, bias=False),
-            ]
-        layers += [nn.ReLU(), nn.Conv2d(widths[3], 3 * config.patch_size**2, 3, padding=1)]
-        self.decoder = nn.Sequential(*layers)
+        self.decoder = decoder_layers(config)
 
     def forward(self, latents: Tensor, frames: Sequence[int]) -> Tensor:
         """Decode some frames.
@@ -150,20 +86,20 @@ class LightDecoder(nn.Module):
         layers = list(self.decoder)
         x = latents.to(dtype).transpose(1, 2).flatten(0, 1)  # (B*T, C, h, w)
         for layer in layers[:LAST_UPSCALE]:
-            x = layer(x, batch) if isinstance(layer, MemoryBlock) else layer(x)
+            x = layer(x, batch) if isinstance(layer, MemoryBlock | SuperMemoryBlock) else layer(x)
 
         # The last up-scaling and the output convolutions are the dearest: only for the wanted frames.
         last = 2 if self.config.time_upscale[2] else 1
         sources = sorted({frame // last for frame in decoded})
         x = x.view(batch, -1, *x.shape[1:])[:, sources].flatten(0, 1)
-        for layer in layers[LAST_UPSCALE : LAST_UPSCALE + 2]:  # up in space, then in time
+        for layer in layers[LAST_UPSCALE:]:
             x = layer(x)
-        x = x.view(batch, -1, *x.shape[1:])  # (B, len(sources) * last, C, H, W)
-        x = x[:, [sources.index(frame // last) * last + frame % last for frame in decoded]].flatten(0, 1)
-        for layer in layers[LAST_UPSCALE + 2 :]:
-            x = layer(x)
+            if isinstance(layer, TimeGrow):
+                x = x.view(batch, -1, *x.shape[1:])  # (B, len(sources) * last, C, H, W)
+                x = x[:, [sources.index(frame // last) * last + frame % last for frame in decoded]].flatten(0, 1)
         x = F.pixel_shuffle(x, self.config.patch_size)
-        return straight_through_clamp(x.view(batch, -1, *x.shape[1:]).float(), 0.0, 1.0)
+        x = x.view(batch, -1, *x.shape[1:]).float()
+        return straight_through_clamp((x + 1) / 2 if self.config.kind == "hunyuan" else x, 0.0, 1.0)
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
@@ -189,7 +125,8 @@ class LightDecoder(nn.Module):
     ) -> LightDecoder:
         """Read a folder written by ``save``, or a public TAEHV file (.safetensors or .pth), frozen, in evaluation mode.
 
-        A file whose name begins with lighttae takes the VAE's own latents, whose ``statistics`` it then needs.
+        A file whose name begins with lighttae takes the VAE's own latents, whose ``statistics`` it then needs; that for
+        HunyuanVideo 1.5 (lighttaehy), which Wan models cannot use, knows its own.
 
         Switching up-scalings off makes frames smaller and fewer, for a grader that would shrink them anyway;
         ``shrink`` switches off the last that many in space.
@@ -199,7 +136,7 @@ class LightDecoder(nn.Module):
         weights = weights_file(path)
         try:
             state = {name: value for name, value in _read(weights).items() if name.startswith("decoder.")}
-            config = read_config(path / "config.json") if path.is_dir() else _infer_config(state)
+            config = read_config(path / "config.json") if path.is_dir() else _infer_config(state, weights.name)
         except UserError:
             raise
         except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
@@ -211,10 +148,15 @@ class LightDecoder(nn.Module):
             time_upscale=time_upscale or config.time_upscale,
             space_upscale=shrunk(space_upscale or config.space_upscale, shrink),
         )
-        scaled = weights.name.startswith("lighttae")
+        scaled = weights.name.startswith("lighttaew")
         if scaled and statistics is None:
             raise UserError(
                 f"light decoder: {weights} needs the VAE's latents_mean and latents_std; load it with a model"
+            )
+        if statistics is not None and len(statistics[0]) != config.latent_channels:
+            raise UserError(
+                f"light decoder: {weights} decodes latents of {config.latent_channels} channels, but the model's VAE "
+                f"makes {len(statistics[0])}; give taew2_2 for 48, taew2_1 for 16"
             )
         model = cls(config, statistics if scaled else None)
         for index, layer in enumerate(model.decoder):
@@ -276,7 +218,7 @@ def read_config(file: Path) -> LightDecoderConfig:
         switches = (*config.time_upscale, *config.space_upscale)
         sizes = (*config.channels, config.latent_channels, config.patch_size)
         fine = (len(config.channels), len(switches)) == (4, 6) and all(type(switch) is bool for switch in switches)
-        fine = fine and all(type(size) is int and size >= 1 for size in sizes)
+        fine = fine and all(type(size) is int and size >= 1 for size in sizes) and config.kind in get_args(Kind)
     except TypeError:
         fine = False
     if not fine:
@@ -284,13 +226,21 @@ def read_config(file: Path) -> LightDecoderConfig:
     return config
 
 
-def _infer_config(state: dict[str, Tensor]) -> LightDecoderConfig:
-    """Sizes of a public TAEHV file, which has no config, read off the weights' shapes."""
-    widths = [state[f"decoder.{index}.weight"].shape[0] for index in (1, 8, 14, 20)]
-    grows = [state[f"decoder.{7 + 6 * i}.conv.weight"].shape[0] == 2 * widths[i] for i in range(3)]
+def _infer_config(state: dict[str, Tensor], name: str) -> LightDecoderConfig:
+    """Sizes of a public TAEHV file, which has no config, read off the weights' shapes.
+
+    That the rectifiers of LightX2V's decoder for HunyuanVideo leak is only to be seen from the file's ``name``.
+    """
+    is_super = "decoder.0.weight" in state
+    first, ends = (0, (4, 11, 18)) if is_super else (1, (8, 14, 20))
+    widths = [state[f"decoder.{first}.weight"].shape[0]]
+    widths += [state[f"decoder.{end}.weight"].shape[0] // (4 if is_super else 1) for end in ends]
+    grows = [state[f"decoder.{end + (3 if is_super else -1)}.conv.weight"] for end in ends]
+    twice = [weight.shape[0] == 2 * weight.shape[1] for weight in grows]
     return LightDecoderConfig(
         channels=(widths[0], widths[1], widths[2], widths[3]),
-        latent_channels=state["decoder.1.weight"].shape[1],
+        latent_channels=state[f"decoder.{first}.weight"].shape[1],
         patch_size=round((state["decoder.22.weight"].shape[0] / 3) ** 0.5),
-        time_upscale=(grows[0], grows[1], grows[2]),
+        time_upscale=(twice[0], twice[1], twice[2]),
+        kind="super" if is_super else "hunyuan" if name.startswith("lighttaehy") else "taehv",
     )

@@ -18,7 +18,7 @@ from transformers import UMT5EncoderModel
 from ttopt.config.settings import LoraSettings
 from ttopt.errors import UserError, naming
 from ttopt.models.checkpoint import check_finite
-from ttopt.models.reasoner.folders import WEIGHTS, Loras, check_local, find, lora_file
+from ttopt.models.reasoner.folders import WEIGHTS, Loras, Places, check_local, find, lora_file
 from ttopt.models.reasoner.lora import LoraFile, merge
 from ttopt.models.reasoner.sharding import shard
 from ttopt.models.reasoner.single_file import find_weights, load_single
@@ -42,6 +42,16 @@ class Networks:
     clean_frame: bool
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A reasoner's networks without data: the VAE, and the transformers with the LoRAs for each."""
+
+    places: Places
+    vae: AutoencoderKLWan
+    transformers: list[WanTransformer3DModel]
+    loras: list[list[LoraFile]]
+
+
 def load_networks(
     model: str | Path,
     transformer: str | Path | None,
@@ -62,23 +72,8 @@ def load_networks(
     for name in (dtype, vae_dtype):
         if name not in DTYPES:
             raise UserError(f"dtype {name!r} is not known; choose one of {', '.join(DTYPES)}")
-    check_local(model, transformer, low_noise_transformer, loras)
-    places = find(model, transformer, low_noise_transformer, loras[1], weights=False)
-    vae_shape = _shape(AutoencoderKLWan, places.vae)
-    _check_statistics(vae_shape, places.vae)
-    _read_config(UMT5EncoderModel, places.text_encoder)
-    shapes, lora_files = [], []
-    for part, place, chosen in (
-        ("transformer", places.transformer, loras[0]),
-        ("transformer_2", places.low_noise, loras[1]),
-    ):
-        if place is not None:
-            shape = _shape(WanTransformer3DModel, place if place.is_dir() else places.model / part)
-            _check_channels(shape, vae_shape)
-            if place.is_file():
-                find_weights(place, _sizes(shape))
-            shapes.append(shape)
-            lora_files.append(_lora_files(shape, chosen))
+    checked = check_networks(model, transformer, low_noise_transformer, loras)
+    shapes, lora_files = checked.transformers, checked.loras
     places = find(model, transformer, low_noise_transformer, loras[1], weights=True)
 
     network = _load_transformer(places.transformer, shapes[0], dtype, lora_files[0], mesh)
@@ -106,6 +101,33 @@ def load_networks(
     return Networks(
         network, vae, text_encoder, tokenizer, low_noise, BOUNDARY if boundary is None else float(boundary), clean_frame
     )
+
+
+def check_networks(
+    model: str | Path, transformer: str | Path | None, low_noise_transformer: str | Path | None, loras: Loras
+) -> Checked:
+    """The networks as their configurations describe them; of folders on the hub only the small files are fetched.
+
+    Raises UserError for what is missing here, is of an unsupported kind, or does not fit together.
+    """
+    check_local(model, transformer, low_noise_transformer, loras)
+    places = find(model, transformer, low_noise_transformer, loras[1], weights=False)
+    vae = _shape(AutoencoderKLWan, places.vae)
+    _check_statistics(vae, places.vae)
+    _read_config(UMT5EncoderModel, places.text_encoder)
+    transformers, lora_files = [], []
+    for part, place, chosen in (
+        ("transformer", places.transformer, loras[0]),
+        ("transformer_2", places.low_noise, loras[1]),
+    ):
+        if place is not None:
+            shape = _shape(WanTransformer3DModel, place if place.is_dir() else places.model / part)
+            _check_channels(shape, vae)
+            if place.is_file():
+                find_weights(place, _sizes(shape))
+            transformers.append(shape)
+            lora_files.append(_lora_files(shape, chosen))
+    return Checked(places, vae, transformers, lora_files)
 
 
 def _load_transformer(
@@ -141,11 +163,14 @@ def _read_config(kind: Any, folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         made = config.get("_class_name") or config.get("model_type") or kind.__name__
     if made not in (kind.__name__, "umt5"):
-        raise UserError(f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2")
+        raise UserError(
+            f"reasoner: {folder} is a {made}, not a {kind.__name__}; give a model in the style of Wan2.2 "
+            "(docs/models.md)"
+        )
     if config.get("image_dim") is not None:
         raise UserError(
             f"reasoner: {folder} sees the image through CLIP too, as Wan2.1-I2V does, which is not supported; give "
-            "a model in the style of Wan2.2"
+            "a model in the style of Wan2.2 (docs/models.md)"
         )
     return config
 
@@ -180,5 +205,5 @@ def _check_channels(transformer: WanTransformer3DModel, vae: AutoencoderKLWan) -
         raise UserError(
             f"reasoner: a transformer takes {taken} channels and gives {given} but the VAE makes {made}; only "
             "models in the style of Wan2.2-TI2V (as many) or Wan2.2-I2V-A14B (a mask and the image's latents "
-            "besides) are supported"
+            "besides) are supported; see docs/models.md"
         )

@@ -99,7 +99,9 @@ class LoraFile:
         return found
 
     def _unfit(self, why: str) -> UserError:
-        return UserError(f"reasoner: the LoRA {self.file} does not fit the model ({why}); give another")
+        return UserError(
+            f"reasoner: the LoRA {self.file} does not fit the model ({why}); give another (docs/models.md)"
+        )
 
     @cached_property
     def _places(self) -> dict[str, str]:

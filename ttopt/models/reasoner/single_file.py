@@ -42,12 +42,15 @@ def find_weights(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> tuple[dic
             continue
         name = places.get(scaled)
         if name is None:
-            raise UserError(f"reasoner: {file}: {key} is no weight of the model; give a file of the same model")
+            raise UserError(
+                f"reasoner: {file}: {key} is no weight of the model; give a file of the same model (docs/models.md)"
+            )
         if scaled != plain:
             scales[name] = key
         elif shape != shapes[name]:
             raise UserError(
-                f"reasoner: {file}: {key} is {shape}, but the model's is {shapes[name]}; give a file of the same model"
+                f"reasoner: {file}: {key} is {shape}, but the model's is {shapes[name]}; give a file of the same model "
+                "(docs/models.md)"
             )
         else:
             weights[name] = key

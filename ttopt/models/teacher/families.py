@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    Glm46VForConditionalGeneration,
     InternVLForConditionalGeneration,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
 )
 
 from ttopt.models.teacher import prompts as words
 from ttopt.models.teacher.packing import Prefix, make_prefix
-from ttopt.models.teacher.vision import Grid, LinearPatchEmbed, Qwen25Vision, SquareVision, Vision, speed_up
+from ttopt.models.teacher.vision import GlmVision, Grid, LinearPatchEmbed, Qwen25Vision, SquareVision, Vision, speed_up
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class Qwen3VL:
         features = seen.pooler_output.unflatten(0, (count, -1))
         return Seen(features, grid, getattr(seen, "deepstack_features", None))
 
+    def seconds(self, fps: float, frame_indices: Sequence[int], temporal_patch: int) -> list[float]:
+        """The time that is told of every temporal patch."""
+        return words.timestamps(fps, frame_indices, temporal_patch)
+
     def video_text(self, vision: Vision, grid: Grid, seconds: Sequence[float] | None) -> str:
         """What stands in the prompt in place of ``slot``; ``seconds``: of every temporal patch, if they are told."""
         return words.video_text(seconds, grid[0], vision.frame_token_count(grid))
@@ -91,6 +98,19 @@ class Qwen35(Qwen3VL):
 
     def extras(self, seen: Seen, is_video: Tensor) -> dict[str, Any]:
         return {}
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL with a mixture of experts."""
+
+    model_class: Any = Qwen3VLMoeForConditionalGeneration
+    compiles = False  # which expert sees which token changes from call to call
+
+
+class Qwen35Moe(Qwen35):
+    """Qwen3.5 with a mixture of experts."""
+
+    model_class: Any = Qwen3_5MoeForConditionalGeneration
 
 
 class Qwen25VL(Qwen3VL):
@@ -132,8 +152,44 @@ class Qwen25VL(Qwen3VL):
         return {}
 
 
+class Glm46V(Qwen3VL):
+    """GLM-4.6V: every temporal patch is an image, followed by the time of its first frame."""
+
+    model_class: Any = Glm46VForConditionalGeneration
+    vision_class: type[Vision] = GlmVision
+    compiles = False  # the vision tower attends frame by frame
+    slot = "<|video|>"
+    writes = False  # its image tokens are not known to Teacher.reply
+
+    def prepare(self, model: Any) -> None:
+        pass
+
+    def look(self, model: Any, vision: Vision, frames: Tensor) -> Seen:
+        visual = model.model.visual
+        rows, grid = vision.video_patches(frames)
+        grids = torch.tensor([(1, *grid[1:])] * (len(frames) * grid[0]), device=frames.device)
+        seen = visual(rows.flatten(0, 1).to(visual.dtype), grid_thw=grids, return_dict=True)
+        return self._seen(seen, len(frames), grid)
+
+    def seconds(self, fps: float, frame_indices: Sequence[int], temporal_patch: int) -> list[float]:
+        return [number / fps for number in frame_indices[::temporal_patch]]
+
+    def video_text(self, vision: Vision, grid: Grid, seconds: Sequence[float] | None) -> str:
+        image = f"<|begin_of_image|>{'<|image|>' * vision.frame_token_count(grid)}<|end_of_image|>"
+        return "".join(image + (f"{seconds[patch]:.1f} seconds" if seconds else "") for patch in range(grid[0]))
+
+    def prefix(
+        self, model: Any, ids: Sequence[int], vision: Vision, grid: Grid, fps: float, frame_indices: Sequence[int]
+    ) -> Prefix:
+        size = (grid[1] // vision.merge, grid[2] // vision.merge)
+        return make_prefix(ids, model.config.image_token_id, size, grid[0])
+
+    def extras(self, seen: Seen, is_video: Tensor) -> dict[str, Any]:
+        return {}
+
+
 class InternVL:
-    """InternVL3 in transformers' own format: every frame is an image of its own, one rotary axis."""
+    """InternVL3 and 3.5 in transformers' own format: every frame is an image of its own, one rotary axis."""
 
     model_class: Any = InternVLForConditionalGeneration
     vision_class: type[Vision] = SquareVision
@@ -150,6 +206,9 @@ class InternVL:
         seen = model.model.get_image_features(images.flatten(0, 1).to(model.dtype), return_dict=True)
         features = seen.pooler_output.unflatten(0, (len(frames), -1)).flatten(1, 2)
         return Seen(features, grid)
+
+    def seconds(self, fps: float, frame_indices: Sequence[int], temporal_patch: int) -> list[float]:
+        return words.timestamps(fps, frame_indices, temporal_patch)
 
     def video_text(self, vision: Vision, grid: Grid, seconds: Sequence[float] | None) -> str:
         image = f"<img>{'<IMG_CONTEXT>' * vision.frame_token_count(grid)}</img>"
@@ -172,7 +231,10 @@ class InternVL:
 Family = Qwen3VL | InternVL
 FAMILIES: dict[str, Family] = {
     "qwen3_vl": Qwen3VL(),
+    "qwen3_vl_moe": Qwen3VLMoe(),
     "qwen2_5_vl": Qwen25VL(),
     "qwen3_5": Qwen35(),
+    "qwen3_5_moe": Qwen35Moe(),
+    "glm46v": Glm46V(),
     "internvl": InternVL(),
 }

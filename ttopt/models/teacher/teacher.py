@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from ttopt.errors import UserError, naming
 from ttopt.models.checkpoint import check_finite
 from ttopt.models.compiling import allow_variants
 from ttopt.models.distributed import from_rank_zero
-from ttopt.models.hub import on_hub
+from ttopt.models.hub import not_given, on_hub
 from ttopt.models.teacher import prompts as words
 from ttopt.models.teacher.attention import PACKED
 from ttopt.models.teacher.families import FAMILIES, Family
@@ -33,6 +33,8 @@ from ttopt.models.teacher.packing import Packed, PackedOutput, Prefix, at, check
 from ttopt.models.teacher.prompts import Prompts
 from ttopt.models.teacher.vision import Grid, Vision
 from ttopt.models.tokenizer import load_tokenizer
+
+FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")  # of a model on the hub
 
 
 class Teacher:
@@ -56,6 +58,8 @@ class Teacher:
         self.vision = vision or self.family.vision_class.of(model.config)
         self.prompts = prompts or Prompts()
         self.activation_checkpointing = self.compiled = False
+        self.others: Sequence[Teacher] = ()  # that grade too
+        self.combine: Literal["mean", "worst"] = "mean"
         variants = [answer] if isinstance(answer, str) else list(answer)
         self.answer_ids = self._encode(variants[0])
         self._variant_ids = self._variants(variants)
@@ -84,16 +88,11 @@ class Teacher:
         Raises UserError for what is missing,
         and for other model types.
         """
+        check_teacher(model)
         folder = find_folder(model)
         with naming(f"teacher {model}"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if config.model_type not in FAMILIES:
-            raise UserError(
-                f"{model} is a {config.model_type!r} model, which cannot be a teacher here; use one that sees videos: "
-                f"{', '.join(FAMILIES)}"
-            )
-        family = FAMILIES[config.model_type]
-        with naming(f"teacher {model}"):
+            family = FAMILIES[config.model_type]
             network, report = family.model_class.from_pretrained(
                 folder, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
@@ -118,6 +117,8 @@ class Teacher:
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         else:
             self.model.activation_checkpointing_disable()
+        for other in self.others:
+            other.set_activation_checkpointing(on)
 
     def compile(self) -> None:
         """Compiles the layers of vision tower and language model, for grading only; the first steps are slow.
@@ -242,8 +243,20 @@ class Teacher:
 
         ``frames`` (B,K,3,H,W) float in [0,1]; ``questions`` B lists of Q; ``frame_indices`` the K frames'
         numbers in the whole video, which runs at ``fps``. Differentiable with respect to the frames. A model type that
-        would mix packed questions gets a row a question, behind one look at the video.
+        would mix packed questions gets a row a question, behind one look at the video. With ``others`` it is their mean
+        with this teacher's, or of each question the worst.
         """
+        own = self._own_losses(frames, questions, fps, frame_indices)
+        if not self.others:
+            return own
+        all_of_them = torch.stack(
+            [own, *(each.yes_losses(frames, questions, fps, frame_indices) for each in self.others)]
+        )
+        return all_of_them.amax(0) if self.combine == "worst" else all_of_them.mean(0)
+
+    def _own_losses(
+        self, frames: Tensor, questions: Sequence[Sequence[str]], fps: float, frame_indices: Sequence[int]
+    ) -> Tensor:
         if self.family.packs:
             return self._losses(self.forward_packed(frames, questions, fps, frame_indices)).to(frames.device)
         self._check(frames, questions, frame_indices)
@@ -348,7 +361,7 @@ class Teacher:
         if key not in self._prefixes:
             seconds = None
             if self.prompts.timestamps:
-                seconds = words.timestamps(fps, frame_indices, self.vision.temporal_patch)
+                seconds = self.family.seconds(fps, frame_indices, self.vision.temporal_patch)
             opening = words.chat_text(self.tokenizer, [("user", "")], self.family.slot)
             text = opening.partition(self.family.slot)[0] + self.family.video_text(self.vision, grid, seconds)
             ids = self._encode(text)
@@ -382,27 +395,32 @@ class Teacher:
 
 
 def check_teacher(model: str | Path) -> None:
-    """Raises UserError for what is missing here; to be called before anything is downloaded or read."""
-    folder = _local(model)
-    if folder is not None and not list(folder.glob("*.safetensors")):
+    """Raises UserError for what is missing here, and for a model type that cannot be a teacher; of a model on the hub
+    only config.json is fetched. To be called before anything large is downloaded or read."""
+    folder = find_folder(model, ("config.json",))
+    with naming(f"teacher {model}"):
+        kind = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{model} is a {kind!r} model, which cannot be a teacher here; use one that sees videos: "
+            f"{', '.join(FAMILIES)} (docs/models.md)"
+        )
+    if Path(model).is_dir() and not list(folder.glob("*.safetensors")):
         raise UserError(f"teacher {folder}: model.safetensors is missing; fetch it again")
 
 
-def find_folder(model: str | Path) -> Path:
-    """A local folder as it is, a hub id downloaded or taken from the cache; UserError if there is neither."""
+def find_folder(model: str | Path, files: Sequence[str] = FILES) -> Path:
+    """A local folder as it is; of a hub id the ``files``, downloaded or from the cache. Raises UserError."""
     folder = _local(model)
     if folder is None:
         from huggingface_hub import snapshot_download
 
         try:
-            wanted = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-            folder = _local(snapshot_download(str(model), allow_patterns=wanted))
+            folder = _local(snapshot_download(str(model), allow_patterns=list(files)))
         except UserError:
             raise
         except Exception as error:  # the hub raises a dozen unrelated types; all mean the same to the user
-            raise UserError(
-                f"no teacher at {model}: not a local folder, and not on the hub or in its cache ({error})"
-            ) from error
+            raise UserError(f"teacher: there is no folder {model}, and {not_given(str(model), error)}") from error
         assert folder is not None
     return folder
 

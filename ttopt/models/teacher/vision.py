@@ -185,6 +185,26 @@ class Qwen25Vision(Vision):
 
 
 @dataclass(frozen=True)
+class GlmVision(Vision):
+    """GLM-4.6V's processor: CLIP's statistics, a budget for the whole video alone; an image counts as two frames."""
+
+    patch: int = 14
+    video_pixels: tuple[int, int] = (112 * 112, 28 * 28 * 2 * 30000)
+    image_pixels: tuple[int, int] = (112 * 112, 28 * 28 * 15000)
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+    def video_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        if min(height, width) < self._factor:
+            scale = max(self._factor / height, self._factor / width)
+            height, width = int(height * scale), int(width * scale)
+        return self._fit(height, width, frames, *self.video_pixels)
+
+    def image_size(self, height: int, width: int) -> tuple[int, int]:
+        return self._fit(height, width, self.temporal_patch, *self.image_pixels)
+
+
+@dataclass(frozen=True)
 class SquareVision(Vision):
     """InternVL's processor: every frame becomes one square image.
 

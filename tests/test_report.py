@@ -230,6 +230,7 @@ def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -> None:
     """Videos play in step, filters and keys work, nothing is fetched, nothing overflows, no error is logged."""
     page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    page.set_default_timeout(120_000)  # on a busy machine
     noise: list[str] = []
     page.on("console", lambda message: noise.append(message.text))
     page.on("pageerror", lambda error: noise.append(str(error)))
@@ -240,7 +241,7 @@ def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -
 
     def until(expression: str) -> None:
         """The page's policy forbids what wait_for_function does."""
-        for _ in range(200):
+        for _ in range(2400):
             if page.evaluate(expression):
                 return
             page.wait_for_timeout(25)

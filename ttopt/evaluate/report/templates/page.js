@@ -135,5 +135,7 @@ document.addEventListener("keydown", (event) => {
   act();
 });
 
-const first = samples.find((sample) => !sample.hidden);
-if (first) first.open = true;
+addEventListener("load", () => { // so that the page is there before its first videos
+  const first = samples.find((sample) => !sample.hidden);
+  if (first) first.open = true;
+});

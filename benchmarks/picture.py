@@ -21,10 +21,10 @@ GAP, HEAD = 12, 78  # between videos; above them, for the prompt
 HOLD = 6  # frames that the last picture stays
 
 
-def frames_of(video: Tensor) -> list[Image.Image]:
+def frames_of(video: Tensor, side: int = SIDE) -> list[Image.Image]:
     """A video (T,3,H,W) in [0,1] as pictures, enlarged so that its pixels stay sharp."""
     pixels = (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.NEAREST) for frame in pixels]
+    return [Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST) for frame in pixels]
 
 
 def column(folder: Path) -> list[Image.Image]:

@@ -59,9 +59,12 @@ def optimization() -> Optimization:
 def write_result(folder: Path, sample: str, family: str, success: bool, frames: int, **more: Any) -> None:
     folder.mkdir(parents=True)
     prompt = EVIL if sample == "c" else f"move {sample}"
+    score = Scored(
+        success, 0.5 + success / 2, {"goal": success}, *(() if success else ({"goal": EVIL}, {"goal": [3, 4, 8]}))
+    )
     result = Result(
-        sample=sample, family=family, split="id", prompt=prompt, method="m", accepted=more.pop("accepted", None),
-        stop="done", score=Scored(success, 0.5 + success / 2, {"goal": success}), cost=Cost(1.125, 4, 0.1, 0),
+        sample=sample, family=family, split="id", prompt=prompt, method=more.pop("method", "m"),
+        accepted=more.pop("accepted", None), stop="done", score=score, cost=Cost(1.125, 4, 0.1, 0),
         first_frame_ssim=1.0, seeds={}, seconds={"total": 1.0}, peak_mb={}, device="cpu", versions={"ttopt": "1"},
         finished="2026-01-01T00:00:00+00:00", **more,
     )  # fmt: skip
@@ -123,7 +126,7 @@ def test_page_is_complete_escaped_and_alone(comparison: Path, capsys: pytest.Cap
     assert "Comparison cmp &lt;1&gt;" in markup and "Is it &lt;there&gt;?" in markup and "LoRA &amp; loop" in markup
     assert markup.count("<video") == 5 and markup.count('<details class="sample"') == 3
     assert "1 counted 0" in markup and "could not be done" in markup, "the sample that is missing is said to be"
-    assert "reject" in markup and "broken: goal" in markup
+    assert "reject" in markup and "broken: goal" in markup and "frames 4–5, 9</span>" in markup
     assert "task complete:</span> False" in markup and "target state" not in markup
     told = [
         markup.index(words) for words in ("instruction:</span> first this", "slower", "not judged", "no one is there")
@@ -142,7 +145,7 @@ def test_many_videos_are_linked_instead(comparison: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(media, "EMBED_MB", 0.001)
     text = write_report(comparison).read_text()
     sources = [source for sample in json.loads(re.findall(r'id="data">(.*?)</script>', text, re.DOTALL)[0]).values()
-               for source in sample["sources"] if source]  # fmt: skip
+               for source in sample["sources"].values()]  # fmt: skip
     assert len(sources) == 5 and all((comparison / source).is_file() for source in sources)
 
 
@@ -175,13 +178,46 @@ def test_a_benchmarks_own_numbers_are_on_the_page(comparison: Path) -> None:
 
 def test_page_of_a_fit(tmp_path: Path) -> None:
     place = tmp_path / "run/samples/a"
-    write_result(place, "a", "move", True, 9, optimization=optimization())
+    write_result(place, "a", "move", True, 9, optimization=optimization(), method="teacher_lora")
     shutil.copy(place / "video.mp4", place / "base.mp4")
     # The page needs neither the data nor a bank of adapters that the run had.
     gone = "dataset: folder\nroot: gone\nbank: {folder: gone, add: false}\n"
     (tmp_path / "run/config.yaml").write_text("seed: 3\n" + gone)
     text = write_report(tmp_path / "run").read_text()
-    assert text.count("<video muted") == 2 and "<b>frozen</b>" in text and "✓ solved" in text
+    assert text.count("<video muted") == 2 and "<b>frozen</b>" in text and "✓ right" in text
+    assert "<b>teacher LoRA</b>" in text and "teacher_lora" not in text, "a method has one name"
+
+
+def opening(page: str) -> str:
+    """The text of its h1."""
+    return re.sub("<.*?>", "", re.findall("<h1>(.*?)</h1>", page, re.DOTALL)[0])
+
+
+def ids(page: str) -> list[str]:
+    return re.findall('data-id="(.*?)"', page)
+
+
+def test_pages_open_with_the_result(tmp_path: Path, comparison: Path) -> None:
+    """Before and after, and the repaired samples first, then the broken, the wrong, the right."""
+    assert opening(write_report(comparison).read_text()) == "LoRA &amp; loop: 1 → 1 of 3 right, 1 repaired, 1 broken"
+    outcomes = {"both": (True, True), "none": (False, False), "mended": (False, True), "spoiled": (True, False)}
+    o, run = optimization(), tmp_path / "run"
+    for name, (before, after) in outcomes.items():
+        changed = dataclasses.replace(o, score_before=Scored(before, 0.5, {}))
+        write_result(run / "samples" / name, name, "move", after, 5, optimization=changed)
+    (run / "config.yaml").write_text("seed: 3\n")
+    text = write_report(run).read_text()
+    assert opening(text) == "2 → 2 of 4 right, 1 repaired, 1 broken" and ids(text) == [
+        "mended",
+        "spoiled",
+        "none",
+        "both",
+    ]
+    for place in (run / "samples").iterdir():
+        result = Result.load(place)
+        unscored = dataclasses.replace(o, score_before=None, video_before=Graded(1.2, [0.3, 0.3]))
+        dataclasses.replace(result, score=None, accepted=place.name != "none", optimization=unscored).save(place)
+    assert opening(write_report(run).read_text()) == "3 of 4 accepted by the teacher, loss 1.200 → 0.400"
 
 
 def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +230,7 @@ def test_report_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -> None:
     """Videos play in step, filters and keys work, nothing is fetched, nothing overflows, no error is logged."""
     page = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme).new_page()
+    page.set_default_timeout(120_000)  # on a busy machine
     noise: list[str] = []
     page.on("console", lambda message: noise.append(message.text))
     page.on("pageerror", lambda error: noise.append(str(error)))
@@ -204,7 +241,7 @@ def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -
 
     def until(expression: str) -> None:
         """The page's policy forbids what wait_for_function does."""
-        for _ in range(200):
+        for _ in range(2400):
             if page.evaluate(expression):
                 return
             page.wait_for_timeout(25)
@@ -216,7 +253,7 @@ def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -
 
     assert page.text_content("#count") == "3 of 3"
     assert filtered("#f-family", "maze") == 1 and filtered("#f-family", "") == 3
-    assert [filtered("#f-outcome", o) for o in ("solved", "repaired", "broken", "hacked", "failed", "wrong")] == [
+    assert [filtered("#f-outcome", o) for o in ("right", "repaired", "broken", "hacked", "failed", "wrong")] == [
         1, 1, 1, 1, 1, 1,
     ]  # fmt: skip
     assert "outcome=wrong" in page.url
@@ -226,13 +263,25 @@ def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -
     page.fill("#f-text", "")
     page.press("#f-text", "Escape")
 
-    page.keyboard.press("j")
-    page.wait_for_selector(".sample[open] .loss svg")
-    page.keyboard.press("j")
     opened = ".sample[open]"
+    page.wait_for_selector(f"{opened} .loss svg")
+    assert page.get_attribute(opened, "data-id") == "a", "the first is open"
+    until(f"document.querySelector('{opened} video').currentTime > 0")
+    page.keyboard.press("j")
     assert page.get_attribute(opened, "data-id") == "b" and page.locator(opened).count() == 1
     times = "[...document.querySelectorAll('.sample[open] video')].map(v => v.currentTime)"
     until("[...document.querySelectorAll('.sample[open] video')].every(v => v.readyState >= 2)")
+    sizes = "[...document.querySelectorAll('.sample[open] video')].map(v => v.clientWidth)"
+    assert min(page.evaluate(sizes)) >= 320
+    drawn = "[...document.querySelectorAll('.sample[open] canvas')].filter(c => c.width === 48).length"
+    shown = 2 * min(17, 5 if width < 640 else 10)
+    until(f"{drawn} >= {shown - 5}")  # one of the two videos is shorter than the other
+    marked = page.locator(f"{opened} .breaks")
+    assert [title.split("\n")[1] for title in marked.evaluate_all("all => all.map(b => b.title)")] == [
+        f"{EVIL} No"
+    ] * marked.count()
+    assert marked.count() >= 2, "the frames that break a rule"
+    page.locator(f"{opened} .frames button").first.click()
     page.keyboard.press("ArrowRight")
     until(f"{times}.every(t => Math.abs(t - 1.5 / 8) < 0.02)")
     assert page.text_content(f"{opened} .frame") == "2 / 17", "the longest video's length"
@@ -240,6 +289,8 @@ def test_in_a_browser(comparison: Path, browser: Any, width: int, scheme: str) -
     until(f"Math.min(...{times}) > 0.45")
     assert page.evaluate("[...document.querySelectorAll('.sample[open] video')].every(v => !v.paused)")
     assert page.evaluate(f"Math.max(...{times}) - Math.min(...{times})") < 0.13, "in step, to one frame"
+    until("[...document.querySelectorAll('.sample[open] video')].every(v => v.ended)")
+    until(f"Math.max(...{times}) < 1 && document.querySelector('.sample[open] .play').textContent.includes('Pause')")
     page.keyboard.press("Space")
     paused = page.evaluate(times)
     page.wait_for_timeout(200)

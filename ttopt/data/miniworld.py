@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -13,12 +14,21 @@ from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample
 from ttopt.data.video import write_video
 from ttopt.errors import UserError
+from ttopt.miniworld.questions import InOrder, OffWalls, Question
 from ttopt.miniworld.scene import Task
 from ttopt.miniworld.scorer import Score, score_videos
 from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
-from ttopt.miniworld.world import FPS, FRAMES, SIZE, render
+from ttopt.miniworld.world import FPS, FRAMES, SIZE, read, render
 
 VBVR_FOLDERS = {"id": "In-Domain_50", "ood": "Out-of-Domain_50"}
+
+
+@dataclass(frozen=True)
+class Explained(Score):
+    """``words``: what each rule asks for; ``frames``: the numbers of those that break it."""
+
+    words: dict[str, str]
+    frames: dict[str, list[int]]
 
 
 def samples(split: str, families: Sequence[str] | None, seed: int, limit: int) -> list[Sample]:
@@ -43,14 +53,29 @@ def to_sample(task: Task) -> Sample:
     return Sample(task.name, task.prompt, first, FRAMES, FPS, SIZE, SIZE, task.family, task.split, task)
 
 
-def score(sample: Sample, video: Tensor) -> Score:
+def score(sample: Sample, video: Tensor) -> Explained:
     """Rule-based score of a video (T, 3, 48, 48) in [0, 1], two frames or more; UserError for other sizes."""
     if len(video) < 2 or tuple(video.shape[1:]) != (3, SIZE, SIZE):
         raise UserError(
             f"sample {sample.id}: the scorer reads two or more frames of {SIZE}x{SIZE}, "
             f"but the video is {video.shape[0]} frames of {video.shape[-2]}x{video.shape[-1]}"
         )
-    return score_videos(_task(sample), video.unsqueeze(0))[0]
+    task = _task(sample)
+    found = score_videos(task, video.unsqueeze(0))[0]
+    asked = dict(zip(found.rules, (task.goal, *task.process, *task.common.values()), strict=True))
+    words = {name: question.text() for name, question in asked.items()}
+    frames = {name: _breaking(asked[name], video) for name, holds in found.rules.items() if not holds}
+    return Explained(found.success, found.partial, found.rules, words, frames)
+
+
+def _breaking(question: Question, video: Tensor) -> list[int]:
+    """The frames that break a rule: those with something on a wall, else the last, by which all others but the order
+    of moves are judged."""
+    if isinstance(question, OffWalls):
+        alone = question.truth(read(video.unsqueeze(1)))  # each frame as a video
+        broken: list[int] = (alone <= 0.5).nonzero().flatten().tolist()
+        return broken
+    return [] if isinstance(question, InOrder) else [len(video) - 1]
 
 
 def true_video(sample: Sample) -> Tensor:

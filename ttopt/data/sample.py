@@ -80,5 +80,7 @@ def check_id(name: str, cure: str = "") -> None:
         )
 
 
-Scorer = Callable[[Sample, Tensor], Any]  # sample, video (T,3,H,W) in [0,1] -> object with success, partial, rules
+# Sample and video (T,3,H,W) in [0,1] -> object with success, partial and rules, and if it likes words and frames: see
+# ttopt.record.result.Scored.
+Scorer = Callable[[Sample, Tensor], Any]
 Status = Callable[[str], None]  # is told in one line what is being done

@@ -74,7 +74,7 @@ def read_video_rate(path: Path) -> tuple[Tensor, float]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             rate = float(stream.average_rate or 0)
-            factor = _factor(container.metadata.get("comment", ""), stream.width, stream.height)
+            factor = enlarged(container.metadata.get("comment", ""), stream.width, stream.height)
             frames = [
                 frame.to_ndarray(format="rgb24") if factor == 1 else _reduced(frame, factor)
                 for frame in container.decode(video=0)
@@ -102,7 +102,7 @@ def enlargement(height: int, width: int) -> int:
     return 2 * max(1, min(math.ceil(SEEN / shorter / 2), WIDEST // longer // 2))
 
 
-def _factor(comment: str, width: int, height: int) -> int:
+def enlarged(comment: str, width: int, height: int) -> int:
     """How many times larger the frames of a file are; 1 where its comment does not say, or of another size."""
     found = ENLARGED.fullmatch(comment)
     factor, *size = map(int, found.groups()) if found else (1, width, height)

@@ -96,7 +96,16 @@ def scored(scorer: Scorer | None, sample: Sample, video: Tensor) -> Scored | Non
     if scorer is None:
         return None
     score = scorer(sample, video)
-    return Scored(bool(score.success), float(score.partial), {name: bool(ok) for name, ok in score.rules.items()})
+    rules = {name: bool(holds) for name, holds in score.rules.items()}
+    words, frames = getattr(score, "words", {}), getattr(score, "frames", {})
+    broken = [name for name, holds in rules.items() if not holds]
+    return Scored(
+        bool(score.success),
+        float(score.partial),
+        rules,
+        {name: str(words[name]) for name in broken if name in words},
+        {name: sorted({int(number) for number in frames[name]}) for name in broken if name in frames},
+    )
 
 
 def _device_name(device: torch.device) -> str:

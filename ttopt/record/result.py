@@ -64,13 +64,16 @@ class Graded:
 
 @dataclass(frozen=True)
 class Scored:
-    """One video in the scorer's eyes; no model ever sees these."""
+    """One video in the scorer's eyes; no model ever sees these. Of broken rules, where the scorer says so: ``words``,
+    what a rule asks for, and ``frames``, the numbers of those that break it, from 0."""
 
     __pydantic_config__ = CHECKED
 
     success: bool
     partial: float  # 0..1
     rules: dict[str, bool]
+    words: dict[str, str] = field(default_factory=dict)
+    frames: dict[str, list[Count]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,12 @@ def loss_curve(tau: float) -> Spec:
     """Loss over the steps with the line of tau; the page puts the rows of a sample's curves.csv in as data."""
     y = {"field": "loss", "type": "quantitative", "title": "loss"}
     step = {"field": "step", "type": "quantitative", "title": "step", "axis": {"tickMinStep": 1}}
-    once = {"data": {"values": [{}]}, "encoding": {"y": {"datum": tau}, "color": {"value": "#d1495b"}}}
-    text = {"type": "text", "align": "right", "dy": -6, "x": "width", "text": f"tau = {tau:g}"}
+    once: Spec = {"data": {"values": [{}]}}
+    line = {"y": {"datum": tau}, "color": {"value": "#d1495b"}}
+    text = {"type": "text", "align": "right", "x": "width", "y": 6, "color": "#d1495b", "text": f"- - tau = {tau:g}"}
     layers: list[Spec] = [
         {"mark": {"type": "line", "point": True}, "encoding": {"x": step, "y": y}},
-        {"mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5}, **once},
+        {"mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5}, "encoding": line, **once},
         {"mark": text, **once},
     ]
     return {"width": "container", "height": 190, "layer": layers}

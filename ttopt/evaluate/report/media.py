@@ -15,6 +15,7 @@ import av
 from PIL import Image
 
 from ttopt.data.sample import LARGEST
+from ttopt.data.video import enlarged
 from ttopt.errors import UserError, brief
 from ttopt.record.plain import VIDEO, check_video, read_plain, there
 
@@ -27,7 +28,7 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Look:
     """What a video looks like. ``thumbnail``: its first frame as a data URI, small in bytes too: a page may have a
-    thousand."""
+    thousand. ``width`` and ``height`` are those it was made in, which a small video's file enlarges."""
 
     thumbnail: str
     fps: float
@@ -99,11 +100,12 @@ def _look(video: Path) -> Look:
             if max(stream.width, stream.height) > LARGEST or not 0 < fps < 1000:
                 raise UserError(f"{video} has {stream.width}x{stream.height} pixels and {fps:g} frames a second")
             image = next(container.decode(video=0)).to_image()
+            factor = enlarged(container.metadata.get("comment", ""), stream.width, stream.height)
     except (av.FFmpegError, StopIteration, IndexError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{video} cannot be read as a video ({brief(error)}); remove its folder") from error
-    width, height = image.size
+    width, height = (side // factor for side in image.size)
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, format="WEBP", quality=80)

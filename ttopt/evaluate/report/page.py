@@ -21,10 +21,9 @@ from ttopt.evaluate.table import NUMBERS, agrees, columns
 from ttopt.record.run_folder import write_text, writing
 
 FILE = "report.html"
-GLYPHS = {"solved": "✓", "wrong": "✗", "failed": "!", "out": "–", "done": "·"}
-WORDS = {
-    "solved": "solved", "wrong": "not solved", "failed": "no usable video", "out": "left out", "done": "no scorer",
-}  # fmt: skip
+GLYPHS = {"right": "✓", "wrong": "✗", "failed": "!", "out": "–", "done": "·"}
+WORDS = {"right": "right", "wrong": "wrong", "failed": "no usable video", "out": "left out", "done": "no scorer"}
+SCRIPTS = ("plots.js", "players.js", "page.js")
 
 
 def write_page(page: Page, path: Path) -> Path:
@@ -55,7 +54,7 @@ def render(page: Page) -> str:
         specs=_json(specs),
         data=_json({sample.id: _data(sample) for sample in page.samples}),
         style=_part("style.css"),
-        script=_part("page.js"),
+        script=Markup("\n").join(map(_part, SCRIPTS)),
         vega=Markup(_vega().replace("</script", "<\\/script")),
     )
 
@@ -81,7 +80,12 @@ def _data(sample: SampleView) -> dict[str, Any]:
     return {
         "outcomes": {clip.method: clip.outcome for clip in sample.clips},
         "hacked": [clip.method for clip in sample.clips if clip.hacked],
-        "sources": [clip.source for clip in sample.clips],
+        "sources": {clip.method: clip.source for clip in sample.clips if clip.source},
+        "broken": {
+            clip.method: [[each.words or each.rule, each.frames] for each in clip.broken if each.frames]
+            for clip in sample.clips
+            if clip.broken
+        },
         "queries": {clip.method: clip.queries for clip in sample.clips if clip.curves},
         "curves": {clip.method: [_rounded(row) for row in clip.curves] for clip in sample.clips if clip.curves},
     }

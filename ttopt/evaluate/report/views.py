@@ -15,6 +15,8 @@ from ttopt.evaluate.comparison import Comparison
 from ttopt.evaluate.files import Questions, Trace, TraceCall, read_curves, read_each
 from ttopt.evaluate.grading import QUERIES
 from ttopt.evaluate.judges import Judgment
+from ttopt.evaluate.report import headline
+from ttopt.evaluate.report.headline import Headline
 from ttopt.evaluate.report.media import Look, Media
 from ttopt.evaluate.table import Entry, Row
 from ttopt.record.plain import read_typed
@@ -22,11 +24,38 @@ from ttopt.record.result import Result, Scored
 
 MANY = 100  # samples; from so many on, videos are linked
 BEFORE = "frozen"
+# What result.json calls a method, as people do; a comparison names its methods itself.
+NAMES = {
+    "teacher_lora": "teacher LoRA", "seed_ensemble": "seed ensemble", "loop": "step loop", "pe": "PE",
+    "videotpo": "VideoTPO",
+}  # fmt: skip
+KEPT = {"base": "the frozen model’s video is kept", "prediction": "its one-step prediction is kept"}
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A rule of the scorer that a video breaks: its name, what it asks for, and the frames (from 0) that break it."""
+
+    rule: str
+    words: str
+    frames: Sequence[int]
+
+    @property
+    def where(self) -> str:
+        """The frames as a player counts them: "frames 3-5, 9"."""
+        runs: list[list[int]] = []
+        for number in self.frames:
+            if runs and number == runs[-1][-1] + 1:
+                runs[-1].append(number)
+            else:
+                runs.append([number])
+        spans = [str(run[0] + 1) if len(run) == 1 else f"{run[0] + 1}–{run[-1] + 1}" for run in runs]
+        return f"{'frame' if len(self.frames) == 1 else 'frames'} {', '.join(spans)}" if spans else ""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One method's video of a sample. ``outcome``: solved, wrong, failed (no usable video), out (left out), or done
+    """One method's video of a sample. ``outcome``: right, wrong, failed (no usable video), out (left out), or done
     (no scorer)."""
 
     method: str
@@ -35,8 +64,10 @@ class Clip:
     hacked: bool = False
     p_yes: Sequence[float] = ()
     note: str = ""
+    partial: float | None = None  # the scorer's, in [0, 1]
     score: str = ""
-    rules: Mapping[str, bool] = field(default_factory=dict)
+    rules: int = 0  # how many the scorer knows
+    broken: Sequence[Broken] = ()
     cost: str = ""
     curves: Sequence[Mapping[str, float]] = ()  # rows of curves.csv
     queries: Sequence[str] = ()  # that the curves are of, goal first
@@ -59,6 +90,7 @@ class SampleView:
     height: int
     queries: Sequence[str]  # goal first
     clips: Sequence[Clip]
+    change: str = ""  # repaired or broken, by the page's method
 
 
 @dataclass(frozen=True)
@@ -66,6 +98,7 @@ class Page:
     """Everything a page shows. ``table`` is empty for a run of fits; ``taus`` are the lines in the methods' losses."""
 
     title: str
+    headline: Headline
     about: Sequence[tuple[str, str]]
     reference: str
     methods: Sequence[str]
@@ -104,9 +137,14 @@ def comparison_page(
         known = [(result, look) for result, look in looks if result is not None]
         result, look = next((each for each in known if each[1]), known[0] if known else (None, None))
         views.append(_view(sample, result, look, clips, asked))
+    outcomes = [{clip.method: clip.outcome for clip in view.clips} for view in views]
+    reference = found.settings.reference
+    pairs = {method: [(each[reference], each[method]) for each in outcomes] for method in entries}
+    opening = headline.of_comparison(found.table, reference, found.score, pairs)
+    views = _ordered(views, reference, opening.method)
     zeros = [(row.method, sample, entries[row.method][sample].why) for row in found.table for sample in row.failed]
     return Page(
-        title, about, found.settings.reference, list(entries), views, taus, found.score, found.table, media.embed,
+        title, opening, about, reference, list(entries), views, taus, found.score, found.table, media.embed,
         [*found.problems, *problems, *media.problems], zeros, found.official, found.complete,
     )  # fmt: skip
 
@@ -123,18 +161,27 @@ def fit_page(
     views, methods = [], dict.fromkeys(BEFORE for r in results if r.optimization)
     for result in results:
         place, o = places[result.sample], result.optimization
-        made, look = _clip(result.method, Entry(result), place, media)
-        methods[result.method] = None
+        name = " + ".join(NAMES.get(part, part) for part in result.method.split(" + "))
+        made, look = _clip(name, Entry(result), place, media)
+        methods[name] = None
         clips = [made]
         if o is not None:
             source, _ = media.video(place / "base.mp4", needed=False)
             score = o.score_before
-            before = Clip(BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes, score=_partial(score))
+            before = Clip(
+                BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes,
+                partial=score.partial if score else None, score=_partial(score),
+                rules=len(score.rules) if score else 0, broken=_broken(score),
+            )  # fmt: skip
             clips = [before, dataclasses.replace(made, p_yes=o.video_after.p_yes)]
         views.append(_view(result.sample, result, look, clips, made.queries))
     taus = dict.fromkeys(methods, tau)
+    pairs = [(first.outcome, last.outcome) for first, last in (v.clips for v in views if len(v.clips) == 2)]
+    opening = headline.of_run(results, pairs, list(methods)[-1])
+    reference = next(iter(methods))
+    views = _ordered(views, reference, opening.method)
     return Page(
-        title, about, next(iter(methods), ""), list(methods), views, taus, embedded=media.embed,
+        title, opening, about, reference, list(methods), views, taus, embedded=media.embed,
         problems=[*problems, *media.problems],
     )  # fmt: skip
 
@@ -147,6 +194,31 @@ def _view(
     return SampleView(
         sample, family, split, prompt, seen.thumbnail, seen.fps, seen.frames, seen.width, seen.height, queries, clips
     )
+
+
+def _ordered(views: Sequence[SampleView], reference: str, method: str) -> list[SampleView]:
+    """The samples by what became of them, the repaired first, and among these the most."""
+    made = []
+    for view in views:
+        before, after = _pair(view, reference, method)
+        changed = headline.change(before.outcome, after.outcome) if before else ""
+        gained = (after.partial or 0.0) - (before.partial or 0.0) if before else 0.0
+        rank = headline.rank(before.outcome if before else None, after.outcome)
+        made.append(((rank, -gained), dataclasses.replace(view, change=changed)))
+    return [view for _, view in sorted(made, key=lambda each: each[0])]
+
+
+def _pair(view: SampleView, reference: str, method: str) -> tuple[Clip | None, Clip]:
+    """A sample's clips by the reference, if that is another, and by the method that the page is about."""
+    clips = {clip.method: clip for clip in view.clips}
+    return (clips.get(reference) if method != reference else None), clips.get(method, view.clips[-1])
+
+
+def _broken(score: Scored | None) -> list[Broken]:
+    if score is None:
+        return []
+    broken = [rule for rule, holds in score.rules.items() if not holds]
+    return [Broken(rule, score.words.get(rule, ""), score.frames.get(rule, [])) for rule in broken]
 
 
 def _count(number: int, thing: str) -> str:
@@ -170,12 +242,14 @@ def _clip(method: str, entry: Entry, place: Path, media: Media) -> tuple[Clip, L
         source,
         hacked=bool(result.accepted) and outcome == "wrong",
         p_yes=(entry.judged.p_yes if entry.judged else None) or [],
-        note=result.error or entry.problem or result.stop,
+        note=result.error or entry.problem or "; ".join(filter(None, (result.stop, KEPT.get(o.kept, "") if o else ""))),
+        partial=result.score.partial if result.score else None,
         score=", ".join(f"{name} {value:.3g}" for name, value in entry.parts.items()) or _partial(result.score),
-        rules=result.score.rules if result.score else {},
-        cost=f"{cost.generated_seconds:.3g} s of video, {cost.reasoner_forwards} forwards, {cost.wall_seconds:.3g} s"
-        + (f", {_count(cost.vlm_calls, 'VLM call')}" if cost.vlm_calls else "")
-        + (f", {_count(o.steps, 'step')}" if o else ""),
+        rules=len(result.score.rules) if result.score else 0,
+        broken=_broken(result.score),
+        cost=(f"{_count(o.steps, 'step')}, " if o else "")
+        + f"{cost.wall_seconds:.3g} s: {cost.generated_seconds:.3g} s of video, {cost.reasoner_forwards} forwards"
+        + (f", {_count(cost.vlm_calls, 'VLM call')}" if cost.vlm_calls else ""),
         curves=curves,
         queries=[o.queries["goal"], *o.queries["process"]] if o else [],
         trace=trace,
@@ -227,8 +301,8 @@ def _said(call: TraceCall) -> list[tuple[str, str]]:
 
 
 def _outcome(score: Scored | None) -> str:
-    return "done" if score is None else "solved" if score.success else "wrong"
+    return "done" if score is None else "right" if score.success else "wrong"
 
 
 def _partial(score: Scored | None) -> str:
-    return "" if score is None else f"{score.partial:.2f}"
+    return "" if score is None else f"partial score {score.partial:.2f}"

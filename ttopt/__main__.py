@@ -27,6 +27,7 @@ class Command(NamedTuple):
     work: str  # settings (and what makes the standard callbacks, which the package itself does not know) -> exit code
     callbacks: str | None = None
     quiet: bool = True  # libraries show no progress of their own
+    heavy: bool = True  # loads what takes seconds, and says so
     check: str | None = None  # settings -> None; refuses with few libraries what would be refused with many
 
 
@@ -56,11 +57,11 @@ COMMANDS = {
     ),
     "fetch": Command(
         "what a configuration needs from the hub, and its download",
-        "ttopt.planning.fetch.parse_fetch", "ttopt.planning.fetch.show", quiet=False,
+        "ttopt.planning.fetch.parse_fetch", "ttopt.planning.fetch.show", quiet=False, heavy=False,
     ),
     "push": Command(
         "the adapter of a sample on the hub, with a model card",
-        "ttopt.run.push.parse_push", "ttopt.run.push.push",
+        "ttopt.run.push.parse_push", "ttopt.run.push.push", heavy=False,
     ),
     "plan": Command(
         "what a configuration needs on a GPU, without loading weights",
@@ -72,7 +73,7 @@ COMMANDS = {
     ),
     "completion": Command(
         "the script with which a shell completes settings by the tab key",
-        "ttopt.run.completion.parse_completion", "ttopt.run.completion.show",
+        "ttopt.run.completion.parse_completion", "ttopt.run.completion.show", heavy=False,
     ),
 }  # fmt: skip
 USAGE = f"""\
@@ -121,7 +122,9 @@ def _run(name: str, args: Sequence[str]) -> int:
     settings = _named(command.parse)(args)
     if command.quiet:
         _quiet()
-    if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":  # of torchrun's processes one
+    if (
+        command.heavy and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0"
+    ):  # of torchrun's processes one
         print("loading libraries ...", flush=True)
     if command.check is not None:
         _named(command.check)(settings)

@@ -51,10 +51,12 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser("ttopt")
     commands = whole.add_subparsers()
     for name in dict.fromkeys((*SETTINGS, *ARGUMENTS)):
-        command = commands.add_parser(name, parents=[ARGUMENTS[name]()] if name in ARGUMENTS else [], add_help=False)
+        command = commands.add_parser(
+            name, parents=[ARGUMENTS[name]()] if name in ARGUMENTS else [], add_help=False, help=name
+        )
         if name in SETTINGS:
             _add(command, SETTINGS[name])
-    commands.add_parser("completion", add_help=False).add_argument("shell", choices=SHELLS)
+    commands.add_parser("completion", add_help=False, help="completion").add_argument("shell", choices=SHELLS)
     return whole
 
 

@@ -122,9 +122,8 @@ def _run(name: str, args: Sequence[str]) -> int:
     settings = _named(command.parse)(args)
     if command.quiet:
         _quiet()
-    if (
-        command.heavy and "torch" not in sys.modules and os.environ.get("RANK", "0") == "0"
-    ):  # of torchrun's processes one
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    if command.heavy and first and "torch" not in sys.modules:
         print("loading libraries ...", flush=True)
     if command.check is not None:
         _named(command.check)(settings)

@@ -124,7 +124,8 @@ def _help(group: type, command: str, what: str, values: Mapping[str, Any], whole
         return page(command, f"{what} {CODE}", options, SHORT)
     count = sum(bool(option.name) for option in options)
     more = f"{count} settings in all: ttopt {command} --help-all. --print-config prints them as a configuration."
-    return page(command, f"{what} {CODE}", usual(options, hints(group).keys() - hints(FitSettings).keys()), SHORT, more)
+    own = hints(group).keys() - hints(FitSettings).keys()  # type: ignore[arg-type]
+    return page(command, f"{what} {CODE}", usual(options, own), SHORT, more)
 
 
 @dataclass

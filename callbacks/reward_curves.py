@@ -12,7 +12,7 @@ from ttopt.optimization.training import Grade, TestTimeTraining
 
 
 class RewardCurves(L.Callback):
-    """Writes ``curves.csv`` as the steps go and ``curves.png`` at the end.
+    """Writes ``curves.csv`` as the steps go, and at the end, if there are two grades or more, ``curves.png``.
 
     Row n holds the losses of the adapter after n steps; the last row is that of the kept weights (unless its loss is
     not finite: then the row with the lowest). A resumed training writes the file again.
@@ -37,7 +37,7 @@ class RewardCurves(L.Callback):
         for each in pl_module.rows:
             path = pl_module.folder(each) / "curves.csv"
             self._append(path, each.grades)
-            if each.grades:
+            if len(each.grades) > 1:
                 draw(each.grades, self.tau, path.with_suffix(".png"))
 
     def _append(self, path: Path, grades: list[Grade]) -> None:
@@ -73,11 +73,11 @@ def draw(grades: list[Grade], tau: float | None, path: Path) -> None:
     if tau is not None:
         left.axhline(tau, color="tab:red", linestyle="--", label=f"tau = {tau:g}")
     left.set(xlabel="step", title="Loss", ylim=(0, None))
-    left.legend()
+    left.legend(loc="upper right")  # "best" is looked for among all points
     for name, curve in zip(query_names(len(grades[0].per_query)), zip(*(grade.p_yes for grade in grades))):
         right.plot(steps, curve, marker=".", label=name.replace("_", " "), linewidth=2.5 if name == "goal" else 1.2)
     right.set(xlabel="step", title='P("Yes") of each query', ylim=(-0.02, 1.02))
-    right.legend()
+    right.legend(loc="lower right")
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=110)

@@ -20,7 +20,7 @@ from ttopt.data.video import sample_frames
 from ttopt.errors import UserError
 from ttopt.models.chat import ChatError
 from ttopt.models.teacher import Queries
-from ttopt.optimization.algorithm import TeacherReward, begin, choose, grade, render, start_noise, train
+from ttopt.optimization.algorithm import TeacherReward, begin, choose, distinct, grade, render, start_noise, train
 from ttopt.optimization.context import Context
 from ttopt.optimization.seeds import seed_of
 from ttopt.optimization.training import Row
@@ -86,8 +86,8 @@ class InnerLora:
         graded = videos if o.keep in ("better", "best") else {}
         losses = {name: one.loss for name, one in grade(judge, graded, numbers, o.goal_weight)[0].items()}
         kept = choose(o.keep, accepted, losses)
-        meter.vlm_calls += tried + len(row.grades) + len(graded)
-        seconds = len(videos) * part.frames / part.fps
+        meter.vlm_calls += tried + len(row.grades) + distinct(graded)
+        seconds = distinct(videos) * part.frames / part.fps
         meter.generated_seconds += seconds
         return videos[kept][0], {
             "seed": start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -196,6 +197,18 @@ def test_only_rows_with_an_entry_are_tried_with_one(settings: Make, models: Mode
         assert [meter.state(number)["forwards"] for number in (0, 1)] == [0, 2]
     assert training.rows[0].start is None and training.rows[1].start is not None
     assert all(torch.equal(value, own[name]) for name, value in models.adapter.state_dict(0).items())
+
+
+def test_a_sample_that_has_stopped_does_not_pay_for_the_others(models: Models) -> None:
+    meters = [Meter(models.reasoner), Meter(models.reasoner)]
+    with SharedMeter(models.reasoner, meters) as shared:
+        for rows in ([0, 1], [1]):
+            shared.computing(rows)
+            with shared.timer("backward"):
+                time.sleep(0.05)
+    seconds = [meter.state()["seconds"]["backward"] for meter in meters]
+    assert seconds[0] == pytest.approx(0.025, abs=0.02) and seconds[1] == pytest.approx(3 * seconds[0], rel=0.5)
+    assert all(meter.total_seconds >= own for meter, own in zip(meters, seconds))
 
 
 def test_compiled_blocks_know_that_adapters_have_come(

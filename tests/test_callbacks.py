@@ -14,6 +14,7 @@ from tiny_fit import FRAMES, fit, prepare
 
 import callbacks
 from callbacks import LossThreshold, Previews, RewardCurves, SaveAdapter
+from callbacks.reward_curves import draw
 from ttopt.config.settings import FitSettings, LoggingSettings
 from ttopt.errors import UserError
 from ttopt.models.load import Models
@@ -54,7 +55,9 @@ def test_reward_curves_with_a_loss_that_is_not_finite(models: Models, tmp_path: 
     module = prepare(models, reward=lambda frames, latents: latents.mean().reshape(1, 1) * math.nan)
     fit(module, tmp_path, RewardCurves())
     assert (tmp_path / "curves.csv").read_text().splitlines()[1] == "0,nan,nan,nan"
-    assert (tmp_path / "curves.png").exists()
+    assert not (tmp_path / "curves.png").exists(), "one point is no curve"
+    draw(module.rows[0].grades * 2, 0.2, tmp_path / "two.png")
+    assert Image.open(tmp_path / "two.png").size[0] > 500
 
 
 def test_previews(models: Models, tmp_path: Path) -> None:

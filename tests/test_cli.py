@@ -31,6 +31,7 @@ def tiny(folders: dict[str, Path]) -> list[str]:
 def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
     """As a user types it, without a network: two samples of the data set, then one more in the same folder."""
     command = [sys.executable, "-m", "ttopt", "fit", "--families", "[move,maze]", "--run-dir", "run", *tiny]
+    command += ["--logging.wandb", "offline"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         environment.pop(name, None)
@@ -39,6 +40,7 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
             [*command, "--limit", str(limit)], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert ran.returncode == 0, ran.stderr
+        assert ran.stdout.startswith("loading libraries ...\n")
         for text in (*lines, "id-move-0-0000", "id-maze-0-0000", "all steps used", "scorer before", "results: run"):
             assert text in ran.stdout
         assert ran.stderr == "", "no noise of libraries"
@@ -63,6 +65,20 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     assert result["score"]["success"] is False and result["family"] == "maze"
     assert len(list((tmp_path / "run/wandb").glob("offline-run-*"))) == 3
+
+
+def test_cheap_refusals_come_before_what_takes_long_to_load(tmp_path: Path) -> None:
+    wrong = [["--families", "juggle"], ["--sample.prompt", "go", "--sample.image", "no.png"]]
+    code = (
+        "import sys\n"
+        "from ttopt.__main__ import main\n"
+        f"for args in {[*wrong, ['--reasoner.device', 'cuda:99']]}:\n"
+        "    assert main(['fit', *args]) == 2\n"
+        "print({'lightning', 'transformers', 'diffusers', 'peft', 'wandb', 'matplotlib'} & set(sys.modules))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.stdout == "loading libraries ...\nset()\n" and ran.stderr.count("error: ") == 3, ran.stderr
 
 
 BAD: dict[str, tuple[list[str], str]] = {

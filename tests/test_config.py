@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from ttopt.__main__ import COMMANDS, main
 from ttopt.config import yaml_text
 from ttopt.config.comparison import CompareSettings, parse_compare
 from ttopt.config.files import merged, resolve
@@ -364,6 +365,35 @@ def test_config_path_takes_names_and_paths(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert config_path("own.yaml") == Path("own.yaml")
     assert config_path("mini").name == "mini.yaml"
+
+
+def test_short_names_are_settings() -> None:
+    found = parse_fit(["--prompt", "go", "--image=a.png", "--steps", "3"])
+    assert (found.sample.prompt, found.sample.image, found.optimization.steps) == ("go", "a.png", 3)
+
+
+def test_help_has_the_usual_settings_and_help_all_has_all(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    said = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parse_fit([flag, "--config", "wan22_5b"])
+        said.append(capsys.readouterr().out)
+        assert max(map(len, said[-1].splitlines())) <= 80
+    usual, everything = said
+    assert usual.count("\n  --") == 12 and "--steps, --optimization.steps INTEGER  (default: 40)" in usual
+    leaves = [name for name in setting_names() if not any(n.startswith(f"{name}.") for n in setting_names())]
+    assert all(f"--{name.replace('_', '-')}" in everything for name in leaves)
+
+
+def test_a_shell_completes_commands_settings_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    assert all(text in script for text in (*COMMANDS, "--optimization.tau", "wan22_5b_fast", "--gpu-price"))
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert main(["completion", "fish"]) == 2
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

@@ -24,11 +24,13 @@ import pytest
 from markdown_it import MarkdownIt
 
 import ttopt
+from ttopt.config.app import PASSWORD, parse_app
 from ttopt.config.comparison import parse_compare, parse_evaluate
 from ttopt.config.parsing import parse_fit
 from ttopt.config.report import parse_report
 from ttopt.planning.fetch_arguments import parse_fetch
 from ttopt.planning.plan_arguments import parse_plan
+from ttopt.run.push import parse_push
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,7 +38,7 @@ ENDS = {"&&", "||", "|", ";", "&", ">"}
 INSTALLATIONS = ("<!-- main job -->", "<!-- tests -->")  # .ci/run runs the second
 PARSERS: dict[str, Callable[[Sequence[str]], Any]] = {
     "fit": parse_fit, "compare": parse_compare, "evaluate": parse_evaluate, "report": parse_report, "plan": parse_plan,
-    "fetch": parse_fetch,
+    "fetch": parse_fetch, "app": parse_app, "push": parse_push,
 }  # fmt: skip
 # The commands of the results are those of their tables; here they are run on few samples.
 SMALL = """\
@@ -89,6 +91,7 @@ def test_blocks_are_right_as_far_as_reading_can_tell(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(PASSWORD, "a long one")
     for block in blocks(page):
         assert block.language not in {"sh", "shell", "console", "py"}, "call it bash or python, so that it is tested"
         if block.language == "python":

@@ -111,6 +111,9 @@ def test_accepted_at_once_gives_the_base_video(models: Models, settings: Make, t
     o = optimized(found)
     assert (found.stop, o.steps, o.hacked, o.lora_norm) == (ACCEPTED, 0, True, 0) and found.accepted is True
     assert torch.equal(videos[0], videos[1])
+    assert (tmp_path / "video.mp4").read_bytes() == (tmp_path / "base.mp4").read_bytes()
+    assert not (tmp_path / "adapter").exists() and not (tmp_path / "curves.png").exists()
+    assert found.cost.generated_seconds == 9 / 8 and found.cost.reasoner_forwards > 1, "the one video is the method's"
     assert o.drift == {"ssim": pytest.approx(1), "psnr": 100}
     assert o.video_before == o.video_after
 
@@ -407,7 +410,7 @@ def test_wandb_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tracking.wandb_mode("auto") == "offline"
+    assert tracking.wandb_mode("auto") == "disabled"
     assert tracking.wandb_mode("online") == "online"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert tracking.wandb_mode("auto") == "online"

@@ -31,8 +31,11 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         ),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
         "chat": lambda: chat.train(
-            out / "chat", out / "teacher" / "state.safetensors", out / "distill" / "state.safetensors",
-            vae.halves(out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors"), **given,
+            out / "chat",
+            out / "teacher" / "state.safetensors",
+            out / "distill" / "state.safetensors",
+            vae.halves(out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors"),
+            **given,
         ),  # fmt: skip
         "weights": lambda: write_weights(out),
     }

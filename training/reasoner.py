@@ -91,7 +91,8 @@ def training_tasks(step: int, count: int) -> list[Task]:
     numbers = range(step * count, (step + 1) * count)
     tasks = [clip_task(kinds[n % len(kinds)], "train", SEED, n // len(kinds)) for n in numbers]
     return [
-        dataclasses.replace(task, prompt=repaired_prompt(task, rng)) if rng.random() < REPAIRED else task for task in tasks
+        dataclasses.replace(task, prompt=repaired_prompt(task, rng)) if rng.random() < REPAIRED else task
+        for task in tasks
     ]
 
 

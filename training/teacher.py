@@ -244,7 +244,13 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
             length = moved.grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)
             delta = delta + push * moved.grad / length
         right = ((yes > 0.5) == (truths > 0.5)).float().mean()
-        for name, value in (("loss", losses.mean()), ("right", right), ("looked", looked), ("found", found), ("gazed", gazed)):
+        for name, value in (
+            ("loss", losses.mean()),
+            ("right", right),
+            ("looked", looked),
+            ("found", found),
+            ("gazed", gazed),
+        ):
             key = f"{name}{replay}" if attacked else name
             number = float(value.detach())
             means[key] = 0.98 * means.get(key, number) + 0.02 * number

@@ -119,7 +119,9 @@ class Trial:
         if self.ceiling:
             task = sample.answer
             answers = torch.stack([film_code(task.film(a)) for a in task.choices])[None] / SCALE  # type: ignore[attr-defined]
-            training = self.train(Oracle(answers), condition, noise, numbers, [seed_of(s.seed, sample.id, "adapter")], 0.0)
+            training = self.train(
+                Oracle(answers), condition, noise, numbers, [seed_of(s.seed, sample.id, "adapter")], 0.0
+            )
             best = render(models, condition, noise, training, "last", self.meter, base=False)["adapter"][0]
             note("ceiling", best)
         return line, shown

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from ttopt.config.version import __version__
@@ -25,6 +27,8 @@ class Command(NamedTuple):
     work: str  # settings (and what makes the standard callbacks, which the package itself does not know) -> exit code
     callbacks: str | None = None
     quiet: bool = True  # libraries show no progress of their own
+    heavy: bool = True  # loads what takes seconds, and says so
+    check: str | None = None  # settings -> None; refuses with few libraries what would be refused with many
 
 
 CALLBACKS = "ttopt.config.lookup.standard_callbacks"
@@ -32,10 +36,12 @@ COMMANDS = {
     "fit": Command(
         "optimize videos at test time, one adapter per sample",
         "ttopt.config.parsing.parse_fit", "ttopt.evaluate.commands.fit", CALLBACKS,
+        check="ttopt.run.refusals.refuse",
     ),
     "compare": Command(
         "methods on the same samples: one table and one page",
         "ttopt.config.comparison.parse_compare", "ttopt.evaluate.commands.compare", CALLBACKS,
+        check="ttopt.run.refusals.refuse",
     ),
     "evaluate": Command(
         "the same table and page for videos that exist, of any system",
@@ -45,9 +51,17 @@ COMMANDS = {
         "the page of a run or a comparison, from its folder",
         "ttopt.config.report.parse_report", "ttopt.evaluate.commands.report",
     ),
+    "app": Command(
+        "a page in the browser on which samples are optimized and looked at",
+        "ttopt.config.app.parse_app", "ttopt.evaluate.app.start.start",
+    ),
     "fetch": Command(
         "what a configuration needs from the hub, and its download",
         "ttopt.planning.fetch_arguments.parse_fetch", "ttopt.planning.fetch.show", quiet=False,
+    ),
+    "push": Command(
+        "the adapter of a sample on the hub, with a model card",
+        "ttopt.run.push.parse_push", "ttopt.run.push.push", heavy=False,
     ),
     "plan": Command(
         "what a configuration needs on a GPU, without loading weights",
@@ -57,6 +71,10 @@ COMMANDS = {
         "one optimization step, the plain way against ours",
         "ttopt.planning.bench_arguments.parse_bench", "ttopt.planning.bench.show",
     ),
+    "completion": Command(
+        "the script with which a shell completes settings by the tab key",
+        "ttopt.run.completion.parse_completion", "ttopt.run.completion.show", heavy=False,
+    ),
 }  # fmt: skip
 USAGE = f"""\
 usage: ttopt <command> [settings]
@@ -64,7 +82,7 @@ usage: ttopt <command> [settings]
 commands:
 {chr(10).join(f"  {name:10s} {command.help}" for name, command in COMMANDS.items())}
 
-  ttopt <command> --help lists a command's settings; ttopt --version prints the version.
+  ttopt <command> --help lists a command's usual settings, --help-all all; ttopt --version prints the version.
   Settings come from YAML files (--config), which can name code that is then imported: read a stranger's first."""
 
 
@@ -104,9 +122,26 @@ def _run(name: str, args: Sequence[str]) -> int:
     settings = _named(command.parse)(args)
     if command.quiet:
         _quiet()
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    if command.heavy and first and "torch" not in sys.modules:
+        print("loading libraries ...", flush=True)
+    if command.check is not None:
+        _named(command.check)(settings)
+    with _not_collecting():
+        work = _named(command.work)
     made_of = [settings] if command.callbacks is None else [settings, _named(command.callbacks)]
-    code: int = _named(command.work)(*made_of)
+    code: int = work(*made_of)
     return code
+
+
+@contextmanager
+def _not_collecting() -> Iterator[None]:
+    """Imports make objects that stay: to look for garbage among them takes up to a fifth of their time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _named(dotted: str) -> Any:

@@ -22,4 +22,4 @@ def check_name(name: str, shown: str, known: Iterable[str], flag: str = "") -> N
         return max(whole, last) + 0.1 * whole
 
     nearest = max(known, key=likeness)
-    raise UserError(f"{shown}: there is no such setting; the nearest is {flag}{nearest} (--help lists all)")
+    raise UserError(f"{shown}: there is no such setting; the nearest is {flag}{nearest} (--help-all lists all)")

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from ttopt.config.checks import check, check_files, check_positions
 from ttopt.config.fields import hints, rules
 from ttopt.config.files import BASE, CONFIG_FOLDERS, Resolved, config_path, merged, put, resolve
+from ttopt.config.help import Option, page, usual
 from ttopt.config.names import check_name
 from ttopt.config.settings import FitSettings, flat, to_dict, to_yaml
 from ttopt.config.yaml_text import is_text, without_none
@@ -31,7 +32,8 @@ __all__ = ["CONFIG_FOLDERS", "changed", "config_path", "parse", "parse_fit", "se
 S = TypeVar("S")
 
 SHOWN = 500  # characters of a parser's message
-CONFIG, HELP, PRINT = "config", "help", "print_config"
+CONFIG, HELP, HELP_ALL, PRINT = "config", "help", "help_all", "print_config"
+SHORT = {"prompt": "sample.prompt", "image": "sample.image", "steps": "optimization.steps"}  # on a command line only
 FILE_OPTIONS = {
     CONFIG: "A YAML file, or the name of one under configs/. Of several, later ones win; flags win over all.",
     BASE: "The configuration whose values come first, instead of the one that the file names as its base.",
@@ -85,9 +87,7 @@ def parse(group: type[S], command: str, what: str, args: Sequence[str], config: 
     if issubclass(group, FitSettings):
         found = resolve(group, typed.configs or ([config] if config else []), typed.base)
     if typed.help:
-        parser = _parser(group, command, what)  # type: ignore[arg-type]  # classes are hashable
-        parser.set_defaults(flat(found.values))
-        parser.print_help()
+        print(_help(group, command, what, found.values, typed.help == HELP_ALL))
         raise SystemExit(0)
     settings = _made(group, merged(found.values, typed.values))
     if typed.print:
@@ -98,6 +98,36 @@ def parse(group: type[S], command: str, what: str, args: Sequence[str], config: 
     return settings
 
 
+def options_of(group: type, command: str = "", what: str = "", values: Mapping[str, Any] | None = None) -> list[Option]:
+    """All settings of a group, under the titles of its parts, with the defaults of a configuration's ``values``."""
+    types, given, parser = hints(group), flat(values or {}), _parser(group, command, what)  # type: ignore[arg-type]
+    found: list[Option] = []
+    for part in parser._action_groups:
+        actions = [action for action in part._group_actions if action.dest in types or action.dest in FILE_OPTIONS]
+        if actions and actions[0].dest in types:
+            found.append(Option("", part.title or ""))
+        for action in actions:
+            name, said = action.dest, action.help or ""
+            if name in FILE_OPTIONS:
+                found.append(Option(name, said, None if name == PRINT else str))
+            elif not dataclasses.is_dataclass(types[name]):
+                found.append(Option(name, said, types[name], given.get(name, action.default)))
+    return found
+
+
+def _help(group: type, command: str, what: str, values: Mapping[str, Any], whole: bool) -> str:
+    """The text of --help, or of --help-all."""
+    options = options_of(group, command, what, values)
+    if not issubclass(group, FitSettings):
+        return page(command, what, [option for option in options if option.name], {})
+    if whole:
+        return page(command, f"{what} {CODE}", options, SHORT)
+    count = sum(bool(option.name) for option in options)
+    more = f"{count} settings in all: ttopt {command} --help-all. --print-config prints them as a configuration."
+    own = hints(group).keys() - hints(FitSettings).keys()  # type: ignore[arg-type]
+    return page(command, f"{what} {CODE}", usual(options, own), SHORT, more)
+
+
 @dataclass
 class _Typed:
     """What a command line says."""
@@ -105,22 +135,23 @@ class _Typed:
     values: dict[str, Any] = field(default_factory=dict)
     configs: list[str] = field(default_factory=list)
     base: str | None = None
-    help: bool = False
+    help: str = ""  # which one is asked for
     print: bool = False
 
 
 def _typed(args: Sequence[str], group: type) -> _Typed:
     """The arguments by name. Raises UserError for unknown names and missing values."""
-    types = hints(group)
-    options = {**types, **(FILE_OPTIONS if issubclass(group, FitSettings) else {})}
+    types, configured = hints(group), issubclass(group, FitSettings)
+    options = {**types, **(FILE_OPTIONS | SHORT if configured else {})}
     found = _Typed()
     words = iter(args)
     for word in words:
         name, equals, text = word.removeprefix("--").partition("=")
         name = name.replace("-", "_")
-        if word == "-h" or (word.startswith("--") and name == HELP):
-            found.help = True
+        if word == "-h" or (word.startswith("--") and name in (HELP, HELP_ALL)):
+            found.help = name if name == HELP_ALL else HELP
             continue
+        name = SHORT.get(name, name) if configured else name
         if not word.startswith("--") or word == "--":
             raise UserError(f"unrecognized arguments: {word}")
         check_name(name, f"--{name}", options, flag="--")

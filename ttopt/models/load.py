@@ -12,6 +12,7 @@ import torch
 
 from ttopt.config.settings import EMBEDDED, EMBEDDED_BASE, WEIGHTS, FitSettings, ReasonerSettings, TeacherSettings
 from ttopt.errors import UserError, is_out_of_memory
+from ttopt.models.devices import check_dtype, find_device
 from ttopt.models.distributed import COMMAND, is_distributed
 from ttopt.models.quiet import quiet_loading
 from ttopt.models.reasoner import Adapter, Reasoner, StandardDecoder
@@ -77,7 +78,7 @@ def sources(settings: FitSettings) -> str:
         transformer += f" and the second expert's from {r.low_noise_transformer}"
     loras = "".join(f", with the LoRA {lora.file} x {lora.strength:g}" for lora in r.loras)
     loras += "".join(f", its second expert with the LoRA {lora.file} x {lora.strength:g}" for lora in r.low_noise_loras)
-    device, teacher_device = _device(r.device, "reasoner.device"), _device(t.device, "teacher.device")
+    device, teacher_device = find_device(r.device, "reasoner.device"), find_device(t.device, "teacher.device")
     return (
         f"loading: reasoner {r.model}{transformer}{loras} ({r.dtype}{', float8' * r.float8}, VAE {r.vae_dtype}, "
         f"{device}{', shared out' * r.shard}){light}; "
@@ -88,11 +89,11 @@ def sources(settings: FitSettings) -> str:
 def _load(settings: FitSettings) -> Models:
     r, a, d, t = settings.reasoner, settings.adapter, settings.decoder, settings.teacher
     light = weights_path(d.model, "light_decoder", "decoder.model") if d.kind == "light" else None
-    device = _device(r.device, "reasoner.device")
-    _check_dtype(r.dtype, device, "reasoner.dtype")
-    _check_dtype(r.vae_dtype, device, "reasoner.vae_dtype")
+    device = find_device(r.device, "reasoner.device")
+    check_dtype(r.dtype, device, "reasoner.dtype")
+    check_dtype(r.vae_dtype, device, "reasoner.vae_dtype")
     # What is wrong with the teacher should not wait for the reasoner.
-    _check_dtype(t.dtype, _device(t.device, "teacher.device"), "teacher.dtype")
+    check_dtype(t.dtype, find_device(t.device, "teacher.device"), "teacher.dtype")
     for teacher in (t.model, *t.others):
         check_teacher(weights_path(teacher, "teacher", "teacher.model"))
     if r.shard and not is_distributed():
@@ -141,8 +142,8 @@ def _load(settings: FitSettings) -> Models:
 def load_teacher(settings: FitSettings) -> Teacher:
     """Loads only the teacher, for callers that just grade. Raises UserError."""
     t = settings.teacher
-    device = _device(t.device, "teacher.device")
-    _check_dtype(t.dtype, device, "teacher.dtype")
+    device = find_device(t.device, "teacher.device")
+    check_dtype(t.dtype, device, "teacher.dtype")
     with _naming_shortage():
         teacher, *others = [_load_teacher(model, t, device) for model in (t.model, *t.others)]
     teacher.others, teacher.combine = others, t.combine
@@ -181,25 +182,3 @@ def weights_path(model: str, part: str, setting: str) -> str:
             f"the embedded weights are missing ({WEIGHTS / part}); install ttopt again, or give --{setting}"
         )
     return str(WEIGHTS / part)
-
-
-def _device(name: str, setting: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "meta":
-            raise RuntimeError("it holds nothing")
-        if device.type != "cuda":
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{setting} is {name!r}, which is no device here; give auto, cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"{setting} is {name}, but torch finds {torch.cuda.device_count()} GPUs; give cpu or auto")
-    return name
-
-
-def _check_dtype(dtype: str, device: str, setting: str) -> None:
-    cuda = torch.device(device).type == "cuda"
-    if dtype == "bfloat16" and cuda and torch.cuda.get_device_capability(device) < (8, 0):
-        raise UserError(f"{setting} is bfloat16, which {torch.cuda.get_device_name(device)} lacks; give float16")

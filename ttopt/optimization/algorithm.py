@@ -1,8 +1,8 @@
 """The way of a sample, from top to bottom: VLM-as-Teacher (arXiv 2606.02564), Algorithm 1.
 
     video.mp4  base.mp4        the optimized video, and the frozen model's from the same noise; before_after.png
-    curves.csv  curves.png     loss and P("Yes") of every query at every step
-    previews/  adapter/        what the teacher saw; the LoRA
+    curves.csv  curves.png     loss and P("Yes") of every query at every step; the picture only where steps were taken
+    previews/  adapter/        what the teacher saw; the LoRA, if any step was taken
     result.json  config.yaml   numbers, seeds, versions; the settings
 
 ``fit_sample`` takes one sample all the way. Several go side by side as the rows of a batch, which ``prepare`` and
@@ -265,9 +265,10 @@ def render(
     keep best the "prediction" that was optimized.
 
     With keep last the frozen model's is only for the record; else it is a part of the method. Without ``base`` it is
-    not made.
+    not made. Where no adapter has an effect, "adapter" is the same tensor as "base".
     """
     reasoner, timer = models.reasoner, meter.timer
+    changed = any(training.adapter.has_effect(row) for row in range(len(training.rows)))
     meter.computing(range(len(z1)))
 
     def video() -> Tensor:
@@ -281,9 +282,9 @@ def render(
 
     videos = {}
     if base:
-        with meter.paused() if keep == "last" else nullcontext(), models.adapter.disabled():
+        with meter.paused() if keep == "last" and changed else nullcontext(), models.adapter.disabled():
             videos["base"] = video()
-    videos["adapter"] = video()
+    videos["adapter"] = video() if changed or not base else videos["base"]
     if keep == "best":
         with timer("final decode"):
             videos["prediction"] = decode(training.predict())
@@ -295,7 +296,10 @@ def grade(
     judge: TeacherReward, videos: Mapping[str, Tensor], numbers: Sequence[int], goal_weight: float
 ) -> list[dict[str, Graded]]:
     """What the teacher says of each sample's videos."""
-    losses = {name: judge(video[:, numbers]) for name, video in videos.items()}
+    losses: dict[str, Tensor] = {}
+    for name, video in videos.items():
+        same = [other for other in losses if videos[other] is video]
+        losses[name] = losses[same[0]] if same else judge(video[:, numbers])
     totals = {name: multi_vqa_loss(per_query, goal_weight).tolist() for name, per_query in losses.items()}
     return [
         {
@@ -304,6 +308,11 @@ def grade(
         }
         for number in range(len(judge.queries))
     ]
+
+
+def distinct(videos: Mapping[str, Tensor]) -> int:
+    """How many videos were made: an adapter without effect has none of its own."""
+    return len({video.data_ptr() for video in videos.values()})
 
 
 def choose(keep: str, accepted: bool, losses: Mapping[str, float]) -> str:
@@ -328,9 +337,10 @@ def _finish(
     accepted = row.stop == ACCEPTED
     kept = choose(o.keep, accepted, {name: grade.loss for name, grade in grades.items()})
     base, video = videos["base"], videos[kept]
+    made = distinct(videos)
     meter.vlm_calls += len(row.grades) + 2 * (row.start is not None)
-    meter.vlm_calls += len(videos) if o.keep in ("better", "best") else 0  # else graded for the record
-    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else len(videos))
+    meter.vlm_calls += made if o.keep in ("better", "best") else 0  # else graded for the record
+    meter.generated_seconds += sample.frames / sample.fps * (1 if o.keep == "last" else made)
     for one in (base, video):
         check_finite(one)
     with meter, meter.paused():
@@ -362,6 +372,7 @@ def _finish(
             drift=metrics.drift(video, base),
         ),
         details=details,
+        written=folder / "base.mp4" if video.data_ptr() == base.data_ptr() else None,
     )
     if context.bank and context.bank.adds and accepted and kept != "base" and row.kept.step:
         context.bank.add(sample, keys_of(each.condition)[0], training.adapter, number)

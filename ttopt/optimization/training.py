@@ -35,7 +35,7 @@ from ttopt.models.reasoner import Activation, Adapter, Condition, Reasoner
 from ttopt.models.reasoner.decoder import Decoder
 from ttopt.optimization.bank import Neighbor
 from ttopt.optimization.reward import multi_vqa_loss
-from ttopt.record.result import ALL_STEPS, NON_FINITE, Graded
+from ttopt.record.result import ALL_STEPS, NON_FINITE, STOPPED, Graded
 from ttopt.record.timing import PartTimer
 
 # Frames (B,K,3,H,W) and latents (B,C,T,h,w) -> (B,Q) losses, goal first. One that knows its samples has select(rows).
@@ -94,9 +94,10 @@ class Row:
 
     @property
     def kept(self) -> Grade:
-        """The grade of the weights that are kept: the last; if its loss is not finite, the best before it."""
+        """The grade of the weights that are kept: the last; or the best, if the last loss is not finite or a person
+        stopped the row."""
         finite = [grade for grade in self.grades if math.isfinite(grade.total)]
-        if finite and finite[-1] is self.grades[-1]:
+        if finite and finite[-1] is self.grades[-1] and self.stop != STOPPED:
             return self.grades[-1]
         return min(finite, key=lambda grade: grade.total, default=self.grades[0])
 
@@ -111,8 +112,8 @@ class TestTimeTraining(L.LightningModule):
 
     Only the adapter's parameters are registered. Callbacks may define ``on_graded(trainer, module)``, called between
     grading and stepping: it looks at ``module.open_rows`` and sets ``row.stop`` to a reason where a row's weights are
-    to be kept as they are. The training ends when all rows have stopped, when a callback sets ``trainer.should_stop``,
-    or after N steps. ``state`` and ``resume`` let a training go on in another process.
+    to be kept as they are (with STOPPED: the best so far). The training ends when all rows have stopped, when a
+    callback sets ``trainer.should_stop``, or after N steps. ``state`` and ``resume`` let it go on in another process.
     """
 
     __test__ = False  # no test case, whatever its name looks like to pytest
@@ -277,7 +278,7 @@ class TestTimeTraining(L.LightningModule):
                     callback.on_graded(self.trainer, self)
         for number in rows:
             row = self.rows[number]
-            if row.stop not in ("", NON_FINITE):
+            if row.stop not in ("", NON_FINITE, STOPPED):
                 row.best = self._weights(number)  # what is kept
             if row.stop and row.frames is not None:
                 row.frames = row.frames.clone()  # a view would keep the whole batch's while the others go on

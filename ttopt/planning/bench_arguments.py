@@ -41,8 +41,8 @@ LARGE_WAYS = (  # what makes sense for large models only
 )
 
 
-def parse_bench(args: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
-    """The bench's arguments, and the ways that they ask for. Raises UserError."""
+def bench_parser() -> Arguments:
+    """What the bench can be told."""
     parser = Arguments(
         prog="ttopt bench", description="One optimization step, the plain way against ours.", allow_abbrev=False
     )
@@ -55,7 +55,12 @@ def parse_bench(args: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
     parser.add_argument("--frames", type=int, default=89, help="5b only")
     parser.add_argument("--ways", default="", help="only the rows whose names match this regular expression")
     parser.add_argument("--out", type=Path, help="JSON file for the rows, the machine and the versions")
-    own = parser.parse_args(list(args))
+    return parser
+
+
+def parse_bench(args: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
+    """The bench's arguments, and the ways that they ask for. Raises UserError."""
+    own = bench_parser().parse_args(list(args))
     if own.steps < 1:
         raise UserError(f"--steps is {own.steps}; give 1 or more")
     available = WAYS if own.size == "mini" else WAYS + LARGE_WAYS

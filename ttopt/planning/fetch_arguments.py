@@ -10,8 +10,8 @@ from ttopt.config.settings import FitSettings
 from ttopt.errors import Arguments
 
 
-def parse_fetch(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
-    """The command's own arguments, and the settings whose files are wanted. Raises UserError."""
+def fetch_parser() -> Arguments:
+    """What fetch can be told besides settings."""
     parser = Arguments(
         prog="ttopt fetch",
         description="Downloads what a configuration needs from the hub, and says what is missing or does not fit.",
@@ -19,5 +19,10 @@ def parse_fetch(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
         allow_abbrev=False,
     )
     parser.add_argument("--list", action="store_true", help="only say what is needed, and whether it fits together")
-    own, rest = parser.parse_known_args(list(args))
+    return parser
+
+
+def parse_fetch(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
+    """The command's own arguments, and the settings whose files are wanted. Raises UserError."""
+    own, rest = fetch_parser().parse_known_args(list(args))
     return own, parse_fit(rest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,22 +59,26 @@ def report(found: Requirements, samples: int, kwh_price: float) -> str:
     number = "one" if found.processes == 1 else str(found.processes)
     lines = [f"One sample on {number} {gpu.name}{shared} ({gpu.source}); estimates, see ttopt/planning/roofline.py", ""]
     lines += [f"tokens: {', '.join(f'{name} {count:,}' for name, count in found.tokens.items())}", ""]
-    lines.append(f"{'part':14s} {'TFLOP':>9s} {'seconds':>9s} {'activations GiB':>16s}   when")
+    work, time, space = _units(found)
+    titles = f"{work.name:>9s} {time.name:>9s} {f'activations {space.name}':>16s}"
+    lines.append(f"{'part':14s} {titles}   when")
     when = dict.fromkeys(("predict", "decode", "grade", "backward"), "every step")
     when |= {"condition": "once", "queries": "once", "prefix": "once", "generate": "twice", "final decode": "twice"}
     for name, part in found.parts.items():
-        lines.append(f"{name:14s} {part.flop / 1e12:9.1f} {part.seconds:9.3f} {part.peak / GIB:16.2f}   {when[name]}")
-    lines.append(f"{'a step':14s} {found.step_flop / 1e12:9.1f} {found.step_seconds:9.3f}")
-    lines += ["", f"{'weights':14s} {'GiB':>9s}"]
-    lines += [f"{name:14s} {size / GIB:9.2f}" for name, size in found.weights.items()]
+        sizes = f"{part.flop / work.size:9.1f} {part.seconds / time.size:9.3f} {part.peak / space.size:16.2f}"
+        lines.append(f"{name:14s} {sizes}   {when[name]}")
+    lines.append(f"{'a step':14s} {found.step_flop / work.size:9.1f} {found.step_seconds / time.size:9.3f}")
+    lines += ["", f"{'weights':14s} {space.name:>9s}"]
+    lines += [f"{name:14s} {size / space.size:9.2f}" for name, size in found.weights.items()]
     seconds = samples * found.sample_seconds * found.gpus
     kwh = seconds * gpu.watts / 3.6e6
     lines += [
         "",
         f"memory   {_memory(found)} at most, of {gpu.memory:.0f}: {'fits' if found.fits else 'does not fit'}",
-        f"seconds  {found.step_seconds:.2f} a step, {found.sample_seconds:.0f} a sample of {found.steps:.3g} steps",
-        f"{samples} samples: {seconds / 3600:.1f} GPU hours, at most {kwh:.1f} kWh ({kwh * kwh_price:.2f} at "
-        f"{kwh_price:.2f} a kWh)",
+        f"seconds  {_number(found.step_seconds, 2)} a step, {_number(found.sample_seconds, 0)} a sample of "
+        f"{found.steps:.3g} steps",
+        f"{samples} samples: {_number(seconds / 3600, 1)} GPU hours, at most {_number(kwh, 1)} kWh "
+        f"({_number(kwh * kwh_price, 2)} at {kwh_price:.2f} a kWh)",
     ]
     return "\n".join(lines)
 
@@ -85,6 +89,28 @@ def files(settings: FitSettings) -> str:
     if not to_load:
         return "files    all here"
     return f"files    not here yet: {to_load}; 'ttopt fetch' with the same settings says their sizes and loads them"
+
+
+class Unit(NamedTuple):
+    """What a column counts in."""
+
+    name: str
+    size: float
+
+
+def _units(found: Requirements) -> tuple[Unit, Unit, Unit]:
+    """Of work, time and memory, small enough for what is planned not to be a table of zeros."""
+    largest = max(found.weights.values(), default=0)
+    return (
+        Unit("TFLOP", 1e12) if found.step_flop >= 1e12 else Unit("GFLOP", 1e9),
+        Unit("seconds", 1.0) if found.step_seconds >= 0.05 else Unit("ms", 1e-3),
+        Unit("GiB", GIB) if largest >= GIB / 4 else Unit("MiB", 2**20),
+    )
+
+
+def _number(value: float, digits: int) -> str:
+    """With so many digits behind the point; a small one with two that are no zeros."""
+    return f"{value:.{digits}f}" if value >= 10 ** (1 - digits) or value == 0 else f"{value:.2g}"
 
 
 def many(found: Requirements, counts: StepCounts, own: argparse.Namespace, settings: FitSettings) -> str:
@@ -160,7 +186,10 @@ def _allowed(settings: FitSettings) -> bool:
 
 
 def _memory(found: Requirements) -> str:
-    return ", ".join(f"{size / GIB:.1f} GiB on {device}" for device, size in found.memory.items())
+    def said(size: float) -> str:
+        return f"{size / GIB:.1f} GiB" if size >= GIB / 4 else f"{size / 2**20:.1f} MiB"
+
+    return ", ".join(f"{said(size)} on {device}" for device, size in found.memory.items())
 
 
 def _change(group: str, **values: Any) -> tuple[str, Callable[[FitSettings], FitSettings]]:

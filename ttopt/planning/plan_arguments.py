@@ -15,8 +15,8 @@ from ttopt.planning.gpus import GPUS
 MOST = 1_000_000  # samples and GPUs
 
 
-def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
-    """The plan's own arguments, and the settings that are planned for. Raises UserError."""
+def plan_parser() -> Arguments:
+    """What the plan can be told besides settings."""
     parser = Arguments(
         prog="ttopt plan",
         description="What a configuration needs on a GPU: work, memory, time, energy. Loads no weights.",
@@ -52,7 +52,12 @@ def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
     )  # fmt: skip
     parser.add_argument("--gpu-price", type=float, default=2.00, help="price of a GPU for an hour")
     parser.add_argument("--kwh-price", type=float, default=0.30, help="price of a kWh")
-    own, rest = parser.parse_known_args(list(args))
+    return parser
+
+
+def parse_plan(args: Sequence[str]) -> tuple[argparse.Namespace, FitSettings]:
+    """The plan's own arguments, and the settings that are planned for. Raises UserError."""
+    own, rest = plan_parser().parse_known_args(list(args))
     _check(own)
     settings = parse_fit(rest)
     if settings.reasoner.shard != (own.processes > 1):

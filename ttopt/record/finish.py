@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,12 @@ def finish(
     optimization: Optimization | None = None,
     details: dict[str, Any] | None = None,
     more_inputs: dict[str, str] | None = None,
+    written: Path | None = None,
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
     ``fps`` is the video's, where it is known; ``details`` holds what only this method knows, in JSON's types;
-    ``more_inputs`` digests of what only it reads.
+    ``more_inputs`` digests of what only it reads; ``written`` is a file that holds this very video already.
     """
     cost, score, similar = meter.cost(), None, None
     if video is not None:
@@ -49,7 +51,10 @@ def finish(
         with meter.timer("score"):
             score = scored(scorer, sample, video)
         with meter.timer("write"), writing(folder):
-            write_video(folder / "video.mp4", video, fps or sample.fps)
+            if written is None:
+                write_video(folder / "video.mp4", video, fps or sample.fps)
+            else:
+                shutil.copyfile(written, folder / "video.mp4")
         # Videos of other systems may have another size.
         if sample.image is not None and video.shape[1:] == sample.image.shape:
             similar = metrics.similarity(video[:1], sample.image[None].to(video))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ttopt.models.reasoner import Reasoner
@@ -110,33 +111,62 @@ class Meter(_Pausing):
         self.forwards += 2 * videos
 
 
+class RowTimer(PartTimer):
+    """Keeps apart for which rows of a batch the parts' seconds were."""
+
+    def __init__(self, device: torch.device, rows: Sequence[int]) -> None:
+        super().__init__(device)
+        self.rows = tuple(rows)
+        self._named: dict[str, tuple[str, tuple[int, ...]]] = {}  # part and rows, by what the timer calls them
+
+    def __call__(self, part: str) -> AbstractContextManager[None]:
+        name = f"{part} {self.rows}"
+        self._named[name] = part, self.rows
+        return super().__call__(name)
+
+    def share(self, row: int) -> tuple[dict[str, float], dict[str, float]]:
+        """A row's seconds of each part, shared equally with those it was computed with, and the peaks, MiB."""
+        seconds: dict[str, float] = defaultdict(float)
+        peaks: dict[str, float] = defaultdict(float)
+        spent, highest = self.seconds(), self.peak_mb()
+        for name, (part, rows) in self._named.items():
+            if row in rows and name in spent:
+                seconds[part] += spent[name] / len(rows)
+                peaks[part] = max(peaks[part], highest[name])
+        return dict(seconds), dict(peaks)
+
+
 class SharedMeter(_Pausing):
     """Measures work on a batch of samples, and gives each sample's own meter, which stands still meanwhile, its share:
-    the forwards that were for it, and an equal part of the seconds."""
+    the forwards that were for it, and of the seconds an equal part of those that it and others were computed in. A
+    sample that has stopped does not pay for the steps of the others."""
 
     def __init__(self, reasoner: Reasoner, meters: Sequence[Meter]) -> None:
-        self.timer = PartTimer(reasoner.device)
         self._reasoner, self._meters = reasoner, list(meters)
         self._rows = list(range(len(meters)))
+        self._spent = [0.0] * len(meters)
+        self.timer = RowTimer(reasoner.device, self._rows)
 
     def __enter__(self) -> SharedMeter:
-        self._begin = time.perf_counter()
+        self._since = time.perf_counter()
         self._reasoner.observers.append(self._count)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._reasoner.observers.remove(self._count)
-        for meter in self._meters:
-            meter.add(*self._share())
+        for number, meter in enumerate(self._meters):
+            meter.add(*self._share(number))
 
     def computing(self, rows: Sequence[int]) -> None:
         """Which samples, by their places in the batch, the next forward and backward passes are for."""
+        self._settle()
         self._rows = list(rows)
+        self.timer.rows = tuple(rows)
 
     def state(self, number: int) -> dict[str, Any]:
         """That of a sample's meter, with its share so far."""
         state = self._meters[number].state()
-        seconds, not_counted, parts, peak_mb = self._share()
+        seconds, not_counted, parts, peak_mb = self._share(number)
         own = defaultdict(float, state["seconds"])
         for part, value in parts.items():
             own[part] += value
@@ -152,14 +182,20 @@ class SharedMeter(_Pausing):
         """As Meter.resume, with the state of each sample."""
         for meter, state in zip(self._meters, states, strict=True):
             meter.resume(state)
-        self._begin, self._not_counted = time.perf_counter(), 0.0
+        self._spent, self._not_counted = [0.0] * len(self._meters), 0.0
+        self._since = time.perf_counter()
         self.timer.resume({}, {})
 
-    def _share(self) -> tuple[float, float, dict[str, float], dict[str, float]]:
-        count = len(self._meters)
-        seconds = (time.perf_counter() - self._begin) / count
-        parts = {part: value / count for part, value in self.timer.seconds().items()}
-        return seconds, self._not_counted / count, parts, self.timer.peak_mb()
+    def _settle(self) -> None:
+        """Gives the seconds since the last time to the rows that they were for."""
+        now = time.perf_counter()
+        for row in self._rows:
+            self._spent[row] += (now - self._since) / len(self._rows)
+        self._since = now
+
+    def _share(self, number: int) -> tuple[float, float, dict[str, float], dict[str, float]]:
+        self._settle()
+        return self._spent[number], self._not_counted / len(self._meters), *self.timer.share(number)
 
     def _count(self, velocity: Tensor) -> None:
         if self._paused:

@@ -21,6 +21,7 @@ FILE = "result.json"
 ACCEPTED = "loss <= tau"
 ALL_STEPS = "all steps used"
 NON_FINITE = "non-finite loss"
+STOPPED = "stopped by hand"
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "lightning", "torchmetrics")
 
 

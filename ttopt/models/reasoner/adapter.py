@@ -243,6 +243,10 @@ class Adapter:
         downs, ups = [down[row].detach() for down in self._downs], [up[row].detach() for up in self._ups]
         return float(update_norm(downs, ups, self.alpha / self.rank))
 
+    def has_effect(self, row: int = 0) -> bool:
+        """Whether a row changes anything: a fresh one does not."""
+        return self.norm(row) != 0
+
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> Tensor:
         """Clips each row's gradient by itself, as clip_grad_norm_ would; returns the norms (B,)."""

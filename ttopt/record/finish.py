@@ -31,6 +31,7 @@ def finish(
     method: str,
     seeds: dict[str, int],
     fps: float | None = None,
+    written: bool = False,
     accepted: bool | None = None,
     stop: str = "",
     error: str = "",
@@ -40,19 +41,22 @@ def finish(
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
-    ``fps`` is the video's, where it is known; ``details`` holds what only this method knows, in JSON's types;
+    ``fps`` is the video's, where it is known. With ``written``, video.mp4 is there already, and ``video`` may be its
+    first frame alone where there is no scorer. ``details`` holds what only this method knows, in JSON's types,
     ``more_inputs`` digests of what only it reads.
     """
     cost, score, similar = meter.cost(), None, None
+    image = sample.image
     if video is not None:
         check_finite(video)
         with meter.timer("score"):
             score = scored(scorer, sample, video)
-        with meter.timer("write"), writing(folder):
-            write_video(folder / "video.mp4", video, fps or sample.fps)
+        if not written:
+            with meter.timer("write"), writing(folder):
+                write_video(folder / "video.mp4", video, fps or sample.fps)
         # Videos of other systems may have another size.
-        if sample.image is not None and video.shape[1:] == sample.image.shape:
-            similar = metrics.similarity(video[:1], sample.image[None].to(video))
+        if image is not None and video.shape[1:] == image.shape:
+            similar = metrics.similarity(video[:1], image[None].to(video))
     with writing(folder):
         (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
     result = Result(

@@ -15,7 +15,7 @@ from ttopt.config.settings import Arguments, FitSettings, MethodSettings, flat, 
 from ttopt.errors import UserError
 
 DEFAULT = "compare"
-JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own
+JUDGED = ("vbvr", "ruler", "genvire", "vrbench", "physics_iq")  # the data sets with an evaluator of their own
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class CompareSettings(FitSettings):
     questions: bool = True
     """Grade all final videos with the teacher's questions."""
     official: bool = False
-    """Run the benchmark's own evaluator: vbvr needs VBVR-EvalKit, ruler and genvire a judge (chat.backend openai)."""
+    """Run the benchmark's own evaluator: vbvr needs VBVR-EvalKit, ruler and genvire a judge (chat.backend openai),
+    vrbench and physics_iq OpenCV."""
     judge_prompt: str | None = None
     """ruler: file with the judge's instruction, e.g. the benchmark's eval/system_prompt.txt; null: ours."""
     report: bool = True

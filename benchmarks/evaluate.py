@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Literal, get_args
 
 import av
 import numpy as np
@@ -22,9 +23,10 @@ from PIL import Image
 from ttopt.__main__ import main as ttopt
 
 SIZE, FRAMES, RATE = 1024, 81, 16
+Codec = Literal["mpeg4", "libx264"]
 
 
-def make(root: Path, videos: Path, count: int, codec: str) -> None:
+def make(root: Path, videos: Path, count: int, codec: Codec) -> None:
     """Samples and their videos: a square that moves over noise."""
     noise = np.random.default_rng(0).integers(0, 90, (SIZE, SIZE, 3), dtype=np.uint8)
     for number in range(count):
@@ -55,7 +57,7 @@ def seconds(root: Path, systems: list[Path], run: Path, count: int) -> float:
     return end.user + end.system - begin.user - begin.system
 
 
-def measure(count: int, codec: str) -> None:
+def measure(count: int, codec: Codec) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, systems = Path(folder) / "root", [Path(folder) / name for name in ("one", "two")]
         make(root, systems[0], count, codec)
@@ -68,6 +70,6 @@ def measure(count: int, codec: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=4)
-    parser.add_argument("--codec", default="mpeg4", choices=("mpeg4", "libx264"))
+    parser.add_argument("--codec", default="mpeg4", choices=get_args(Codec))
     chosen = parser.parse_args()
     measure(chosen.videos, chosen.codec)

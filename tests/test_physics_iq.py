@@ -128,7 +128,8 @@ def test_a_video_is_worth_what_the_benchmark_says(
     videos = shutil.copytree(root / "videos", tmp_path / "videos")
     args = ["evaluate", "--dataset", "physics_iq", "--root", str(root), "--videos", f"[{videos}]", "--limit", "99"]
     args += ["--official", "true", "--questions", "false", "--report", "false", "--logging.wandb", "disabled"]
-    args += ["--sample.frames", "41", "--sample.fps", "8", "--run-dir", str(tmp_path / "run")]
+    args += ["--sample.frames", "41", "--sample.fps", "8", "--sample.height", "64", "--sample.width", "96"]
+    args += ["--run-dir", str(tmp_path / "run")]
     assert main(args) == 0
     kept = json.loads((tmp_path / "run/methods/videos/official.json").read_text())["verdict"]
     found = [kept["scores"][name] for name in sorted(kept["scores"])]

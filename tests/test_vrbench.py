@@ -152,6 +152,7 @@ def test_the_public_layout_is_read(root: Path) -> None:
         ("train", "", "metadata/train has no prompts .*python -m prompts.generate_metadata"),
         ("eval", "x.mp4,Go.,train/maze/1/easy/images/a.png", "line 2: 'train/.*' is no image of the eval split"),
         ("eval", "x.mp4,Go.,eval/../../easy/images/a.png", "'..' in the data set cannot name a file"),
+        ("eval", "x.mp4," + "x" * 200_000 + ",a.png", "metadata.csv cannot be read .field larger than field limit"),
         ("eval", "x.mp4,,eval/maze/1/easy/images/a.png", "line 2: the field 'prompt' is missing"),
         ("eval", "x.mp4,Go.,eval/maze/1/easy/images/a.png", "a.png: there is no such file"),
     ],
@@ -172,13 +173,16 @@ def test_a_path_is_worth_what_the_benchmark_says(
     videos = shutil.copytree(root / "videos", tmp_path / "videos")
     args = ["evaluate", "--dataset", "vrbench", "--root", str(root), "--videos", f"[{videos}]", "--official", "true"]
     args += ["--split", "eval", "--limit", "99", "--questions", "false", "--report", "false"]
+    args += ["--sample.frames", "9", "--sample.height", "64", "--sample.width", "64"]
     args += ["--run-dir", str(tmp_path / "run"), "--logging.wandb", "disabled"]
     assert main(args) == 0
     kept = json.loads((tmp_path / "run/methods/videos/official.json").read_text())["verdict"]
     for sample in samples(root):
         found, expected = kept["parts"][sample.id], CASES[sample.answer.name][-1]
         assert {"SD": 0.0} | found == pytest.approx({"SD": 0.0} | expected, abs=0.02), sample.id
-    own = json.loads((tmp_path / "run/comparison.json").read_text())["official"]["videos"]["summary"]
+    both = json.loads((tmp_path / "run/comparison.json").read_text())["official"]
+    assert both["static"]["summary"]["overall"]["SR"] == 0, "the baseline stands beside it"
+    own = both["videos"]["summary"]
     assert own["maze"]["SR"] == pytest.approx(2 / 3, abs=1e-3) and own["sokoban"]["EM"] == 0.5
     assert list(own) == ["overall", "maze", "sokoban", "trapfield", "easy", "hard", "medium"]
     assert "SD" not in own["medium"], "nothing succeeds there"

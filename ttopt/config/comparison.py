@@ -15,7 +15,8 @@ from ttopt.config.settings import Arguments, FitSettings, MethodSettings, flat, 
 from ttopt.errors import UserError
 
 DEFAULT = "compare"
-JUDGED = ("vbvr", "ruler", "genvire", "vrbench", "physics_iq")  # the data sets with an evaluator of their own
+BY_RULE = ("vbvr", "vrbench", "physics_iq")  # the data sets with an evaluator that costs no judge's replies
+JUDGED = (*BY_RULE, "ruler", "genvire")  # all with an evaluator of their own
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def parse_evaluate(args: Sequence[str]) -> CompareSettings:
         Compared(name, "ttopt.methods.Existing", {"videos": str(Path(folder).resolve())})
         for name, folder in zip(names, settings.videos, strict=True)
     ]
-    if settings.official and settings.dataset == "vbvr" and "static" not in names:
-        # Its scorer gives a repeated first frame more than it gives leading models: no number should stand alone.
+    if settings.official and settings.dataset in BY_RULE and "static" not in names:
+        # VBVR-Bench's gives a repeated first frame more than it gives leading models: no number should stand alone.
         systems.append(Compared("static", "ttopt.methods.Static"))
     shared = {spec.name: getattr(settings, spec.name) for spec in dataclasses.fields(CompareSettings)}
     reference = names[0] if settings.reference == CompareSettings.reference else settings.reference

@@ -13,14 +13,12 @@ A model sees the switch frame and the description; the videos and masks are the 
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ttopt.config.settings import SampleSettings
-from ttopt.data.files import choose, field, first_frame, inside, path_part, sample_id, text, words
+from ttopt.data.files import choose, field, first_frame, inside, path_part, sample_id, table, words
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 
@@ -83,10 +81,7 @@ def samples(
 def _rows(root: Path) -> list[dict[str, str]]:
     if not (root / FILE).is_file():
         raise UserError(f"{root / FILE} is missing; copy {CODE} of the benchmark's code there")
-    try:
-        return list(csv.DictReader(io.StringIO(text(root / FILE, root))))
-    except csv.Error as error:
-        raise UserError(f"{root / FILE} cannot be read ({error}); copy {CODE} of the benchmark's code again") from error
+    return table(root / FILE, root)
 
 
 def _sample(row: dict[str, str], second: dict[tuple[str, str], str], root: Path, form: SampleSettings) -> Sample:

@@ -11,14 +11,12 @@ A model sees the image and the prompt; states and videos are the judge's.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ttopt.config.settings import SampleSettings
-from ttopt.data.files import choose, first_frame, inside, path_part, sample_id, text, words
+from ttopt.data.files import choose, first_frame, inside, path_part, sample_id, table, words
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 
@@ -69,7 +67,7 @@ def _rows(root: Path, split: str) -> list[tuple[Maze, str]]:
     folder = root / "metadata" / split
     found: dict[str, tuple[Maze, str]] = {}
     for file in sorted(folder.glob("*/metadata.csv")):
-        for number, row in enumerate(csv.DictReader(io.StringIO(text(file, root))), start=2):
+        for number, row in enumerate(table(file, root), start=2):
             where = f"{file}, line {number}"
             given = words(row, "input_image", where)
             parts = [path_part(part) for part in PurePosixPath(given).parts]

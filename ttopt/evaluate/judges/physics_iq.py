@@ -103,8 +103,8 @@ def measure(cv2: Any, filmed: Filmed, video: Path) -> Measured:
 
 def _compare(one: list[np.ndarray], other: list[np.ndarray], errors: list[float]) -> dict[str, float]:
     every = [_overlap(a, b) for a, b in zip(one, other, strict=True)]
-    sums = [np.sum(masks, axis=0, dtype=np.uint16) / len(masks) for masks in (one, other)]
-    more, less = np.maximum(*sums).sum(), np.minimum(*sums).sum()
+    mine, theirs = (np.sum(masks, axis=0, dtype=np.uint16) / len(masks) for masks in (one, other))
+    more, less = np.maximum(mine, theirs).sum(), np.minimum(mine, theirs).sum()
     return {
         "spatial": _overlap(np.max(one, axis=0), np.max(other, axis=0)),
         "spatiotemporal": _rounded_mean(every),
@@ -127,10 +127,11 @@ def _rounded_mean(values: Sequence[float]) -> float:
 def write_mask(cv2: Any, video: Path, target: Path, count: int) -> None:
     """Where the first ``count`` frames of a video differ from the running mean of those before, as an mp4 (mp4v)."""
     kernel = np.ones((5, 5), np.uint8)
-    average, out = None, None
+    average: Any = None
+    out: Any = None
     for frame in _frames(cv2, video, count):
         gray = cv2.GaussianBlur(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), (5, 5), 0)
-        if average is None or out is None:
+        if out is None:
             average, mask = gray.astype("float"), np.zeros_like(gray)
             fps = round(_opened(cv2, video).get(cv2.CAP_PROP_FPS))
             even = gray.shape[1] - gray.shape[1] % 2, gray.shape[0] - gray.shape[0] % 2

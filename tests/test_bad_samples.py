@@ -220,6 +220,17 @@ BENCHMARKS: list[tuple[tuple[str, Files], str]] = [
     (genvire(image=5), "image data/5: there is no such file"),
     (genvire(image="/etc/hostname"), "/etc/hostname lies outside data; check the data set"),
     (genvire(main_category=None), "data: the field 'main_category' is missing"),
+    (
+        ("vbvr", {"data.jsonl": "{}"}),
+        "data/In-Domain_50 is missing .. data looks like RULER-Bench: give --dataset ruler",
+    ),
+    (("ruler", VBVR), "data/data.jsonl cannot be read .. data looks like VBVR-Bench: give --dataset vbvr"),
+    (("genvire", {"eval/maze/1/x": ""}), "i2v_prompt; check --root; data looks like VR-Bench: give --dataset vrbench"),
+    (("folder", {"switch-frames/a": ""}), "holds no prompts .. looks like Physics-IQ: give --dataset physics_iq"),
+    (
+        ("vbvr", {f"in/{TASK}/prompt.txt": "go"}),
+        "is missing .. VBVR-Bench seems to lie in data/in: give --root data/in",
+    ),
 ]
 
 

@@ -309,7 +309,10 @@ MISTAKES = {
     "without its group": (["--tau", "0.3"], "the nearest is --optimization.tau"),
     "misspelled, with =": (["--optimisation.steps=3"], "the nearest is --optimization.steps"),
     "wrong type": (["--teacher.frames", "many"], "--teacher.frames: Expected a int. Got value: many"),
-    "wrong choice": (["--split", "odd"], "--split: Expected id, ood, all, dev_id or dev_ood. Got value: odd"),
+    "wrong choice": (
+        ["--split", "odd"],
+        "--split: Expected id, ood, all, train, eval, dev_id or dev_ood. Got value: odd",
+    ),
     "value missing": (["--seed"], "--seed: expected one argument"),
     "stray word": (["movie"], "unrecognized arguments: movie"),
     "no such configuration": (["--config", "maxi"], "no such configuration; there are"),

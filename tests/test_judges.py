@@ -27,7 +27,7 @@ from ttopt.data import miniworld
 from ttopt.data import ruler as ruler_data
 from ttopt.data import vbvr as vbvr_data
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video_rate, write_video
+from ttopt.data.video import decode, plays_everywhere, write_video
 from ttopt.errors import UserError
 from ttopt.evaluate.judges import genvire, ruler, vbvr, verdict
 from ttopt.models.chat import ChatError, Message, Mp4, Reply
@@ -56,6 +56,17 @@ class Judge:
 def film(path: Path, frames: int = 9, fps: int = 8, size: int = 48) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_video(path, torch.linspace(0, 1, frames).view(-1, 1, 1, 1).expand(-1, 3, size, size), fps)
+
+
+def coded(path: Path, codec: str, size: int) -> None:
+    """As another system may have written it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=8, width=size, height=size, pix_fmt="yuv420p")
+        for level in range(0, 250, 30):
+            image = np.full((size, size, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
 
 
 # RULER-Bench
@@ -293,6 +304,8 @@ response = client.models.generate_content(model=m, contents=[final, "target:", a
 """,
 }
 SCRIPTS["multi_step"] = SCRIPTS["maze"]
+for name in ("maze", "gui"):  # the others stop at words around the JSON
+    SCRIPTS[name] += "found = re.search(r'\\{.*\\}', response.text, re.DOTALL)\n"
 # script, main and sub category, id, the rubric beside its text, what is shown, replies and what they are worth
 TASKS: list[tuple[str, str, str, str, dict[str, Any], list[str], list[tuple[str, float]]]] = [
     ("arc", "abstract_reasoning", "2d_rule_extrapolation", "01",
@@ -314,9 +327,9 @@ TASKS: list[tuple[str, str, str, str, dict[str, Any], list[str], list[tuple[str,
       ('{"Criterion_1": {"score": 1}, "Criterion_2": {"score": 1}}', 0.0)]),
     ("multi_step", "planning_reasoning", "multi_step_procedural_planning", "03",
      {"input_image_path": "input_images/gone.png"}, ["in", "video"],
-     [('It is good. {"Criterion_1": {"score": 1}, "Criterion_2": {"score": 0.5}}', 0.75)] * 3),
+     [('```json\n{"Criterion_1": {"score": 1}, "Criterion_2": {"score": 0.5}}\n```', 0.75)] * 3),
     ("gui", "planning_reasoning", "gui_reasoning", "02", {}, ["video"],
-     [('{"video_meets_requirements": true, "overall_score": 0.85}', 0.85), ('{"overall_score": 0}', 0.0),
+     [('{"video_meets_requirements": true, "overall_score": 0.85}', 0.85), ('It fails. {"overall_score": 0}', 0.0),
       ('{"overall_score": 1.0, "Criterion_1": {"score": 0}}', 1.0)]),
     ("rotation", "analogy_reasoning", "rotation", "2DRotation-90_1",
      {"gt_image_path": "far/input_images/gt.png", "correct_answer": "A"}, ["quarter", "gt"],
@@ -388,6 +401,43 @@ def test_genvire_is_what_its_code_computes(genvire_root: Path, tmp_path: Path) -
     assert len(categories) == 5 and categories["planning_reasoning"] == pytest.approx((0.75 + 0.6167) / 2, abs=1e-4)
     assert numbers["average"]["score"] == pytest.approx(sum(categories.values()) / 5, abs=1e-4)
     assert genvire.summary(samples, {})["average"]["score"] == 0, "what is missing counts 0"
+
+
+def test_genvire_from_the_hub(genvire_root: Path, tmp_path: Path) -> None:
+    """As the hub has it: parquet in shards, the images inside; what is judged is the same."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [json.loads(line) for line in (genvire_root / "data/train.jsonl").read_text().splitlines()]
+    before = genvire_data.samples("train", None, 0, 99, root=genvire_root, form=FORM)
+    content = (genvire_root / "data/first.png").read_bytes()
+    for shard in (0, 1):
+        own = [row | {"image": {"bytes": content, "path": "first.png"}} for row in rows[shard::2]]
+        parquet.write_table(pyarrow.Table.from_pylist(own), genvire_root / f"data/train-0000{shard}-of-00002.parquet")
+    (genvire_root / "data/train.jsonl").unlink()
+    (genvire_root / "data/first.png").unlink()
+    after = genvire_data.samples("train", None, 0, 99, root=genvire_root, form=FORM)
+    assert {sample.id for sample in after} == {sample.id for sample in before} and len(after) == len(rows)
+    found = {sample.id: sample for sample in after}
+    for sample in before:
+        same = found[sample.id]
+        assert (same.prompt, same.height, same.width) == (sample.prompt, sample.height, sample.width)
+    (steps,) = (sample for sample in after if sample.answer["sub_category"] == "multi_step_procedural_planning")
+    film(tmp_path / "a.mp4")
+    (message,) = genvire.question(genvire.task_of(steps), tmp_path / "a.mp4")
+    assert [what(part) for part in message.parts if not isinstance(part, str)] == ["in", "video"]
+
+
+def test_genvire_stops_where_its_scripts_stop(genvire_root: Path, tmp_path: Path) -> None:
+    """Of words around the JSON, which some of them look for and others do not; one that is never read counts 0."""
+    samples = genvire_data.samples("train", ["symmetry"], 0, 9, root=genvire_root, form=FORM)
+    quarters(tmp_path / "videos" / genvire_data.output_path(samples[0]))
+    judge = Judge('Good. {"Criterion_1": {"score": 1}}')
+    found = genvire.judge_all(judge, tmp_path / "videos", samples, samples, tmp_path / "work", "m")
+    assert len(judge.asked) == 3 and not found.scores and found.summary["average"]["score"] == 0
+    assert re.search("words stand around its JSON.*its last reply: 'Good. {", found.errors[samples[0].id])
+    again = Judge('Good. {"Criterion_1": {"score": 1}}', '{"Criterion_1": {"score": 1}}')
+    assert genvire.judge_all(again, tmp_path / "videos", samples, samples, tmp_path / "work", "m").scores
 
 
 def what(file: Any) -> str:
@@ -573,12 +623,13 @@ def test_evaluate_scores_videos_without_any_model(
 
 
 def test_an_evaluator_gets_the_files_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever their rate; frames that no browser could play are refused by name."""
-    miniworld.export(tmp_path / "world", "id", ["move"], 3, 2)
-    fast, odd = (
+    """Whatever their rate; one that few browsers play has a copy to watch; odd sizes are refused by name."""
+    miniworld.export(tmp_path / "world", "id", ["move"], 3, 3)
+    fast, odd, old = (
         tmp_path / "videos" / vbvr_data.output_path(sample)
-        for sample in vbvr_data.samples("id", None, 0, 2, root=tmp_path / "world", form=FORM)
+        for sample in vbvr_data.samples("id", None, 0, 3, root=tmp_path / "world", form=FORM)
     )
+    coded(old, "mpeg4", 64)
     film(fast, fps=30)
     with av.open(str(odd), "w") as container:
         stream = container.add_stream("libx264", rate=8, width=33, height=48, pix_fmt="yuv444p")
@@ -588,10 +639,15 @@ def test_an_evaluator_gets_the_files_themselves(tmp_path: Path, capsys: pytest.C
     args += ["--split", "id", "--questions", "false", "--report", "false", "--run-dir", str(tmp_path / "run")]
     assert main([*args, "--logging.wandb", "disabled"]) == 2
     assert f"{odd} has frames of 48x33; give a video of even sizes" in capsys.readouterr().err
-    (written,) = (tmp_path / "run/outputs").rglob("*.mp4")
-    assert written.read_bytes() == fast.read_bytes()
-    (shown,) = (tmp_path / "run/methods").rglob("video.mp4")
-    assert read_video_rate(shown)[1] == 30
+    written = {path.name: path.read_bytes() for path in (tmp_path / "run/outputs").rglob("*.mp4")}
+    assert written == {fast.name: fast.read_bytes(), old.name: old.read_bytes()}
+    shown = {path.parent.name[-5:]: path for path in (tmp_path / "run/methods").rglob("video.mp4")}
+    assert shown[fast.stem].read_bytes() == fast.read_bytes() and decode(shown[fast.stem]).rate == 30
+    assert not (shown[fast.stem].parent / "original.mp4").exists(), "no second copy"
+    assert plays_everywhere(shown[old.stem]) and not plays_everywhere(old)
+    watched, real = decode(shown[old.stem]), decode(old)
+    assert (watched.shape, watched.rate) == (real.shape, real.rate) == ((9, 3, 64, 64), 8)
+    assert (watched.pixels() - real.pixels()).abs().mean() < 0.02
 
 
 def test_videos_are_graded_at_their_own_rate_with_the_questions_of_now(

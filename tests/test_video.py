@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ttopt.data import miniworld
-from ttopt.data.video import enlargement, read_video, read_video_rate, strip, write_video
+from ttopt.data.video import decode, enlargement, read_video, strip, write_video
 from ttopt.errors import UserError
 from ttopt.record.metrics import drift
 
@@ -69,8 +69,8 @@ def test_enlargements_are_even_and_not_too_wide() -> None:
 @pytest.mark.parametrize("frames, fps, size", [(1, 8, 48), (9, 29.97, 48), (89, 24, 256)])
 def test_frame_count_and_rate_are_exact(frames: int, fps: float, size: int, tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", torch.linspace(0, 1, frames).view(-1, 1, 1, 1).expand(-1, 3, size, size), fps)
-    video, rate = read_video_rate(tmp_path / "a.mp4")
-    assert len(video) == frames and rate == pytest.approx(fps, abs=1e-4)
+    video = decode(tmp_path / "a.mp4")
+    assert len(video.frames) == frames and video.rate == pytest.approx(fps, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from ttopt.config.settings import Arguments, FitSettings, MethodSettings, flat, 
 from ttopt.errors import UserError
 
 DEFAULT = "compare"
-JUDGED = ("vbvr", "ruler", "genvire")  # the data sets with an evaluator of their own
+BY_RULE = ("vbvr", "vrbench", "physics_iq")  # the data sets with an evaluator that costs no judge's replies
+JUDGED = (*BY_RULE, "ruler", "genvire")  # all with an evaluator of their own
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class CompareSettings(FitSettings):
     questions: bool = True
     """Grade all final videos with the teacher's questions."""
     official: bool = False
-    """Run the benchmark's own evaluator: vbvr needs VBVR-EvalKit, ruler and genvire a judge (chat.backend openai)."""
+    """Run the benchmark's own evaluator: vbvr needs VBVR-EvalKit, ruler and genvire a judge (chat.backend openai),
+    vrbench and physics_iq OpenCV."""
     judge_prompt: str | None = None
     """ruler: file with the judge's instruction, e.g. the benchmark's eval/system_prompt.txt; null: ours."""
     report: bool = True
@@ -101,8 +103,8 @@ def parse_evaluate(args: Sequence[str]) -> CompareSettings:
         Compared(name, "ttopt.methods.Existing", {"videos": str(Path(folder).resolve())})
         for name, folder in zip(names, settings.videos, strict=True)
     ]
-    if settings.official and settings.dataset == "vbvr" and "static" not in names:
-        # Its scorer gives a repeated first frame more than it gives leading models: no number should stand alone.
+    if settings.official and settings.dataset in BY_RULE and "static" not in names:
+        # VBVR-Bench's gives a repeated first frame more than it gives leading models: no number should stand alone.
         systems.append(Compared("static", "ttopt.methods.Static"))
     shared = {spec.name: getattr(settings, spec.name) for spec in dataclasses.fields(CompareSettings)}
     reference = names[0] if settings.reference == CompareSettings.reference else settings.reference

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import json
 import math
 import re
@@ -97,6 +99,14 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     except Exception as error:  # of every kind: no parquet, no time that Python knows, no such time zone
         raise UserError(f"{path} cannot be read ({brief(error)}); fetch the data set again") from error
     return rows
+
+
+def table(path: Path, root: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by its first line's names. Raises UserError."""
+    try:
+        return list(csv.DictReader(io.StringIO(text(path, root))))
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read ({brief(error)}); fetch the data set again") from error
 
 
 def text(path: Path, root: Path) -> str:

@@ -36,7 +36,13 @@ def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
     dataset = importlib.import_module(f"ttopt.data.{settings.dataset}")
     wanted = (settings.split, settings.families, settings.seed, settings.limit)
     if settings.root is not None and settings.dataset != "miniworld":
-        return dataset.samples(*wanted, root=Path(settings.root), form=own), dataset.score
+        root = Path(settings.root)
+        try:
+            return dataset.samples(*wanted, root=root, form=own), dataset.score
+        except UserError as error:
+            if hint := looks_like(root, settings.dataset):
+                raise UserError(f"{error}; {hint}") from error
+            raise
     samples: list[Sample] = dataset.samples(*wanted)
     for sample in samples:
         if settings.teacher.frames > sample.frames:
@@ -45,6 +51,34 @@ def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
                 f"{sample.frames} frames; give --teacher.frames {sample.frames} or fewer"
             )
     return samples, dataset.score
+
+
+# What lies in the folder of each benchmark, and in no other's.
+LAYOUTS = {
+    "vbvr": ("VBVR-Bench", ("In-Domain_50", "Out-of-Domain_50")),
+    "ruler": ("RULER-Bench", ("data.jsonl",)),
+    "genvire": ("Gen-ViRe", ("c1_abstract_reasoning", "c6_spatial_reasoning")),
+    "vrbench": ("VR-Bench", ("eval/maze", "train/maze", "metadata/eval", "metadata/train")),
+    "physics_iq": ("Physics-IQ", ("switch-frames", "split-videos")),
+}
+
+
+def looks_like(root: Path, dataset: str) -> str:
+    """Where a folder is none of ``dataset``'s: what to give instead, if that can be seen; else nothing."""
+
+    def fits(place: Path, name: str) -> bool:
+        return any((place / mark).exists() for mark in LAYOUTS[name][1])
+
+    if not root.is_dir() or (dataset in LAYOUTS and fits(root, dataset)):
+        return ""
+    for name, (title, _) in LAYOUTS.items():
+        if fits(root, name):
+            return f"{root} looks like {title}: give --dataset {name}"
+    if dataset in LAYOUTS:
+        for place in (*sorted(path for path in root.iterdir() if path.is_dir()), root.resolve().parent):
+            if fits(place, dataset):
+                return f"{LAYOUTS[dataset][0]} seems to lie in {place}: give --root {place}"
+    return ""
 
 
 def given_queries(settings: FitSettings) -> Queries | None:

@@ -32,9 +32,8 @@ from ttopt.evaluate.statistics import interval
 from ttopt.evaluate.table import Row, agrees, columns
 from ttopt.evaluate.tracking import log_comparison
 from ttopt.methods import make_method
-from ttopt.methods.existing import ORIGINAL, video_path
+from ttopt.methods.existing import judged_video, video_path
 from ttopt.models.chat import check_chat
-from ttopt.record.plain import there
 from ttopt.record.run_folder import CONFIG, check_same, new_path, write_text, writing
 from ttopt.run.console import Console
 from ttopt.run.loader import Loader
@@ -48,6 +47,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
     """
     check_chat(settings.chat)
     samples, _ = find_samples(settings)
+    evaluator = judges.find_evaluator(settings)  # what it lacks should not wait for the videos
     for method in chosen(settings):
         make_method(MethodSettings(method.path, method.arguments))  # a wrong one should not wait for the others
     folder = Path(settings.run_dir) if settings.run_dir else new_path(name="compare")
@@ -76,7 +76,8 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
         raise
     problems += grade(settings, folder, samples, load, console.print)
     write_outputs(settings, folder, samples)
-    problems += judges.judge(settings, folder, samples, console.print)
+    if evaluator is not None:
+        problems += judges.judge(evaluator, settings, folder, samples, console.print)
     found = tabulate(settings, folder, families, problems)
     if settings.report:
         write_report(folder)
@@ -95,11 +96,10 @@ def write_outputs(settings: CompareSettings, folder: Path, samples: Sequence[Sam
             result = find_sample(place, folder)
             if result is None or result.error:
                 continue
-            video = place / (ORIGINAL if there(place / ORIGINAL) else "video.mp4")
             with writing(folder):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_suffix(".part")
-                shutil.copyfile(video, temporary)
+                shutil.copyfile(judged_video(place), temporary)
                 temporary.replace(target)
 
 

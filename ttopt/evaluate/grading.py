@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor
 
 from ttopt.config.comparison import CompareSettings, chosen
 from ttopt.data.find import given_queries
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video, read_video_rate, sample_frames
+from ttopt.data.video import Decoded, decode, sample_frames
 from ttopt.errors import UserError
 from ttopt.evaluate.files import Grades, Questions, find_sample, read_each
+from ttopt.methods.existing import judged_video
 from ttopt.models.teacher import Queries
 from ttopt.record import metrics
 from ttopt.record.identity import sample_digest, teacher_digest
@@ -55,16 +55,15 @@ def grade(
             if same and (p_yes is not None or queries is None):
                 continue
             try:
-                video, rate = read_video_rate(mine / "video.mp4")
+                video = decode(judged_video(mine))
+                drift = _drift(video, method.name == settings.reference, base if beside[1] else None)
             except UserError as error:
                 problems.append(f"{method.name}: sample {sample.id}: {error}")
                 judged.pop(sample.id, None)  # of an earlier video
                 continue
             if p_yes is None and queries is not None:
-                p_yes = _p_yes(video, rate or sample.fps, queries, settings, load)
-            judged[sample.id] = Grades(
-                of=stamp, asked=questions, beside=beside, p_yes=p_yes, **_drift(video, base if beside[1] else None)
-            )
+                p_yes = _p_yes(video, video.rate or sample.fps, queries, settings, load)
+            judged[sample.id] = Grades(of=stamp, asked=questions, beside=beside, p_yes=p_yes, **drift)
         with writing(folder):
             content = {name: grades.model_dump() for name, grades in judged.items()}
             write_text(place / JUDGED, json.dumps(json_safe(content), indent=1))
@@ -86,22 +85,26 @@ def _stamp(place: Path, root: Path) -> str | None:
 
 
 @torch.no_grad()
-def _p_yes(video: Tensor, fps: float, queries: Queries, settings: CompareSettings, load: Loader) -> list[float]:
-    numbers = sample_frames(settings.teacher.frames, len(video))
-    losses = load.teacher(settings).yes_losses(video[None, numbers], [queries.all], fps, numbers)[0]
+def _p_yes(video: Decoded, fps: float, queries: Queries, settings: CompareSettings, load: Loader) -> list[float]:
+    numbers = sample_frames(settings.teacher.frames, len(video.frames))
+    losses = load.teacher(settings).yes_losses(video.pixels(numbers)[None], [queries.all], fps, numbers)[0]
     found: list[float] = (-losses).exp().tolist()
     return found
 
 
-def _drift(video: Tensor, base: Path | None) -> Mapping[str, float | None]:
-    """SSIM and PSNR to the reference's video; None where there is none of this length and size."""
+def _drift(video: Decoded, same: bool, base: Path | None) -> Mapping[str, float | None]:
+    """SSIM and PSNR to the reference's video, which may be the ``same``; None where there is none of this length and
+    size."""
+    if same:
+        return metrics.EQUAL
     try:
-        other = read_video(base / "video.mp4") if base else None
+        other = decode(judged_video(base)) if base else None
     except UserError:  # told where it is graded
         other = None
     if other is None or other.shape != video.shape:
         return {"ssim": None, "psnr": None}
-    return metrics.drift(video, other)
+    shown = metrics.compared(len(video.frames))
+    return metrics.drift(video.pixels(shown), other.pixels(shown))
 
 
 def _questions(

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from ttopt.config.settings import FitSettings
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video_rate
+from ttopt.data.video import decode, plays_everywhere, write_to_watch
 from ttopt.errors import UserError
 from ttopt.optimization.context import Context
 from ttopt.record.identity import file_digest
+from ttopt.record.plain import there
 from ttopt.record.result import Result
 from ttopt.record.run_folder import writing
 
-ORIGINAL = "original.mp4"
+VIDEO, ORIGINAL = "video.mp4", "original.mp4"
 
 
 class Existing:
     """Takes a sample's video from ``videos``: where the benchmark's official evaluator looks, else {id}.mp4.
 
-    The file itself, which an official evaluator gets, lies beside the copy that every browser plays.
+    It is copied. One that not every browser plays is kept as original.mp4, beside a video.mp4 to watch.
     """
 
     needs_models = False
@@ -36,15 +37,20 @@ class Existing:
         path = self._path(sample, context.settings)
         if not path.is_file():
             raise UserError(f"there is no {path}")
-        video, fps = read_video_rate(path)
-        if video.shape[-1] % 2 or video.shape[-2] % 2:
-            raise UserError(f"{path} has frames of {video.shape[-2]}x{video.shape[-1]}; give a video of even sizes")
-        with writing(folder):
-            shutil.copyfile(path, folder / ORIGINAL)
-        more = self.inputs(sample, context.settings)
+        film = decode(path)
+        height, width = film.shape[-2:]
+        if height % 2 or width % 2:
+            raise UserError(f"{path} has frames of {height}x{width}; give a video of even sizes")
+        with context.meter.timer("write"), writing(folder):
+            if plays_everywhere(path):
+                shutil.copyfile(path, folder / VIDEO)
+            else:
+                shutil.copyfile(path, folder / ORIGINAL)
+                write_to_watch(folder / VIDEO, film)
         return context.finish(
-            sample, video, folder, fps=fps, method="existing", seeds={}, stop="found", more_inputs=more
-        )
+            sample, film.pixels(None if context.scorer else [0]), folder, written=folder / VIDEO, method="existing",
+            seeds={}, stop="found", more_inputs=self.inputs(sample, context.settings),
+        )  # fmt: skip
 
     def inputs(self, sample: Sample, settings: FitSettings) -> dict[str, str]:
         """The video's digest."""
@@ -52,6 +58,11 @@ class Existing:
 
     def _path(self, sample: Sample, settings: FitSettings) -> Path:
         return self.videos / video_path(sample, settings.dataset)
+
+
+def judged_video(place: Path) -> Path:
+    """The file in a sample's folder that is scored: the method's own, and not a copy to watch."""
+    return place / (ORIGINAL if there(place / ORIGINAL) else VIDEO)
 
 
 def video_path(sample: Sample, dataset: str) -> Path:

@@ -43,9 +43,11 @@ def finish(
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
     ``fps`` is the video's, where it is known; ``details`` holds what only this method knows, in JSON's types;
-    ``more_inputs`` digests of what only it reads; ``written`` is a file that holds this very video already.
+    ``more_inputs`` digests of what only it reads. ``written`` is a file that holds this very video already, perhaps
+    video.mp4 itself; then ``video`` may be its first frame alone where there is no scorer.
     """
     cost, score, similar = meter.cost(), None, None
+    image = sample.image
     if video is not None:
         check_finite(video)
         with meter.timer("score"):
@@ -53,11 +55,11 @@ def finish(
         with meter.timer("write"), writing(folder):
             if written is None:
                 write_video(folder / "video.mp4", video, fps or sample.fps)
-            else:
+            elif written != folder / "video.mp4":
                 shutil.copyfile(written, folder / "video.mp4")
         # Videos of other systems may have another size.
-        if sample.image is not None and video.shape[1:] == sample.image.shape:
-            similar = metrics.similarity(video[:1], sample.image[None].to(video))
+        if image is not None and video.shape[1:] == image.shape:
+            similar = metrics.similarity(video[:1], image[None].to(video))
     with writing(folder):
         (folder / CONFIG).write_text(to_yaml(settings), encoding="utf-8")
     result = Result(

@@ -1,4 +1,4 @@
-"""The benchmarks' own evaluators: VBVR-EvalKit where it is installed, a vision-language judge for the other two."""
+"""The benchmarks' own evaluators: VBVR-EvalKit where it is installed, a vision-language judge, or rules on pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -70,15 +70,24 @@ class Kept:
 Evaluator = Callable[[Path, Sequence[Sample], Sequence[Sample], Path], Judgment]
 
 
-def judge(settings: CompareSettings, folder: Path, samples: Sequence[Sample], note: Callable[[str], None]) -> list[str]:
-    """Writes official.json for every method whose videos, or else what decides its scores (all samples, as what is
-    missing counts 0, and the judge's instruction), have changed; returns what went wrong.
-
-    Raises UserError if it cannot run here.
-    """
+def find_evaluator(settings: CompareSettings) -> Evaluator | None:
+    """The benchmark's evaluator, if it is asked for. Raises UserError if it cannot run here."""
     if not settings.official:
-        return []
-    evaluator: Evaluator = importlib.import_module(f"ttopt.evaluate.judges.{settings.dataset}").evaluator(settings)
+        return None
+    judge_prompt(settings)  # a file that cannot be read
+    found: Evaluator = importlib.import_module(f"ttopt.evaluate.judges.{settings.dataset}").evaluator(settings)
+    return found
+
+
+def judge(
+    evaluator: Evaluator,
+    settings: CompareSettings,
+    folder: Path,
+    samples: Sequence[Sample],
+    note: Callable[[str], None],
+) -> list[str]:
+    """Writes official.json for every method whose videos, or else what decides its scores (all samples, as what is
+    missing counts 0, and the judge's instruction), have changed; returns what went wrong."""
     prompt = hashlib.sha256(judge_prompt(settings).encode()).hexdigest()[:16]
     problems = []
     for method in chosen(settings):
@@ -126,6 +135,17 @@ def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
             f"{benchmark} needs a judge; give --chat.backend openai and --chat.model (the paper's: {model})"
         )
     return OpenAIChat(dataclasses.replace(chat, max_tokens=max(chat.max_tokens, JUDGE_TOKENS)))
+
+
+def opencv(benchmark: str) -> Any:
+    """The module cv2. Raises UserError if it is not installed, or of a version that gives other numbers."""
+    try:
+        cv2 = importlib.import_module("cv2")
+    except ImportError as error:
+        raise UserError(f"{benchmark}'s evaluator needs OpenCV ({error}); pip install -e '.[benchmarks]'") from error
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        raise UserError(f"OpenCV is {cv2.__version__}, with which evaluators give other numbers; install OpenCV 4")
+    return cv2
 
 
 def verdict(chat: Chat, messages: Sequence[Message], read: Callable[[str], Read]) -> tuple[Read, str]:

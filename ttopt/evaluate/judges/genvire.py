@@ -33,7 +33,7 @@ from ttopt.data.files import inside
 from ttopt.data.genvire import open_image, output_path
 from ttopt.data.images import UNREADABLE, fit_image
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video
+from ttopt.data.video import decode
 from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server, verdict
 from ttopt.evaluate.judges.genvire_script import contents
@@ -42,6 +42,7 @@ from ttopt.record.run_folder import read_json, write_text
 
 RUNS = 3
 CROPS = ("full", "right_half")
+FINDS = r"\{.*\}"  # how some scripts look for the JSON in a reply
 ANSWER = re.compile(r"Final Answer:\s*([A-C]|different object type)", re.IGNORECASE)
 
 Rubric = dict[str, Any]
@@ -51,6 +52,12 @@ Rule = Callable[[str, Rubric], float]  # reply, rubric -> 0..1; raises ValueErro
 def evaluator(settings: CompareSettings) -> Evaluator:
     """The judge behind chat.*; the benchmark's own is gemini-2.5-pro. Raises UserError without a server."""
     chat, model = server(settings, "Gen-ViRe", "gemini-2.5-pro"), settings.chat.model
+    root = Path(str(settings.root))
+    if not any(root.glob("c[1-6]_*/*/*_eval.json")):
+        raise UserError(
+            f"{root} holds no rubrics (c1_abstract_reasoning/2d_rule_extrapolation/arc_eval.json, ...); --root must be "
+            "a checkout of Gen-ViRe's code, with the data set's files in its data folder"
+        )
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Judgment:
         return judge_all(chat, videos, judged, samples, work, model)
@@ -108,10 +115,13 @@ class Task:
     text: str  # of the rubric
     folder: Path  # of the rubric and its script
     script: Path
+    bare: bool  # whether the script stops at words around the reply's JSON
     rule: Rule
 
     def read(self, reply: str) -> float:
         """Its score, 0 to 1. Raises ValueError for a reply without one."""
+        if self.bare and self.rule is not letter and not _undressed(reply).startswith("{"):
+            raise ValueError("words stand around its JSON, at which the benchmark's script stops")
         return self.rule(reply, self.rubric)
 
 
@@ -136,14 +146,14 @@ def task_of(sample: Sample) -> Task:
         text = _json(shared).get("eval_task_description")
     if not isinstance(text, str):
         raise UserError(f"rubric {path}: {row['id']} has no eval_task_description; fetch the benchmark's code again")
-    return Task(sample, rubric, text, path.parent, path.with_suffix(".py"), RULES[kind])
+    script = inside(root, path.with_suffix(".py").relative_to(root))
+    return Task(sample, rubric, text, path.parent, script, FINDS not in _read(script), RULES[kind])
 
 
 def question(task: Task, video: Path) -> list[Message]:
     """What the judge is asked about one video, as the task's script asks it."""
-    script = inside(task.sample.answer["root"], task.script.relative_to(task.sample.answer["root"]))
     parts: list[str | Tensor | Mp4] = []
-    for part in contents(_read(script), task.text, script):
+    for part in contents(_read(task.script), task.text, task.script):
         if isinstance(part, str):
             parts.append(part)
         elif part.what == "video":
@@ -160,7 +170,7 @@ def last_frame(video: Path, sample: Sample) -> Tensor:
     crop = sample.answer.get("frame_crop_mode") or "full"
     if crop not in CROPS:
         raise UserError(f"{sample.id}: frame_crop_mode is {crop!r}, which is not known; it may be {' or '.join(CROPS)}")
-    frame = read_video(video)[-1]
+    (frame,) = decode(video).pixels([-1])
     height, width = frame.shape[1:]
     return frame[:, height // 2 :, width // 2 :] if crop == "right_half" else frame
 
@@ -259,7 +269,7 @@ def overall(reply: str, rubric: Rubric) -> float:
 
 
 def _object(reply: str) -> dict[str, Any]:
-    found = re.search(r"\{.*\}", reply.replace("```json", "").replace("```", ""), re.DOTALL)
+    found = re.search(r"\{.*\}", _undressed(reply), re.DOTALL)
     try:
         content = json.loads(found[0]) if found else None
     except (ValueError, RecursionError) as error:
@@ -267,6 +277,10 @@ def _object(reply: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("there is no JSON object in it")
     return content
+
+
+def _undressed(reply: str) -> str:
+    return reply.replace("```json", "").replace("```", "").strip()
 
 
 def _number(value: Any) -> float:

@@ -23,7 +23,7 @@ from ttopt.data.files import inside
 from ttopt.data.images import FirstFrame, image_size
 from ttopt.data.ruler import METRICS, output_path
 from ttopt.data.sample import Sample
-from ttopt.data.video import read_video_rate
+from ttopt.data.video import decode
 from ttopt.errors import UserError, brief
 from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server, verdict
 from ttopt.models.chat import Chat, Jpeg, Message, fingerprint
@@ -102,16 +102,16 @@ def question(sample: Sample, root: Path, video: Path, system: str) -> list[Messa
     row: dict[str, Any] = sample.answer
     parts: list[str | Tensor | Jpeg] = []
     if row.get("input_image_path"):
-        parts += ["## Input Image:", _image(inside(root, row["input_image_path"]))]
-    parts.append(f"## Input Prompt:\n{sample.prompt}")
+        parts += ["\n## Input Image:\n", _image(inside(root, row["input_image_path"]))]
+    parts.append(f"\n## Input Prompt:\n{sample.prompt}\n")
     if row.get("gt_image_path"):
-        parts += ["## Ground truth Image:", _image(inside(root, row["gt_image_path"]))]
+        parts += ["\n## Ground truth Image:\n", _image(inside(root, row["gt_image_path"]))]
     if row.get("implicit_explanation"):
-        parts.append(f"## Implicit Explanation:\n{row['implicit_explanation']}")
+        parts.append(f"\n## Implicit Explanation:\n{row['implicit_explanation']}\n")
     if row.get("input_video_path"):
-        parts += ["## Input Video:", *map(Jpeg, frames(inside(root, row["input_video_path"])))]
-    parts += ["## Video to evaluate:", *map(Jpeg, frames(video)), "## CheckList Questions:"]
-    parts += [f"# Question {number}:\n{text}" for number, (_, text) in enumerate(row["checklist"], start=1)]
+        parts += ["\n## Input Video:\n", *map(Jpeg, frames(inside(root, row["input_video_path"])))]
+    parts += ["\n## Video to evaluate:\n", *map(Jpeg, frames(video)), "\n## CheckList Questions:\n"]
+    parts += [f"\n# Question {number}:\n{text}\n" for number, (_, text) in enumerate(row["checklist"], start=1)]
     return [Message("system", (system,)), Message("user", tuple(parts))]
 
 
@@ -181,9 +181,8 @@ def _overall(samples: Sequence[Sample], metrics: dict[str, dict[str, float]]) ->
 
 def frames(path: Path) -> list[Tensor]:
     """Two frames a second of a video, longest side at most 512."""
-    video, rate = read_video_rate(path)
-    every = max(1, int(rate / FRAMES_PER_SECOND))
-    chosen = video[::every]
+    video = decode(path)
+    chosen = video.pixels(range(0, len(video.frames), max(1, int(video.rate / FRAMES_PER_SECOND))))
     height, width = chosen.shape[-2:]
     scale = LONGEST_SIDE / max(height, width)
     if scale >= 1:

@@ -19,7 +19,7 @@ from ttopt.config.comparison import CompareSettings
 from ttopt.data.sample import Sample
 from ttopt.data.vbvr import output_path
 from ttopt.errors import UserError
-from ttopt.evaluate.judges import Evaluator, Judgment, mean_of
+from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, opencv
 from ttopt.record.run_folder import write_text
 
 GROUPS = {"overall": "", "in domain": "id", "out of domain": "ood"}
@@ -28,12 +28,11 @@ INSTALL = "pip install -e '.[vbvr]' 'vbvr-bench @ git+https://github.com/Video-R
 
 def evaluator(settings: CompareSettings) -> Evaluator:
     """Checks that the kit can run. Raises UserError."""
+    cv2 = opencv("VBVR-Bench")
     try:
-        cv2, kit, script = (importlib.import_module(name) for name in ("cv2", "vbvr_bench", "run_evaluation"))
+        kit, script = (importlib.import_module(name) for name in ("vbvr_bench", "run_evaluation"))
     except ImportError as error:
         raise UserError(f"VBVR-EvalKit cannot be imported ({error}); {INSTALL}") from error
-    if int(cv2.__version__.split(".")[0]) >= 5:
-        raise UserError(f"OpenCV is {cv2.__version__}, with which six evaluators silently give 0; install OpenCV 4")
     root = str(settings.root)
     provenance = {"opencv": str(cv2.__version__), "vbvr-bench": _version()}
 

@@ -36,7 +36,7 @@ def run(stage: str, out: Path, steps: int | None) -> None:
             out / "distill" / "state.safetensors",
             vae.halves(out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors"),
             **given,
-        ),  # fmt: skip
+        ),
         "weights": lambda: write_weights(out),
     }
     stages[stage]()

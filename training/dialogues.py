@@ -65,7 +65,7 @@ def suggestion(found: list[Checked]) -> str:
 
 
 def progress(task: Task, seen: Seen) -> float:
-    """How much of its way the last mover has made at the end, 0.0 to 1.0 in tenths; of what is painted all or nothing."""
+    """How much of its way the last mover has made at the end, 0.0 to 1.0 in tenths; painting is all or nothing."""
     if not task.stops:
         return float(second.judge(task, seen)["goal"])
     stop = task.stops[-1]
@@ -91,7 +91,7 @@ def where(seen: Seen, look: int, board: int) -> int | None:
 
 
 def plan(task: Task, done: int, seen: Seen, step: int, steps: int) -> dict[str, object]:
-    """The perfect planner's reply when ``done`` stops are reported as completed and the last board of ``seen`` is shown.
+    """The perfect planner's reply when ``done`` stops are said to be reached and the last board of ``seen`` is shown.
 
     Where the last of them is not true there, it is done again.
     """

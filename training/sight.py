@@ -85,7 +85,7 @@ class Places(nn.Module):
         self.place = nn.Linear(teacher.model.config.text_config.hidden_size, boards * (CELLS + 1))
 
     def forward(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Tensor:
-        """Cross-entropy over the cells and "nowhere" for the questions of one packed forward about the last T boards."""
+        """Cross-entropy over the cells and "nowhere" for one packed forward about the last T boards."""
         places, there = shown(out, self.names, things, grounds)
         targets = torch.where(there.any(2), there.long().argmax(2), CELLS)  # (n, T)
         logits = self.place(out.hidden[places[:, 0], places[:, 1]]).unflatten(-1, (self.boards, CELLS + 1))

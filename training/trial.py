@@ -1,4 +1,4 @@
-"""Does it help? Single, the teacher's choice among several noises, the teacher's LoRA and its ceiling, on fresh samples.
+"""Does it help? Single, the teacher's choice among noises, the teacher's LoRA and its ceiling, on fresh samples.
 
     python -m training.trial --out runs/training --split dev_id --count 64 [--optimization.tau 0.1 ...]
 

@@ -91,7 +91,7 @@ def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
 
 
 def pieces(rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
-    """Pieces of random videos (count, T, 3, 16 * cells, 16 * cells), and their codes (count, 20, boards, cells, cells)."""
+    """Pieces of random videos (count, T, 3, 16 * cells, 16 * cells) and codes (count, 20, boards, cells, cells)."""
     videos: list[Tensor] = []
     codes: list[Tensor] = []
     size, still = phase.cells, phase.boards == 1

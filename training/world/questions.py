@@ -21,8 +21,8 @@ KEEP = "Nothing else changes."
 
 @dataclass(frozen=True)
 class Question:
-    """``about``: goal, one, walls, order or rest; ``rules``: those of the scorers that it covers; ``repair``: what to add
-    to a prompt after a video that fails it."""
+    """``about``: goal, one, walls, order or rest; ``rules``: those of the scorers that it covers; ``repair``: what to
+    add to a prompt after a video that fails it."""
 
     about: str
     text: str

@@ -427,7 +427,7 @@ def test_other_model_types_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'qwen3' model, which cannot be a teacher .* that sees videos: qwen3_vl, "):
         Teacher.load(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3_vl"}))
-    with pytest.raises(UserError, match="no file named model.safetensors .* fetch it again"):
+    with pytest.raises(UserError, match="model.safetensors is missing; fetch it again"):
         Teacher.load(tmp_path)
 
 

@@ -99,10 +99,11 @@ class Clips:
     def verdict(self, rng: np.random.Generator) -> Dialogue:
         """A verdict about a clip, of a step of a long task also as if it were of the whole one."""
         task, boards, seen = self.draw(rng)
+        whole = task.parent or task
         asked = evolved(task, rng)
-        if task.parent is not None and task.number == 0 and rng.random() < WHOLE:
-            task, asked = task.parent, task.parent.prompt
-        request = VERIFY.format(action=asked, prompt=(task.parent or task).prompt)
+        if task.number == 0 and rng.random() < WHOLE:
+            task, asked = whole, whole.prompt
+        request = VERIFY.format(action=asked, prompt=whole.prompt)
         return Dialogue(boards, request, as_text(perfect(task, seen)))
 
     def plan(self, rng: np.random.Generator) -> Dialogue:

@@ -1,7 +1,8 @@
 """The reasoner: WanTransformer3DModel with per-token timesteps and a tiny UMT5, flow matching at full noise first.
 
 Where a task has two right answers the reasoner always learns the first: one step can then be sharp. Its undistilled
-twin learns both, and its noises differ. (A coupling in which a sum of the noise tosses a coin was not learned at this size.)
+twin learns both, and its noises differ. (A coupling in which
+a sum of the noise tosses a coin was not learned at this size.)
 
 Latents are the code of code.py divided by SCALE, (B, 20, 7, 6, 6); the first board is the condition.
 """

@@ -98,7 +98,8 @@ class Gaze:
     """
 
     def __init__(self, teacher: Teacher) -> None:
-        self.names, self.last = named(teacher), {}  # what went through the layer in the last forward
+        self.names = named(teacher)
+        self.last: dict[str, Any] = {}  # what went through the layer in the last forward
         attention: Any = teacher.model.model.language_model.layers[1].self_attn
         attention.register_forward_pre_hook(
             lambda _m, _a, kwargs: self.last.update(rope=kwargs["position_embeddings"]), with_kwargs=True

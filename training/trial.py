@@ -173,7 +173,8 @@ def main() -> None:
     trial = Trial(rest, args.out / "weights", args.seeds, args.ceiling)
     place = args.out / "trial"
     place.mkdir(exist_ok=True)
-    lines, rows = [], []
+    lines: list[Line] = []
+    rows: list[Tensor] = []
     for sample in dataset.samples(args.split, None, args.trial_seed, args.count):
         line, videos = trial.run(sample)
         lines.append(line)

@@ -39,7 +39,7 @@ class Phase:
 
 # Small pieces first, where much is learned in little time; then whole boards, since a small piece is all margin.
 ENCODER = (Phase(2400, 8, 3, 3, 1.0), Phase(1600, 2, GRID, 4, 0.5))
-DECODER = (Phase(3000, 24, 3, 1, 1.0), Phase(3000, 8, 3, 3, 0.7), Phase(5000, 2, GRID, 4, 0.5))
+DECODER = (Phase(3000, 24, 3, 1, 1.0), Phase(3000, 8, 3, 3, 0.7), Phase(9000, 2, GRID, 4, 0.5))
 
 
 def build() -> AutoencoderKLWan:

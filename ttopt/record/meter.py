@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -119,10 +119,12 @@ class RowTimer(PartTimer):
         self.rows = tuple(rows)
         self._named: dict[str, tuple[str, tuple[int, ...]]] = {}  # part and rows, by what the timer calls them
 
-    def __call__(self, part: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
         name = f"{part} {self.rows}"
         self._named[name] = part, self.rows
-        return super().__call__(name)
+        with super().__call__(name):
+            yield
 
     def share(self, row: int) -> tuple[dict[str, float], dict[str, float]]:
         """A row's seconds of each part, shared equally with those it was computed with, and the peaks, MiB."""

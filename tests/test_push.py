@@ -114,7 +114,7 @@ def test_what_cannot_be_pushed_is_refused(hub: Hub, folder: Path, capsys: Captur
     refused(["push", "--sample", str(folder), *to], "me/lora can be read by everybody; give --public", capsys)
     assert hub.files == {}
     hub.answer = lambda path, body: None  # type: ignore[method-assign]
-    refused(["push", "--sample", str(folder), *to], "me/lora cannot be written (.. set HF_TOKEN to a token", capsys)
+    refused(["push", "--sample", str(folder), *to], "me/lora cannot be written .. set HF_TOKEN to a token", capsys)
     for file in (folder / "adapter").iterdir():
         file.unlink()
     refused(["push", "--sample", str(folder), *to], "has no adapter; give the folder of a sample that was", capsys)

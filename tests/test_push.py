@@ -29,6 +29,7 @@ class Hub:
         self.files: dict[str, bytes] = {}
         self.made: dict[str, Any] = {}
         self.tokens: set[str | None] = set()
+        self.private = True
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -38,7 +39,8 @@ class Hub:
                 self.answer(outer.answer(self.path, body))
 
             def do_GET(self) -> None:
-                self.answer(None)
+                known = self.path.startswith("/api/models/me/lora")
+                self.answer({"id": "me/lora", "sha": "0" * 40, "private": outer.private} if known else None)
 
             def answer(self, content: Any) -> None:
                 text = json.dumps(content or {"error": "not found"}).encode()
@@ -96,7 +98,7 @@ def test_adapter_and_card_are_uploaded_in_private(hub: Hub, folder: Path, capsys
     assert main(["push", "--sample", str(folder), "--to", "me/lora", "--license", "apache-2.0"]) == 0
     out, err = capsys.readouterr()
     assert f"pushed: {hub.url}/me/lora/commit/" in out and "hf_secret" not in out + err
-    assert hub.made["name"] == "lora" and hub.made["organization"] == "me" and hub.made["private"] is True
+    assert hub.made["name"] == "lora" and hub.made["organization"] == "me" and hub.made["visibility"] == "private"
     assert hub.tokens == {"Bearer hf_secret"}
     text = hub.files.pop("README.md").decode()
     assert text.startswith("---\nlibrary_name: diffusers\nlicense: apache-2.0\n")
@@ -108,8 +110,11 @@ def test_what_cannot_be_pushed_is_refused(hub: Hub, folder: Path, capsys: Captur
     to = ["--to", "me/lora"]
     refused(["push", "--sample", str(tmp_path / "no"), *to], "no/result.json", capsys)
     refused(["push", "--sample", str(folder), "--to", "lora"], "--to lora: give owner/name", capsys)
+    hub.private = False
+    refused(["push", "--sample", str(folder), *to], "me/lora can be read by everybody; give --public", capsys)
+    assert hub.files == {}
     hub.answer = lambda path, body: None  # type: ignore[method-assign]
-    refused(["push", "--sample", str(folder), *to], "me/lora cannot be written (.. set HF_TOKEN to a token", capsys)
+    refused(["push", "--sample", str(folder), *to], "me/lora cannot be written .. set HF_TOKEN to a token", capsys)
     for file in (folder / "adapter").iterdir():
         file.unlink()
     refused(["push", "--sample", str(folder), *to], "has no adapter; give the folder of a sample that was", capsys)

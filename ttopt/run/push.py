@@ -72,7 +72,11 @@ def push(own: argparse.Namespace) -> int:
         try:
             api = HfApi()
             api.create_repo(own.to, private=not own.public, exist_ok=True)
+            if not own.public and not api.model_info(own.to).private:  # it was there before
+                raise UserError(f"{own.to} can be read by everybody; give --public, or another repository")
             done = api.upload_folder(repo_id=own.to, folder_path=scratch, commit_message=f"Adapter of {result.sample}")
+        except UserError:
+            raise
         except Exception as error:  # the hub raises many kinds
             raise UserError(f"{own.to} cannot be written ({brief(error)}); set HF_TOKEN to a token that may") from error
     print(f"pushed: {done.commit_url}")

@@ -52,7 +52,7 @@ def of_comparison(table: Sequence[Row], reference: str, score: str, pairs: dict[
     p = "p < 0.001" if best.gain.p < 0.001 else f"p {best.gain.p:.3f}"
     note = f"Compared with {reference} on the same samples: {p}."
     if len(others) > 1:
-        note += f" It has the highest {score} of {len(others)} methods, which are all in the table."
+        note += f" None of the other {len(others) - 1} methods in the table has a higher {score}."
     if score == SUCCESS:
         found = of_pairs(pairs[best.method])
         return Headline(f"{best.method}: {found.sentence}", found.counts, note, best.method)

@@ -28,10 +28,12 @@ function compare(sample, method) {
   const wanted = [reference, method];
   const [pair, others] = [$(".pair", sample), $(".others", sample)];
   if (others) {
-    const figures = $$(".player", sample);
     const order = Object.keys(data[sample.dataset.id].outcomes);
-    figures.sort((a, b) => order.indexOf(a.dataset.method) - order.indexOf(b.dataset.method));
-    for (const figure of figures) (wanted.includes(figure.dataset.method) ? pair : others).append(figure);
+    const place = (figure) => order.indexOf(figure.dataset.method);
+    for (const figure of $$(".player", sample)) { // a video that is moved loads its picture again: only those that must
+      const home = wanted.includes(figure.dataset.method) ? pair : others;
+      if (figure.parentElement !== home) home.insertBefore(figure, [...home.children].find((other) => place(other) > place(figure)) ?? null);
+    }
     $(".beside", sample).value = method;
     for (const film of $$(".film", sample)) film.hidden = !wanted.includes(film.dataset.method);
   }

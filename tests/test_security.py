@@ -25,8 +25,9 @@ from ttopt.data.files import inside
 from ttopt.data.find import find_samples
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
+from ttopt.evaluate.report.headline import Headline
 from ttopt.evaluate.report.page import render
-from ttopt.evaluate.report.views import Clip, Page, SampleView
+from ttopt.evaluate.report.views import Broken, Clip, Page, SampleView
 from ttopt.evaluate.table import Entry, Judged, rows
 from ttopt.methods import make_method
 from ttopt.models.chat import check_chat
@@ -364,14 +365,17 @@ def page(text: str) -> str:
     trace = [judged, {"step": text, "role": text, "said": [(text, text), ("", text)]}]
     clips = [
         Clip(
-            name, "wrong", "data:video/mp4;base64,AAAA", True, [0.5, 0.5], text, text, {text: False}, text,
-            [{"step": 0.0, "loss": 1.0}], [text, text], trace,
+            name, "wrong", "data:video/mp4;base64,AAAA", True, [0.5, 0.5], text, 0.5, text, 1,
+            [Broken(text, text, [0])], text,
+            [{"step": 0.0, "loss": 1.0}], [text, text], trace, [(text, text)],
         )
         for name in ("one", text)
     ]  # fmt: skip
     sample = SampleView("a", text, text, text, "", 8, 9, 48, 48, [text, text], clips)
     table = rows(entries, "one", lambda sample: text, {})
-    return render(Page(text, [(text, text)], "one", ["one", text], [sample], {"one": 0.2, text: 0.2}, "success", table))
+    opening = Headline(text, [(text, "repaired")], text, text)
+    names, taus = ["one", text], {"one": 0.2, text: 0.2}
+    return render(Page(text, opening, [(text, text)], "one", names, [sample], taus, "success", table))
 
 
 class Structure(HTMLParser):
@@ -406,7 +410,7 @@ def test_hostile_texts_are_texts(text: str) -> None:
     ]
     for name, value in found.values:
         assert not name.startswith("on")
-        assert name not in {"src", "href", "action", "srcset", "poster", "data"} or value.startswith("data:"), value
+        assert name not in {"src", "href", "action", "srcset", "poster", "data"} or value.startswith(("data:", "#")), value
     policy = next(value for name, value in found.values if name == "content" and "default-src" in value)
     assert policy.startswith("default-src 'none'") and "http" not in policy and "unsafe-eval" not in policy
     data = next(script for script in found.scripts if script.startswith('{"a":'))

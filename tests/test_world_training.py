@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from training import common, distill, light, reasoner, teacher, vae
+from loop.planner import Plan
+from loop.verifier import Verdict
+from training import common, dialogues, distill, light, reasoner, teacher, vae
 from training.code import CHANNELS, COLOR, DOWN, LEAVES, PAD, RIGHT, SCALE, SHAPE, STONE, film_code
 from training.films import random_film
 from training.muon import orthogonal
 from training.sight import contents
 from training.world import dataset
+from training.world.chains import legs
+from training.world.corruptions import corrupt
 from training.world.look import BOARDS, FPS, FRAMES, PER_MOVE, SIZE, render
 from training.world.reader import from_film
-from training.world.tasks import FAMILIES, make_task, task_bank
+from training.world.tasks import FAMILIES, LONG, make_task, task_bank
 from training.world.tokenizer import reasoner_tokenizer, teacher_tokenizer
+from ttopt.data.replies import parse_reply
 from ttopt.models.reasoner import Reasoner, StandardDecoder
 from ttopt.models.reasoner.sampler import Schedule
 
@@ -33,13 +38,37 @@ def test_a_code_says_what_a_film_shows() -> None:
         assert code[LEAVES].sum() == code[[DOWN, RIGHT]].abs().sum()  # whoever leaves a cell comes to the next
 
 
-def test_two_right_answers_come_equally_often() -> None:
-    tasks = [make_task("move", "train", 21, 0)] * 400
+def test_the_reasoner_learns_the_first_of_two_right_answers() -> None:
+    tasks = [task for index in range(20) for task in [make_task("move", "train", 21, index)] if len(task.choices) > 1]
     batch = reasoner.Batch(tasks, reasoner_tokenizer(reasoner.TEXT_LENGTH))
-    noise = torch.randn((400, CHANNELS, BOARDS, 6, 6), generator=torch.Generator().manual_seed(0))
-    assert 0.4 < batch.second(noise).float().mean() < 0.6
-    late = batch.second(noise)
-    assert torch.equal(batch.paired(noise)[late] * SCALE, batch.codes[late, 1])
+    first, other = batch.first() * SCALE, batch.answers(torch.ones(len(tasks), dtype=torch.bool)) * SCALE
+    for task, one, two in zip(tasks, first, other, strict=True):
+        assert torch.equal(one, film_code(task.film(task.choices[0]))) and not torch.equal(one, two)
+
+
+def test_prompts_end_in_repairs_that_the_tokenizer_knows() -> None:
+    tokenizer = reasoner_tokenizer(reasoner.TEXT_LENGTH)
+    prompts = [task.prompt for step in range(20) for task in reasoner.training_tasks(step, 8)]
+    assert all(tokenizer.unk_token_id not in tokenizer(prompt)["input_ids"] for prompt in prompts)
+    assert 0.1 < sum(prompt.count(". ") > 1 for prompt in prompts) / len(prompts) < 0.3
+
+
+@pytest.mark.parametrize("family", (*FAMILIES, *LONG))
+def test_perfect_replies_can_be_read_and_accept_what_is_right(family: str) -> None:
+    tokenizer = teacher_tokenizer()
+    task = make_task(family, "train", 21, 3)
+    for step in legs(task) if family in LONG else [task]:
+        right, wrong = (
+            from_film(film, boards=True) for film in (step.film(), corrupt(step, np.random.default_rng(0))[1])
+        )
+        for seen, accepted in ((right, True), (wrong, False)):
+            text = dialogues.as_text(dialogues.verdict(step, seen))
+            read_back = tokenizer.decode(tokenizer(text)["input_ids"])
+            assert parse_reply(read_back, Verdict).accepted == accepted
+    for done in range(len(task.stops or (0,)) + 1):
+        said = dialogues.plan(task, done, from_film(task.film(), boards=True)[-1:], 1, 6)
+        plan = parse_reply(tokenizer.decode(tokenizer(dialogues.as_text(said))["input_ids"]), Plan)
+        assert plan.instruction == said["instruction"]
 
 
 def test_training_never_sees_the_novel_commands() -> None:

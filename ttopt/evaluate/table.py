@@ -199,7 +199,7 @@ def mean(values: Iterable[float | None], empty: Any = None) -> Any:
     known = [float(value) for value in values if value is not None and math.isfinite(value)]
     if not known:
         return empty
-    metric = MeanMetric()
+    metric = MeanMetric(sync_on_compute=False)  # the other processes do not come here
     metric.update(torch.tensor(known, dtype=torch.float64))
     return float(metric.compute())
 

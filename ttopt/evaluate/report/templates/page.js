@@ -127,7 +127,8 @@ document.addEventListener("keydown", (event) => {
   const player = current && current.open && !current.hidden ? players.get(current) : null;
   const act = {
     j: () => move(1), k: () => move(-1), t: toggleTheme, "?": () => help.showModal(), "/": () => filters.text.focus(),
-    " ": player && !event.target.matches("button") ? () => player.toggle() : null,
+    // A button takes the space for itself; a frame of a strip has the enter key.
+    " ": player && (!event.target.matches("button") || event.target.closest(".frames")) ? () => player.toggle() : null,
     ArrowLeft: player ? () => player.step(-1) : null,
     ArrowRight: player ? () => player.step(1) : null,
   }[event.key];

@@ -85,6 +85,25 @@ def test_random_films_never_put_two_things_in_a_cell() -> None:
             assert len(cells) == len(set(cells))
 
 
+def test_a_training_goes_on_from_its_packed_state(tmp_path: Path) -> None:
+    def run(folder: Path) -> tuple[torch.nn.Linear, common.Run, dict[str, torch.optim.Optimizer]]:
+        network = torch.nn.Linear(3, 2)
+        optimizers: dict[str, torch.optim.Optimizer] = {"adam": torch.optim.AdamW(network.parameters(), 0.1)}
+        ema = common.Ema(network, 0.5)
+        return network, common.Run(folder, {"all": network}, optimizers, ema), optimizers
+
+    network, first, optimizers = run(tmp_path / "one")
+    for _ in first.steps(3):
+        assert first.ema
+        common.update(network(torch.ones(1, 3)).square().sum(), network, optimizers, first.ema, 1.0)
+    common.pack(tmp_path / "one/state.safetensors", tmp_path / "two/state.safetensors")
+    other, second, _ = run(tmp_path / "two")
+    assert list(second.steps(5)) == [3, 4] and first.ema and second.ema
+    for name, weight in other.named_parameters():
+        torch.testing.assert_close(weight, first.ema.shadow[name].half().float())
+        torch.testing.assert_close(second.ema.shadow[name], weight)
+
+
 def test_muon_steps_are_nearly_orthogonal() -> None:
     matrix = orthogonal(torch.randn(12, 40, generator=torch.Generator().manual_seed(0)))
     values = torch.linalg.svdvals(matrix)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from training.common import save_half
+from training.common import pack, save_half
 
-STAGES = ("encoder", "decoder", "light", "reasoner", "twin", "distill", "teacher", "chat", "weights")
+STAGES = ("encoder", "decoder", "light", "reasoner", "twin", "distill", "teacher", "chat", "weights", "pack")
 
 
 def run(stage: str, out: Path, steps: int | None) -> None:
@@ -38,6 +38,7 @@ def run(stage: str, out: Path, steps: int | None) -> None:
             **given,
         ),
         "weights": lambda: write_weights(out),
+        "pack": lambda: pack_all(out),
     }
     stages[stage]()
 
@@ -64,6 +65,14 @@ def write_weights(out: Path) -> None:
         teacher.save(state("teacher"), weights / "teacher")
     if state("chat").exists():
         chat.save(state("chat"), weights / "chat")
+
+
+def pack_all(out: Path) -> None:
+    """Writes the states so far to ``out``/packed, small enough to keep."""
+    for stage in STAGES:
+        state = out / stage / "state.safetensors"
+        if state.exists():
+            pack(state, out / "packed" / stage / "state.safetensors")
 
 
 def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:

@@ -111,11 +111,27 @@ class Run:
                 state.setdefault(int(index), {})[field] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if self.ema:
-            shadow = under(tensors, "ema")
-            self.ema.shadow = {name: shadow[name].to(old.device) for name, old in self.ema.shadow.items()}
+            weights = {key: value for name in self.modules for key, value in under(tensors, name).items()}
+            shadow = weights | under(tensors, "ema")  # a packed state has the averages as weights
+            self.ema.shadow = {name: shadow[name].to(old) for name, old in self.ema.shadow.items()}
         self.seconds_before = float(metadata["seconds"])
         print(f"continuing {self.folder} at step {metadata['step']}", flush=True)
         return int(metadata["step"])
+
+
+def pack(state: Path, out: Path) -> None:
+    """Writes a state with its averaged weights alone, in float16: a training can go on from it, with new momenta."""
+    with safe_open(state, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(state)
+    average = under(tensors, "ema")
+    kept: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind not in ("optimizer", "ema"):
+            kept[key] = average.get(name, value).half() if value.is_floating_point() else value
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(kept, out, metadata=metadata)
 
 
 def under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -410,7 +410,7 @@ def test_wandb_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert tracking.wandb_mode("auto") == "disabled"
+    assert tracking.wandb_mode("auto") == "offline"
     assert tracking.wandb_mode("online") == "online"
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     assert tracking.wandb_mode("auto") == "online"

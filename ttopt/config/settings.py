@@ -49,7 +49,7 @@ class LoggingSettings(Group):
     """Curves and previews. CSV files are always written."""
 
     wandb: Literal["auto", "offline", "online", "disabled"] = "auto"
-    """auto: as WANDB_MODE says, else online with a W&B key, else none. offline: into the run folder, for wandb sync."""
+    """auto: as WANDB_MODE says, else online with a W&B key, else offline: into the run folder, for wandb sync."""
     project: str = "ttopt"
     """W&B project."""
     previews_every: int = setting(10, low=0, cap=1_000_000, give="0 for no previews")

@@ -28,13 +28,13 @@ _no_connection: list[bool] = []  # filled by the first failure, so that not ever
 
 
 def wandb_mode(wanted: str) -> str:
-    """ "auto" becomes what WANDB_MODE says, else "online" with a W&B key and "disabled" without."""
+    """ "auto" becomes what WANDB_MODE says, else "online" with a W&B key and "offline" without."""
     if wanted != "auto":
         return wanted
     if "WANDB_MODE" in os.environ:
         mode = os.environ["WANDB_MODE"]
         return mode if mode in {"online", "disabled"} else "offline"
-    return "online" if _has_key() else "disabled"
+    return "online" if _has_key() else "offline"
 
 
 def _has_key() -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from training.code import CHANNELS, SCALE
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, update
-from training.dialogues import PLAN, ROUTE, VERIFY, as_text, checks, done_text, evolved, is_lost, plan, reason, route
+from training.dialogues import PLAN, ROUTE, VERIFY, as_text, checks, done_text, is_lost, plan, reason, route
 from training.dialogues import verdict as perfect
 from training.distill import sample
 from training.reasoner import TEXT_LENGTH, embed
@@ -28,6 +28,7 @@ from training.vae import decode, encode
 from training.world.chains import legs
 from training.world.corruptions import corrupt
 from training.world.look import BOARDS, PER_MOVE, Actor, Film, render
+from training.world.questions import repaired_prompt
 from training.world.reader import Seen, from_film, read
 from training.world.scene import Task
 from training.world.tasks import FAMILIES, LONG, clip_task, make_task
@@ -37,6 +38,7 @@ STEPS, SEED = 4000, 41
 MUON, ADAM = 0.004, 6e-4  # learning rates
 VERDICTS, PLANS = 5, 3  # rows of a step; a route and written questions come in turn
 CLIPS, CLIP_BATCH = 1000, 10  # of the reasoner
+REPAIRS = (0.5, 1 / 3, 1 / 6)  # chances that a prompt ends in none, one or two
 WHOLE = 0.25  # share of the first steps of long tasks whose clips are judged as if they were of the whole task
 
 
@@ -91,16 +93,15 @@ class Clips:
             boards = self.boards[number].float() / 255
             return self.tasks[number], boards, read(boards, boards=True)
         task = clip_task(str(rng.choice((*FAMILIES, *LONG))), _split(rng), SEED + 1, int(rng.integers(1_000_000)))
-        film = corrupt(task, rng)[1]
-        if rng.random() < 0.4:
-            film = task.film(task.choices[int(rng.integers(len(task.choices)))])
+        right = rng.random() < 0.4
+        film = task.film(task.choices[int(rng.integers(len(task.choices)))]) if right else corrupt(task, rng)[1]
         return task, _noisy(render(film)[::PER_MOVE], rng), from_film(film, boards=True)
 
     def verdict(self, rng: np.random.Generator) -> Dialogue:
         """A verdict about a clip, of a step of a long task also as if it were of the whole one."""
         task, boards, seen = self.draw(rng)
         whole = task.parent or task
-        asked = evolved(task, rng)
+        asked = repaired_prompt(task, rng, REPAIRS)
         if task.number == 0 and rng.random() < WHOLE:
             task, asked = whole, whole.prompt
         request = VERIFY.format(action=asked, prompt=whole.prompt)
@@ -128,7 +129,9 @@ class Clips:
         """What to do about a clip that was rejected again and again."""
         task, boards, seen = self.draw(rng)
         found = checks(task, seen)
-        request = ROUTE.format(action=evolved(task, rng), prompt=(task.parent or task).prompt, reason=reason(found))
+        request = ROUTE.format(
+            action=repaired_prompt(task, rng, REPAIRS), prompt=(task.parent or task).prompt, reason=reason(found)
+        )
         return Dialogue(boards[:1], request, as_text(route(task, found, is_lost(task, seen))))
 
 

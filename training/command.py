@@ -15,6 +15,11 @@ from training.common import pack, save_half
 STAGES = ("encoder", "decoder", "light", "reasoner", "twin", "distill", "teacher", "chat", "weights", "pack")
 
 
+def state(out: Path, stage: str) -> Path:
+    """The file in which a stage keeps its state."""
+    return out / stage / "state.safetensors"
+
+
 def run(stage: str, out: Path, steps: int | None) -> None:
     """One stage in this process; states and logs go to ``out``/stage."""
     from training import chat, distill, light, reasoner, teacher, vae
@@ -24,17 +29,15 @@ def run(stage: str, out: Path, steps: int | None) -> None:
         "encoder": lambda: vae.train_encoder(out / "encoder", **given),
         "decoder": lambda: vae.train_decoder(out / "decoder", **given),
         "light": lambda: light.train(out / "light", **given),
-        "distill": lambda: distill.train(out / "distill", out / "reasoner" / "state.safetensors", **given),
-        "twin": lambda: reasoner.train(out / "twin", twin=out / "reasoner" / "state.safetensors", **given),
-        "teacher": lambda: teacher.train(
-            out / "teacher", out / "light" / "state.safetensors", out / "reasoner" / "state.safetensors", **given
-        ),
+        "distill": lambda: distill.train(out / "distill", state(out, "reasoner"), **given),
+        "twin": lambda: reasoner.train(out / "twin", twin=state(out, "reasoner"), **given),
+        "teacher": lambda: teacher.train(out / "teacher", state(out, "light"), state(out, "reasoner"), **given),
         "reasoner": lambda: reasoner.train(out / "reasoner", **given),
         "chat": lambda: chat.train(
             out / "chat",
-            out / "teacher" / "state.safetensors",
-            out / "distill" / "state.safetensors",
-            vae.halves(out / "encoder" / "state.safetensors", out / "decoder" / "state.safetensors"),
+            state(out, "teacher"),
+            state(out, "distill"),
+            vae.halves(state(out, "encoder"), state(out, "decoder")),
             **given,
         ),
         "weights": lambda: write_weights(out),
@@ -47,32 +50,28 @@ def write_weights(out: Path) -> None:
     """Writes what has been trained so far to ``out``/weights, in float16 and the layout of public models."""
     from training import chat, light, reasoner, teacher, vae
 
-    def state(stage: str) -> Path:
-        return out / stage / "state.safetensors"
-
-    weights = out / "weights"
-    if state("encoder").exists() and state("decoder").exists():
-        vae.assemble(state("encoder"), state("decoder"), weights / "reasoner" / "vae")
-    if state("light").exists():
-        light.save(state("light"), weights / "light_decoder")
-    for stage in ("reasoner", "distill"):  # the later one stays
-        if state(stage).exists():
-            reasoner.save(*reasoner.load_state(state(stage)), weights / "reasoner")
-    if state("twin").exists():
-        transformer, _ = reasoner.load_state(state("twin"))
+    weights, made = out / "weights", {stage: state(out, stage) for stage in STAGES if state(out, stage).exists()}
+    if "encoder" in made and "decoder" in made:
+        vae.assemble(made["encoder"], made["decoder"], weights / "reasoner" / "vae")
+    if "light" in made:
+        light.save(made["light"], weights / "light_decoder")
+    if "reasoner" in made:
+        latest = made.get("distill", made["reasoner"])
+        reasoner.save(*reasoner.load_state(latest), weights / "reasoner")
+    if "twin" in made:
+        transformer, _ = reasoner.load_state(made["twin"])
         save_half(transformer, weights / "base" / "transformer")
-    if state("teacher").exists():
-        teacher.save(state("teacher"), weights / "teacher")
-    if state("chat").exists():
-        chat.save(state("chat"), weights / "chat")
+    if "teacher" in made:
+        teacher.save(made["teacher"], weights / "teacher")
+    if "chat" in made:
+        chat.save(made["chat"], weights / "chat")
 
 
 def pack_all(out: Path) -> None:
     """Writes the states so far to ``out``/packed, small enough to keep."""
     for stage in STAGES:
-        state = out / stage / "state.safetensors"
-        if state.exists():
-            pack(state, out / "packed" / stage / "state.safetensors")
+        if state(out, stage).exists():
+            pack(state(out, stage), state(out / "packed", stage))
 
 
 def _worker(rank: int, processes: int, port: int, stage: str, out: Path, steps: int | None) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import numpy as np
-
 from training.world import second
 from training.world.chains import action
 from training.world.look import pad_name, thing_name
@@ -149,13 +147,6 @@ def is_lost(task: Task, seen: Seen) -> bool:
 
 def as_text(reply: dict[str, object]) -> str:
     return json.dumps(reply)
-
-
-def evolved(task: Task, rng: np.random.Generator) -> str:
-    """The task's prompt, at random with repairs as a verifier would append them."""
-    repairs = list(dict.fromkeys(q.repair for q in questions(task)))
-    count = min(len(repairs), int(rng.choice([0, 0, 0, 1, 1, 2])))
-    return " ".join([task.prompt, *(repairs[int(i)] for i in rng.permutation(len(repairs))[:count])])
 
 
 def _asked(task: Task, done: int) -> str:

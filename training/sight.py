@@ -6,6 +6,7 @@ A vision token of the tiny vision-language models is one cell of one board, (B v
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,28 +53,34 @@ class Sight(nn.Module):
         return thing + ground
 
 
-def named(teacher: Teacher) -> dict[int, tuple[bool, int]]:
-    """Tokens that name something: whether it is a pad, and its ground or 1 + look."""
-    out: dict[int, tuple[bool, int]] = {}
-    for name in phrases():
-        color, noun = name.split()
-        found = (True, pad(color)) if noun == "pad" else (False, 1 + look(color, noun))
-        out[teacher.tokenizer.convert_tokens_to_ids(name)] = found
-    assert len(out) == LOOKS + len(COLOR_NAMES)
-    return out
+@dataclass(frozen=True)
+class Named:
+    """The n tokens of one packed forward that name a thing or a pad: row and place (n, 2); and where what they name is,
+    (n, T, 36) bool."""
+
+    tokens: Tensor
+    there: Tensor
 
 
-def shown(
-    out: PackedOutput, names: dict[int, tuple[bool, int]], things: Tensor, grounds: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The naming tokens of one packed forward, (n, 2): row and place; and where what they name is, (n, T, 36) bool."""
-    ids = out.packed.ids
-    places = torch.isin(ids, torch.tensor(list(names), device=ids.device)).nonzero()
-    there = torch.zeros(len(places), *things.shape[1:], dtype=torch.bool, device=ids.device)
-    for k, (row, token) in enumerate(places.tolist()):
-        is_pad, number = names[int(ids[row, token])]
-        there[k] = (grounds if is_pad else things)[row] == number
-    return places, there
+class Names:
+    """Finds the tokens that name something."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.known: dict[int, tuple[bool, int]] = {}  # token: whether it is a pad, and its ground or 1 + look
+        for name in phrases():
+            color, noun = name.split()
+            found = (True, pad(color)) if noun == "pad" else (False, 1 + look(color, noun))
+            self.known[teacher.tokenizer.convert_tokens_to_ids(name)] = found
+        assert len(self.known) == LOOKS + len(COLOR_NAMES)
+
+    def __call__(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Named:
+        ids = out.packed.ids
+        tokens = torch.isin(ids, torch.tensor(list(self.known), device=ids.device)).nonzero()
+        there = torch.zeros(len(tokens), *things.shape[1:], dtype=torch.bool, device=ids.device)
+        for k, (row, token) in enumerate(tokens.tolist()):
+            is_pad, number = self.known[int(ids[row, token])]
+            there[k] = (grounds if is_pad else things)[row] == number
+        return Named(tokens, there)
 
 
 class Places(nn.Module):
@@ -81,15 +88,15 @@ class Places(nn.Module):
 
     def __init__(self, teacher: Teacher, boards: int) -> None:
         super().__init__()
-        self.boards, self.names = boards, named(teacher)
+        self.boards = boards
         self.place = nn.Linear(teacher.model.config.text_config.hidden_size, boards * (CELLS + 1))
 
-    def forward(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Tensor:
+    def forward(self, out: PackedOutput, named: Named) -> Tensor:
         """Cross-entropy over the cells and "nowhere" for one packed forward about the last T boards."""
-        places, there = shown(out, self.names, things, grounds)
+        there = named.there
         targets = torch.where(there.any(2), there.long().argmax(2), CELLS)  # (n, T)
-        logits = self.place(out.hidden[places[:, 0], places[:, 1]]).unflatten(-1, (self.boards, CELLS + 1))
-        return F.cross_entropy(logits[:, -things.shape[1] :].flatten(0, 1), targets.flatten())
+        logits = self.place(at_names(out.hidden, named)).unflatten(-1, (self.boards, CELLS + 1))
+        return F.cross_entropy(logits[:, -there.shape[1] :].flatten(0, 1), targets.flatten())
 
 
 class Gaze:
@@ -98,7 +105,6 @@ class Gaze:
     """
 
     def __init__(self, teacher: Teacher) -> None:
-        self.names = named(teacher)
         self.last: dict[str, Any] = {}  # what went through the layer in the last forward
         attention: Any = teacher.model.model.language_model.layers[1].self_attn
         attention.register_forward_pre_hook(
@@ -107,13 +113,13 @@ class Gaze:
         attention.q_norm.register_forward_hook(lambda _m, _i, out: self.last.update(queries=out))
         attention.k_norm.register_forward_hook(lambda _m, _i, out: self.last.update(keys=out))
 
-    def __call__(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Tensor:
+    def __call__(self, out: PackedOutput, named: Named) -> Tensor:
         """Cross-entropy of the three heads' attention among the vision tokens, for the last packed forward."""
-        places, there = shown(out, self.names, things, grounds)
+        there = named.there
         turned = (x.transpose(1, 2) for x in (self.last["queries"], self.last["keys"]))
         queries, keys = apply_rotary_pos_emb(*turned, *self.last["rope"])  # (B, H, S, d)
-        asking = queries[places[:, 0], :, places[:, 1]]  # (n, H, d)
-        seen = keys[:, :, out.packed.video][places[:, 0]]  # (n, H, T * 36, d)
+        asking = at_names(queries.transpose(1, 2), named)  # (n, H, d)
+        seen = keys[:, :, out.packed.video][named.tokens[:, 0]]  # (n, H, T * 36, d)
         log = (torch.einsum("nhd,nhvd->nhv", asking, seen) / asking.shape[-1] ** 0.5).log_softmax(-1)
         ends = torch.zeros_like(there), torch.zeros_like(there)
         ends[0][:, -1], ends[1][:, 0] = there[:, -1], there[:, 0]
@@ -123,3 +129,8 @@ class Gaze:
             share = wanted / wanted.sum(1, keepdim=True).clamp_min(1)
             losses.append(-(share * log[:, head]).sum() / wanted.any(1).sum().clamp_min(1))
         return torch.stack(losses).mean()
+
+
+def at_names(values: Tensor, named: Named) -> Tensor:
+    """(B, S, ...) at the naming tokens, (n, ...)."""
+    return values[named.tokens[:, 0], named.tokens[:, 1]]

@@ -27,7 +27,7 @@ from training.code import SCALE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.light import load_state as load_light
 from training.replies import QUERIES, queries, reply_loss
-from training.sight import Gaze, Places, Sight, contents
+from training.sight import Gaze, Names, Places, Sight, contents
 from training.world.corruptions import corrupt
 from training.world.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
 from training.world.questions import Question, questions
@@ -186,7 +186,7 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
     teacher = build()
     teacher.model.to(device())
     sight, places = Sight(teacher).to(device()), Places(teacher, BOARDS).to(device())
-    gaze = Gaze(teacher)
+    gaze, names = Gaze(teacher), Names(teacher)
     networks = nn.ModuleDict({"model": teacher.model, "sight": sight, "places": places})
     optimizers = matrices_and_rest(networks, MUON, ADAM, lambda name: "layers." in name or "blocks." in name)
     ema = Ema(networks, 0.998)
@@ -232,8 +232,8 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
         out = teacher.forward_packed(frames + noise, [[q.text for q in row] for row, _ in picked], FPS, SHOWN[-boards:])
         losses, yes = answer_loss(teacher, out, truths)
         things, grounds = (x.to(device()) for x in contents(seen))
-        looked, found = sight(things, grounds), places(out, things, grounds)
-        gazed = gaze(out, things, grounds)
+        named = names(out, things, grounds)
+        looked, found, gazed = sight(things, grounds), places(out, named), gaze(out, named)
         loss = losses.mean() + (0.3 if attacked else 1.0) * (looked + found + gazed)
         if step % WRITE_EVERY == 0:
             written = reply_loss(teacher, [queries(draw(rng)[0]) for _ in range(WRITTEN)])

@@ -6,8 +6,10 @@ code of code.py, the decoder to draw noisy codes, by a loss about pixels alone. 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +117,9 @@ def phase_of(step: int, phases: Sequence[Phase], steps: int | None) -> tuple[Pha
     """The phase of a step and the share of the learning rates there. ``steps``: of all phases together, instead of
     their own numbers."""
     scale = 1.0 if steps is None else steps / sum(phase.steps for phase in phases)
-    first = 0.0
-    for phase in phases[:-1]:
-        if step < first + scale * phase.steps:
-            break
-        first += scale * phase.steps
-    else:
-        phase = phases[-1]
+    ends = list(accumulate(scale * phase.steps for phase in phases))
+    number = min(bisect_right(ends, step), len(phases) - 1)
+    phase, first = phases[number], ends[number - 1] if number else 0.0
     return phase, phase.rate * cosine(step - int(first), max(1, int(scale * phase.steps)))
 
 

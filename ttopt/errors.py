@@ -68,7 +68,13 @@ def wrong_fields(error: ValidationError) -> str:
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser whose mistakes are a UserError instead of a usage page."""
+    """The parser of a command's own arguments; its mistakes are a UserError instead of a usage page.
+
+    ``more`` is said at the end of the help.
+    """
+
+    def __init__(self, command: str, what: str, more: str = "") -> None:
+        super().__init__(prog=f"ttopt {command}", description=what, epilog=more, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists all)")

@@ -6,7 +6,7 @@ of a rendered film by what it was made of, of any other video by the reader, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +63,12 @@ def questions(task: Task) -> tuple[Question, ...]:
     return tuple(out)
 
 
-def repaired_prompt(task: Task, rng: np.random.Generator) -> str:
-    """The prompt with one or two of the repairs that a verifier would add."""
+def repaired_prompt(task: Task, rng: np.random.Generator, chances: Sequence[float] = (0.0, 0.7, 0.3)) -> str:
+    """The prompt with none, one or two of the repairs that a verifier would add, with these chances."""
     repairs = list(dict.fromkeys(q.repair for q in questions(task)))
-    chosen = rng.permutation(len(repairs))[: 1 + int(rng.random() < 0.3)]
-    return " ".join([task.prompt, *(repairs[int(i)] for i in chosen)])
+    order = [repairs[int(i)] for i in rng.permutation(len(repairs))]
+    count = int((rng.random() < np.cumsum(chances[:0:-1])).sum())  # below the first of them two, below the last one
+    return " ".join([task.prompt, *order[:count]])
 
 
 def _sentence(name: str) -> str:

@@ -32,10 +32,9 @@ class AppSettings:
 def app_parser() -> Arguments:
     """What the app can be told besides settings."""
     parser = Arguments(
-        prog="ttopt app",
-        description="A page on which samples are optimized and looked at.",
-        epilog="All settings of ttopt fit may follow, e.g. --config wan22_5b: what the form starts with.",
-        allow_abbrev=False,
+        "app",
+        "A page on which samples are optimized and looked at.",
+        "All settings of ttopt fit may follow, e.g. --config wan22_5b: what the form starts with.",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help=f"where it listens; beyond this machine only with a password in ${PASSWORD}"

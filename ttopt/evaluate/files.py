@@ -22,6 +22,7 @@ from ttopt.record.plain import MB, VIDEO, check_video, mistakes, opened, read_pl
 from ttopt.record.result import CHECKED, FILE, Result, Spoiled
 
 M = TypeVar("M", bound=BaseModel)
+TRACE = "trace.json"  # of the step loop
 LONGEST_CURVE = 10_000  # rows
 SampleId = Annotated[str, Field(pattern=f"^(?:{ID_PATTERN.pattern})$")]
 

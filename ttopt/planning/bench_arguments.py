@@ -44,7 +44,8 @@ LARGE_WAYS = (  # what makes sense for large models only
 def bench_parser() -> Arguments:
     """What the bench can be told."""
     parser = Arguments(
-        prog="ttopt bench", description="One optimization step, the plain way against ours.", allow_abbrev=False
+        "bench",
+        "One optimization step, the plain way against ours.",
     )
     parser.add_argument(
         "--size", choices=["mini", "5b"], default="mini", help="embedded models, or random 5B and 4B ones"

@@ -13,10 +13,9 @@ from ttopt.errors import Arguments
 def fetch_parser() -> Arguments:
     """What fetch can be told besides settings."""
     parser = Arguments(
-        prog="ttopt fetch",
-        description="Downloads what a configuration needs from the hub, and says what is missing or does not fit.",
-        epilog="All settings of ttopt fit may follow, e.g. --config wan22_5b --teacher.model Qwen/Qwen3-VL-8B-Instruct",
-        allow_abbrev=False,
+        "fetch",
+        "Downloads what a configuration needs from the hub, and says what is missing or does not fit.",
+        "All settings of ttopt fit may follow, e.g. --config wan22_5b --teacher.model Qwen/Qwen3-VL-8B-Instruct",
     )
     parser.add_argument("--list", action="store_true", help="only say what is needed, and whether it fits together")
     return parser

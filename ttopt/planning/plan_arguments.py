@@ -18,10 +18,9 @@ MOST = 1_000_000  # samples and GPUs
 def plan_parser() -> Arguments:
     """What the plan can be told besides settings."""
     parser = Arguments(
-        prog="ttopt plan",
-        description="What a configuration needs on a GPU: work, memory, time, energy. Loads no weights.",
-        epilog="All settings of ttopt fit may follow, e.g. --config wan22_5b --sample.height 480 --sample.width 832",
-        allow_abbrev=False,
+        "plan",
+        "What a configuration needs on a GPU: work, memory, time, energy. Loads no weights.",
+        "All settings of ttopt fit may follow, e.g. --config wan22_5b --sample.height 480 --sample.width 832",
     )
     parser.add_argument("--gpu", default="H100", help=", ".join(GPUS))
     parser.add_argument(

@@ -31,7 +31,6 @@ def finish(
     *,
     method: str,
     seeds: dict[str, int],
-    fps: float | None = None,
     accepted: bool | None = None,
     stop: str = "",
     error: str = "",
@@ -42,7 +41,7 @@ def finish(
 ) -> Result:
     """Scores ``video`` (T,3,H,W) in [0,1], writes video.mp4, config.yaml and result.json; None: there is no video.
 
-    ``fps`` is the video's, where it is known; ``details`` holds what only this method knows, in JSON's types;
+    ``details`` holds what only this method knows, in JSON's types;
     ``more_inputs`` digests of what only it reads. ``written`` is a file that holds this very video already, perhaps
     video.mp4 itself; then ``video`` may be its first frame alone where there is no scorer.
     """
@@ -54,7 +53,7 @@ def finish(
             score = scored(scorer, sample, video)
         with meter.timer("write"), writing(folder):
             if written is None:
-                write_video(folder / "video.mp4", video, fps or sample.fps)
+                write_video(folder / "video.mp4", video, sample.fps)
             elif written != folder / "video.mp4":
                 shutil.copyfile(written, folder / "video.mp4")
         # Videos of other systems may have another size.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+from ttopt.data.video import sample_frames
 
 MAX_PSNR = 100.0  # two equal videos; infinity does not fit into JSON
 EQUAL = {"ssim": 1.0, "psnr": MAX_PSNR}
@@ -28,7 +29,7 @@ def drift(video: Tensor, base: Tensor) -> dict[str, float]:
 
 def compared(frames: int) -> list[int]:
     """The numbers of at most 16 evenly spaced frames of a video, first and last included."""
-    return torch.linspace(0, frames - 1, min(MOST_FRAMES, frames)).round().long().tolist()
+    return sample_frames(min(MOST_FRAMES, frames), frames)
 
 
 def similarity(images: Tensor, others: Tensor) -> float:

@@ -42,7 +42,11 @@ class Console:
             TimeElapsedColumn(),
         )
         with Progress(*columns, console=self.output, transient=True) as progress:
-            yield LiveSteps(progress, len(samples), steps)
+            yield self.live(progress, len(samples), steps)
+
+    def live(self, progress: Progress, samples: int, steps: int) -> LiveSteps:
+        """What is told how far the samples are."""
+        return LiveSteps(progress, samples, steps)
 
     def summary(self, results: Sequence[Result]) -> None:
         """The table of all samples."""

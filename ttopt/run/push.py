@@ -25,10 +25,9 @@ LARGEST = 4 * 2**30  # bytes of an adapter
 def push_parser() -> Arguments:
     """What push can be told."""
     parser = Arguments(
-        prog="ttopt push",
-        description="Puts the adapter of a sample on the hub, with a model card that holds its prompt and its numbers.",
-        epilog="The token comes from HF_TOKEN, or from hf auth login.",
-        allow_abbrev=False,
+        "push",
+        "Puts the adapter of a sample on the hub, with a model card that holds its prompt and its numbers.",
+        "The token comes from HF_TOKEN, or from hf auth login.",
     )
     parser.add_argument("--sample", type=Path, required=True, help="a result's folder, e.g. runs/x/samples/a")
     parser.add_argument("--to", required=True, help="owner/name of the repository, which is made if it is not there")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -21,6 +20,7 @@ from ttopt.data.miniworld import samples as miniworld_samples
 from ttopt.data.video import to_uint8
 from ttopt.errors import UserError, one_line
 from ttopt.evaluate.app.session import GIVEN, Asked, Session, View, configurations
+from ttopt.record.result import json_safe
 
 USER = "ttopt"
 EXAMPLES = 5  # one of each family of the sprite world
@@ -241,8 +241,7 @@ def _summary(view: View) -> dict[str, Any] | None:
             "questions": o.queries,
         }  # fmt: skip
     found |= {"seconds": result.seconds["total"], "score": None if result.score is None else result.score.success}
-    text = json.dumps(found, default=str).replace("NaN", "null").replace("Infinity", "null")
-    shown: dict[str, Any] = json.loads(text)
+    shown: dict[str, Any] = json_safe(found)
     return shown
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+from rich.progress import Progress
 
 from ttopt.config.checks import check_files, check_positions
 from ttopt.config.files import CONFIG_FOLDERS, resolve
@@ -20,10 +20,9 @@ from ttopt.config.parsing import changed, parse_fit
 from ttopt.config.settings import FitSettings, MethodSettings, QuerySettings
 from ttopt.data.find import find_samples
 from ttopt.data.queries import Queries
-from ttopt.data.sample import Sample
 from ttopt.data.video import strip, to_uint8
 from ttopt.errors import UserError, brief
-from ttopt.evaluate.files import read_curves
+from ttopt.evaluate.files import TRACE, read_curves
 from ttopt.evaluate.report import write_report
 from ttopt.models.load import sources
 from ttopt.optimization.training import TestTimeTraining
@@ -37,7 +36,6 @@ from ttopt.run.run import fit_all
 GIVEN = "as started"  # the settings of the command line, among the names of configurations
 SAMPLE = "sample"  # its id
 EVERY = 0.5  # seconds between two looks at a run
-TRACE = "trace.json"
 VIDEOS = ("base.mp4", "video.mp4")
 MOST_RUNS = 500  # that the page offers
 
@@ -208,15 +206,15 @@ class Watching(Console):
         super().__init__(quiet=True)
         self._view, self._stop, self._goes_on = view, stop, goes_on
 
-    @contextmanager
-    def samples(self, samples: Sequence[Sample], steps: int) -> Iterator[LiveSteps]:
-        with super().samples(samples, steps) as live:
-            yield _Told(live, self._view, self._stop, self._goes_on)
+    def live(self, progress: Progress, samples: int, steps: int) -> LiveSteps:
+        return _Told(progress, samples, steps, self._view, self._stop, self._goes_on)
 
 
 class _Told(LiveSteps):
-    def __init__(self, live: LiveSteps, view: View, stop: threading.Event, goes_on: bool) -> None:
-        self.__dict__.update(live.__dict__)
+    def __init__(
+        self, progress: Progress, samples: int, steps: int, view: View, stop: threading.Event, goes_on: bool
+    ) -> None:
+        super().__init__(progress, samples, steps)
         self._view, self._stop, self._goes_on = view, stop, goes_on
 
     def status(self, text: str) -> None:

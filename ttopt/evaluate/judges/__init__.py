@@ -24,6 +24,7 @@ from ttopt.record.run_folder import write_text, writing
 
 OFFICIAL = "official.json"
 Read = TypeVar("Read")
+T = TypeVar("T")
 Share = Annotated[float, Field(ge=0, le=1)]
 SHOWN = 300  # characters of a reply that an error message quotes
 ASKED = 3  # times, before a reply that cannot be read becomes an error
@@ -135,6 +136,18 @@ def server(settings: CompareSettings, benchmark: str, model: str) -> OpenAIChat:
             f"{benchmark} needs a judge; give --chat.backend openai and --chat.model (the paper's: {model})"
         )
     return OpenAIChat(dataclasses.replace(chat, max_tokens=max(chat.max_tokens, JUDGE_TOKENS)))
+
+
+def measured(judged: Sequence[Sample], measure: Callable[[Sample], T]) -> tuple[dict[str, T], dict[str, str]]:
+    """What ``measure`` finds for each sample, and the problems of those at whose videos it raises UserError."""
+    found: dict[str, T] = {}
+    errors: dict[str, str] = {}
+    for sample in judged:
+        try:
+            found[sample.id] = measure(sample)
+        except UserError as error:
+            errors[sample.id] = str(error)
+    return found, errors
 
 
 def opencv(benchmark: str) -> Any:

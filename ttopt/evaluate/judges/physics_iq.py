@@ -28,7 +28,7 @@ from ttopt.config.comparison import CompareSettings
 from ttopt.data.physics_iq import SECONDS, Filmed, output_path
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, opencv
+from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, measured, opencv
 
 SMALLEST = 1e-8  # added to what is divided by
 METRICS = ("spatial", "spatiotemporal", "weighted spatial", "mse")
@@ -39,14 +39,8 @@ def evaluator(settings: CompareSettings) -> Evaluator:
     cv2 = opencv("Physics-IQ")
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Judgment:
-        found: dict[str, Measured] = {}
-        errors: dict[str, str] = {}
-        for sample in judged:
-            try:
-                found[sample.id] = measure(cv2, sample.answer, videos / output_path(sample))
-            except UserError as error:
-                errors[sample.id] = str(error)
-        parts = {name: measured.shares() for name, measured in found.items()}
+        found, errors = measured(judged, lambda sample: measure(cv2, sample.answer, videos / output_path(sample)))
+        parts = {name: one.shares() for name, one in found.items()}
         scores = {name: mean_of(list(shares.values())) for name, shares in parts.items()}
         numbers = summary(samples, scores, parts)
         if len(found) == len(samples):
@@ -163,10 +157,10 @@ def _frames(cv2: Any, path: Path, count: int) -> Iterator[np.ndarray]:
         yield frame
 
 
-def original(measured: Sequence[Measured]) -> float:
+def original(found: Sequence[Measured]) -> float:
     """The score of the first Physics-IQ, 0 to 1."""
-    reached = {m: mean_of([each.reached[m] for each in measured]) for m in METRICS}
-    possible = {m: mean_of([each.possible[m] for each in measured]) for m in METRICS}
+    reached = {m: mean_of([each.reached[m] for each in found]) for m in METRICS}
+    possible = {m: mean_of([each.possible[m] for each in found]) for m in METRICS}
     shares = [reached[metric] / possible[metric] for metric in METRICS if metric != "mse" and possible[metric]]
     return min(1.0, max(0.0, sum(shares) / 3 - (reached["mse"] - possible["mse"])))
 

@@ -25,7 +25,7 @@ from ttopt.config.comparison import CompareSettings
 from ttopt.data.sample import Sample
 from ttopt.data.vrbench import Maze, output_path
 from ttopt.errors import UserError
-from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, opencv
+from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, measured, opencv
 from ttopt.record.plain import read_typed
 
 NEAR = 0.05  # of the picture's width and height
@@ -81,13 +81,7 @@ def evaluator(settings: CompareSettings) -> Evaluator:
     cv2 = opencv("VR-Bench")
 
     def evaluate(videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path) -> Judgment:
-        parts: dict[str, dict[str, float]] = {}
-        errors: dict[str, str] = {}
-        for sample in judged:
-            try:
-                parts[sample.id] = measure(cv2, sample.answer, videos / output_path(sample))
-            except UserError as error:
-                errors[sample.id] = str(error)
+        parts, errors = measured(judged, lambda sample: measure(cv2, sample.answer, videos / output_path(sample)))
         scores = {name: numbers["EM"] for name, numbers in parts.items()}
         about = {"opencv": str(cv2.__version__), "tracker": f"ncc, {MARGIN} pixels", "tolerance": str(NEAR)}
         return Judgment("VR-Bench exact match", scores, summary(samples, parts), errors, about, parts)

@@ -12,7 +12,7 @@ from pydantic import RootModel
 
 from ttopt.data.replies import parse_reply
 from ttopt.evaluate.comparison import Comparison
-from ttopt.evaluate.files import Questions, Trace, TraceCall, read_curves, read_each
+from ttopt.evaluate.files import TRACE, Questions, Trace, TraceCall, read_curves, read_each
 from ttopt.evaluate.grading import QUERIES
 from ttopt.evaluate.judges import Judgment
 from ttopt.evaluate.report import headline
@@ -169,10 +169,8 @@ def fit_page(
             source, _ = media.video(place / "base.mp4", needed=False)
             score = o.score_before
             before = Clip(
-                BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes,
-                partial=score.partial if score else None, score=_partial(score),
-                rules=len(score.rules) if score else 0, broken=_broken(score),
-            )  # fmt: skip
+                BEFORE, _outcome(score), source, p_yes=o.video_before.p_yes, score=_partial(score), **_scored(score)
+            )
             clips = [before, dataclasses.replace(made, p_yes=o.video_after.p_yes)]
         views.append(_view(result.sample, result, look, clips, made.queries))
     taus = dict.fromkeys(methods, tau)
@@ -214,11 +212,13 @@ def _pair(view: SampleView, reference: str, method: str) -> tuple[Clip | None, C
     return (clips.get(reference) if method != reference else None), clips.get(method, view.clips[-1])
 
 
-def _broken(score: Scored | None) -> list[Broken]:
+def _scored(score: Scored | None) -> dict[str, Any]:
+    """What a clip shows of the scorer's verdict beside its outcome."""
     if score is None:
-        return []
-    broken = [rule for rule, holds in score.rules.items() if not holds]
-    return [Broken(rule, score.words.get(rule, ""), score.frames.get(rule, [])) for rule in broken]
+        return {}
+    names = [rule for rule, holds in score.rules.items() if not holds]
+    broken = [Broken(rule, score.words.get(rule, ""), score.frames.get(rule, [])) for rule in names]
+    return {"partial": score.partial, "rules": len(score.rules), "broken": broken}
 
 
 def _count(number: int, thing: str) -> str:
@@ -233,7 +233,7 @@ def _clip(method: str, entry: Entry, place: Path, media: Media) -> tuple[Clip, L
     source, look = media.video(place / "video.mp4")
     cost = result.cost
     o = result.optimization
-    trace = media.read(place / "trace.json", lambda path: _trace(read_typed(path, media.root, Trace))) or []
+    trace = media.read(place / TRACE, lambda path: _trace(read_typed(path, media.root, Trace))) or []
     curves = media.read(place / "curves.csv", lambda path: read_curves(path, media.root)) or []
     outcome = "failed" if entry.failed else _outcome(result.score)
     clip = Clip(
@@ -243,10 +243,8 @@ def _clip(method: str, entry: Entry, place: Path, media: Media) -> tuple[Clip, L
         hacked=bool(result.accepted) and outcome == "wrong",
         p_yes=(entry.judged.p_yes if entry.judged else None) or [],
         note=result.error or entry.problem or "; ".join(filter(None, (result.stop, KEPT.get(o.kept, "") if o else ""))),
-        partial=result.score.partial if result.score else None,
         score=", ".join(f"{name} {value:.3g}" for name, value in entry.parts.items()) or _partial(result.score),
-        rules=len(result.score.rules) if result.score else 0,
-        broken=_broken(result.score),
+        **_scored(result.score),
         cost=(f"{_count(o.steps, 'step')}, " if o else "")
         + f"{cost.wall_seconds:.3g} s: {cost.generated_seconds:.3g} s of video, {cost.reasoner_forwards} forwards"
         + (f", {_count(cost.vlm_calls, 'VLM call')}" if cost.vlm_calls else ""),

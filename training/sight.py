@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
-from training.world.look import CELLS, COLOR_NAMES, GROUNDS, LOOKS, look, pad
+from training.world.look import CELLS, COLOR_NAMES, GROUNDS, LOOKS, adjacent, look, pad
 from training.world.reader import UNKNOWN, Seen
 from training.world.tokenizer import phrases
 from ttopt.models.teacher import PackedOutput, Teacher
+from ttopt.models.teacher.packing import at
 
 IGNORED = -100
 
@@ -99,25 +101,36 @@ class Places(nn.Module):
         return F.cross_entropy(logits[:, -there.shape[1] :].flatten(0, 1), targets.flatten())
 
 
-class Gaze:
-    """Where a name in a question looks: one head of the second layer wherever the thing is, one at the last board, one
-    at the first. Without this start the attention of so small a model hardly ever begins to compare names with cells.
-    """
+class Attention:
+    """The queries and keys (B, H, S, d) of one attention layer in the last forward, turned by the rotary positions."""
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.last: dict[str, Any] = {}  # what went through the layer in the last forward
-        attention: Any = teacher.model.model.language_model.layers[1].self_attn
+    def __init__(self, teacher: Teacher, layer: int) -> None:
+        self.last: dict[str, Any] = {}
+        attention: Any = teacher.model.model.language_model.layers[layer].self_attn
         attention.register_forward_pre_hook(
             lambda _m, _a, kwargs: self.last.update(rope=kwargs["position_embeddings"]), with_kwargs=True
         )
         attention.q_norm.register_forward_hook(lambda _m, _i, out: self.last.update(queries=out))
         attention.k_norm.register_forward_hook(lambda _m, _i, out: self.last.update(keys=out))
 
+    def turned(self) -> tuple[Tensor, Tensor]:
+        queries, keys = (x.transpose(1, 2) for x in (self.last["queries"], self.last["keys"]))
+        both: tuple[Tensor, Tensor] = apply_rotary_pos_emb(queries, keys, *self.last["rope"])
+        return both
+
+
+class Gaze:
+    """Where a name in a question looks: one head of the second layer wherever the thing is, one at the last board, one
+    at the first. Without this start the attention of so small a model hardly ever begins to compare names with cells.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.attention = Attention(teacher, 1)
+
     def __call__(self, out: PackedOutput, named: Named) -> Tensor:
         """Cross-entropy of the three heads' attention among the vision tokens, for the last packed forward."""
         there = named.there
-        turned = (x.transpose(1, 2) for x in (self.last["queries"], self.last["keys"]))
-        queries, keys = apply_rotary_pos_emb(*turned, *self.last["rope"])  # (B, H, S, d)
+        queries, keys = self.attention.turned()
         asking = at_names(queries.transpose(1, 2), named)  # (n, H, d)
         seen = keys[:, :, out.packed.video][named.tokens[:, 0]]  # (n, H, T * 36, d)
         log = (torch.einsum("nhd,nhvd->nhv", asking, seen) / asking.shape[-1] ** 0.5).log_softmax(-1)
@@ -129,6 +142,82 @@ class Gaze:
             share = wanted / wanted.sum(1, keepdim=True).clamp_min(1)
             losses.append(-(share * log[:, head]).sum() / wanted.any(1).sum().clamp_min(1))
         return torch.stack(losses).mean()
+
+
+class Changes(nn.Module):
+    """What vision tokens learn about time. In the first layer one head of each looks at its own cell on the board before,
+    one at it on the first board; in the second layer one head looks where the same thing was on the board before. After
+    two layers a token says what has changed in its cell, after three whether its thing came here in a legal way.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        super().__init__()
+        width, layers = teacher.model.config.text_config.hidden_size, teacher.model.model.language_model.layers
+        self.flags = nn.ModuleList([nn.Linear(width, 5), nn.Linear(width, 1)])
+        self.attentions = [Attention(teacher, 0), Attention(teacher, 1)]
+        self.hidden: dict[int, Tensor] = {}
+        for number, layer in enumerate((1, 2)):
+            layers[layer].register_forward_hook(partial(self._keep, number))
+
+    def _keep(self, number: int, _module: nn.Module, _inputs: object, out: Any) -> None:
+        self.hidden[number] = out[0] if isinstance(out, tuple) else out
+
+    def forward(self, out: PackedOutput, things: Tensor, grounds: Tensor) -> Tensor:
+        """Sum of the cross-entropies, for the last packed forward about videos with these contents (B, T, 36)."""
+        batch, boards, cells = things.shape
+        if boards == 1:
+            return torch.zeros((), device=things.device)
+        video = out.packed.video
+        own = torch.arange(boards * cells, device=things.device)
+        later = own >= cells
+        shown, before = things.flatten(1), things.roll(1, 1).flatten(1)
+        same = (shown[:, :, None] == shown[:, None]) & (shown > 0)[:, :, None]  # (B, V, V)
+        board = own // cells
+        was = same & (board[:, None] == board[None] + 1)
+        losses = []
+        for number, (layer, head) in enumerate(((0, 0), (0, 1), (1, 3))):
+            queries, keys = self.attentions[layer].turned()
+            asking, seen = queries[:, head, video], keys[:, head, video]
+            log = asking @ seen.transpose(1, 2) / asking.shape[-1] ** 0.5
+            log = log.masked_fill(own[None] > own[:, None], -1e4).log_softmax(-1)
+            if number < 2:
+                target = (own - cells if number == 0 else own % cells)[later]
+                losses.append(-log[:, later].gather(2, target.expand(batch, -1)[..., None]).mean())
+            else:
+                share = was / was.sum(2, keepdim=True).clamp_min(1)
+                losses.append(-(share * log).sum() / was.any(2).sum().clamp_min(1))
+        first = things[:, :1].expand_as(things).flatten(1), grounds[:, :1].expand_as(grounds).flatten(1)
+        ground, ground_before = grounds.flatten(1), grounds.roll(1, 1).flatten(1)
+        twin = (same & (board[:, None] == board[None]) & (own[:, None] > own[None])).any(2)
+        pairs = ((shown, before), (ground, ground_before), (shown, first[0]), (ground, first[1]))
+        wanted = torch.stack([*(a != b for a, b in pairs), twin], 2).float()
+        known = torch.stack([*((a >= 0) & (b >= 0) for a, b in pairs), shown >= 0], 2) & later[:, None]
+        near = torch.tensor([[adjacent(a, b) or a == b for b in range(cells)] for a in range(cells)], device=own.device)
+        legal = (was & near.repeat(boards, boards)).any(2)
+        for number, (target, mask) in enumerate(((wanted, known), (~legal[..., None], ((shown > 0) & later)[..., None]))):
+            hidden = self.hidden[number][:, video]
+            logits = self.flags[number](F.layer_norm(hidden, hidden.shape[-1:]))
+            rare = torch.full((logits.shape[-1],), 8.0, device=logits.device)
+            each = F.binary_cross_entropy_with_logits(logits, target.float(), pos_weight=rare, reduction="none")
+            losses.append((each * mask).sum() / mask.sum().clamp_min(1))
+        return torch.stack(losses).sum()
+
+
+class Faults(nn.Module):
+    """The answer's token says of each board whether the question's rule holds there: seven answers in place of one."""
+
+    def __init__(self, teacher: Teacher, boards: int) -> None:
+        super().__init__()
+        self.holds = nn.Linear(teacher.model.config.text_config.hidden_size, boards)
+
+    def forward(self, out: PackedOutput, holds: Tensor) -> Tensor:
+        """Cross-entropy for one packed forward; ``holds`` (B, Q, T) about the last T boards, IGNORED where a question is
+        not about single boards."""
+        at_answers = at(out.hidden, out.packed.answers[..., 0])
+        logits = self.holds(at_answers)[..., -holds.shape[2] :]
+        each = F.binary_cross_entropy_with_logits(logits, holds.clamp_min(0), reduction="none")
+        known = holds >= 0
+        return (each * known).sum() / known.sum().clamp_min(1)
 
 
 def at_names(values: Tensor, named: Named) -> Tensor:

@@ -27,7 +27,7 @@ from training.code import SCALE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.light import load_state as load_light
 from training.replies import QUERIES, queries, reply_loss
-from training.sight import Gaze, Names, Places, Sight, contents
+from training.sight import IGNORED, Changes, Faults, Gaze, Names, Places, Sight, contents
 from training.world.corruptions import corrupt
 from training.world.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
 from training.world.questions import Question, questions
@@ -39,11 +39,12 @@ from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts
 
-STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 9000, 4500, 6, 5, 3
+STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 15000, 10000, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
 GROWTH = ((500, 1), (800, 2), (1100, 3), (1400, 5))  # until a step it sees so many boards, the last ones of a film
 WRITE_EVERY, WRITTEN = 3, 4  # steps between replies that it learns to write, and how many
+LOCAL = ("one", "rest", "walls")  # what questions are about whose rules hold or break on single boards
 RADIUS = (0.7, 14.0)  # ends of how far latents are moved, in all; a film's latents have a norm of about 75
 NOISY, NOISE = 0.6, (0.02, 0.3)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 SHOWN = tuple(range(0, PER_MOVE * BOARDS, PER_MOVE))  # the numbers of the frames that it sees
@@ -156,6 +157,15 @@ def choose(task: Task, seen: Seen, rng: np.random.Generator) -> tuple[list[Quest
     return [options[int(i)] for i in picked], [float(values[int(i)]) for i in picked]
 
 
+def board_truths(asked: list[Question], seen: Seen) -> list[list[float]]:
+    """For each question and board, whether its rule holds in the move that ends there; IGNORED for what is not about
+    single boards."""
+    pairs = [seen[max(0, board - 1) : board + 1] for board in range(len(seen))]
+    return [
+        [float(q.truth(pair)) for pair in pairs] if q.about in LOCAL else [float(IGNORED)] * len(seen) for q in asked
+    ]
+
+
 def answer_loss(teacher: Teacher, out: PackedOutput, truths: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy (B, Q) of the truths over "Yes" and "No" among the whole vocabulary, and P("Yes") (B, Q)."""
     log = out.logits.log_softmax(-1)
@@ -186,8 +196,11 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
     teacher = build()
     teacher.model.to(device())
     sight, places = Sight(teacher).to(device()), Places(teacher, BOARDS).to(device())
+    changes, faults = Changes(teacher).to(device()), Faults(teacher, BOARDS).to(device())
     gaze, names = Gaze(teacher), Names(teacher)
-    networks = nn.ModuleDict({"model": teacher.model, "sight": sight, "places": places})
+    networks = nn.ModuleDict(
+        {"model": teacher.model, "sight": sight, "places": places, "changes": changes, "faults": faults}
+    )
     optimizers = matrices_and_rest(networks, MUON, ADAM, lambda name: "layers." in name or "blocks." in name)
     ema = Ema(networks, 0.998)
     run = Run(folder, {"all": networks}, optimizers, ema)
@@ -233,8 +246,15 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
         losses, yes = answer_loss(teacher, out, truths)
         things, grounds = (x.to(device()) for x in contents(seen))
         named = names(out, things, grounds)
-        looked, found, gazed = sight(things, grounds), places(out, named), gaze(out, named)
-        loss = losses.mean() + (0.3 if attacked else 1.0) * (looked + found + gazed)
+        holds = torch.tensor([board_truths(row, what) for (row, _), what in zip(picked, seen, strict=True)])
+        heads = {
+            "looked": sight(things, grounds),
+            "found": places(out, named),
+            "gazed": gaze(out, named),
+            "changed": changes(out, things, grounds),
+            "fault": faults(out, holds.to(device())),
+        }
+        loss = losses.mean() + (0.3 if attacked else 1.0) * sum(heads.values())
         if step % WRITE_EVERY == 0:
             written = reply_loss(teacher, [queries(draw(rng)[0]) for _ in range(WRITTEN)])
             means["written"] = 0.9 * means.get("written", float(written.detach())) + 0.1 * float(written.detach())
@@ -243,14 +263,10 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
         if moved.grad is not None:
             length = moved.grad.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1, 1)
             delta = delta + push * moved.grad / length
-        right = ((yes > 0.5) == (truths > 0.5)).float().mean()
-        for name, value in (
-            ("loss", losses.mean()),
-            ("right", right),
-            ("looked", looked),
-            ("found", found),
-            ("gazed", gazed),
-        ):
+        right = ((yes > 0.5) == (truths > 0.5)).float()
+        kinds = [q.about for row, _ in picked for q in row]
+        by_kind = {kind: right.flatten()[[k == kind for k in kinds]].mean() for kind in LOCAL if kind in kinds}
+        for name, value in {"loss": losses.mean(), "right": right.mean(), **by_kind, **heads}.items():
             key = f"{name}{replay}" if attacked else name
             number = float(value.detach())
             means[key] = 0.98 * means.get(key, number) + 0.02 * number

@@ -194,7 +194,9 @@ class Changes(nn.Module):
         known = torch.stack([*((a >= 0) & (b >= 0) for a, b in pairs), shown >= 0], 2) & later[:, None]
         near = torch.tensor([[adjacent(a, b) or a == b for b in range(cells)] for a in range(cells)], device=own.device)
         legal = (was & near.repeat(boards, boards)).any(2)
-        for number, (target, mask) in enumerate(((wanted, known), (~legal[..., None], ((shown > 0) & later)[..., None]))):
+        for number, (target, mask) in enumerate(
+            ((wanted, known), (~legal[..., None], ((shown > 0) & later)[..., None]))
+        ):
             hidden = self.hidden[number][:, video]
             logits = self.flags[number](F.layer_norm(hidden, hidden.shape[-1:]))
             rare = torch.full((logits.shape[-1],), 8.0, device=logits.device)

@@ -39,7 +39,7 @@ from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts
 
-STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 15000, 10000, 6, 5, 3
+STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 13000, 10000, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
 GROWTH = ((500, 1), (800, 2), (1100, 3), (1400, 5))  # until a step it sees so many boards, the last ones of a film
@@ -232,10 +232,10 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
         moved = (latents + delta).requires_grad_()
         frames, seen = rendered, told
         if attacked and light is not None:
-            shown = light(moved, SHOWN)
-            chosen = torch.from_numpy(decoded).to(device()).view(-1, 1, 1, 1, 1)
-            frames = torch.where(chosen, shown, rendered)
-            seen = [read(shown[i].detach(), boards=True) if decoded[i] else told[i] for i in range(BATCH)]
+            rows = torch.from_numpy(np.flatnonzero(decoded)).to(device())
+            if len(rows):
+                frames = rendered.index_copy(0, rows, light(moved[rows], SHOWN))
+            seen = [read(frames[i].detach(), boards=True) if decoded[i] else told[i] for i in range(BATCH)]
         boards = next((count for end, count in GROWTH if step < end), BOARDS)
         frames, seen = frames[:, -boards:], [what[-boards:] for what in seen]
         picked = [choose(task, what, rng) for task, what in zip(tasks, seen, strict=True)]

@@ -41,6 +41,7 @@ from ttopt.record.result import NON_FINITE, Result
 from ttopt.record.run_folder import RunFolder, new_path
 from ttopt.run.console import Console, LiveSteps
 from ttopt.run.sample_runner import Failure, Job, SampleRunner
+from ttopt.run.tracking import start_early
 
 if TYPE_CHECKING:
     from ttopt.run.ray_pool import RayPool  # an extra that may not be installed
@@ -125,6 +126,7 @@ def _one_by_one(
     """Solves the samples in this process."""
     if not samples:
         return
+    start_early(job.settings)
     models = no_models()
     if needs_models(method):
         progress.status("loading the models")

@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import netrc
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -50,6 +51,19 @@ def _has_key() -> bool:
         except (OSError, netrc.NetrcParseError):
             continue
     return False
+
+
+def start_early(settings: FitSettings) -> None:
+    """Starts W&B's own process in the background: that takes a second or two, in which the models are loaded."""
+    if wandb_mode(settings.logging.wandb) != "disabled":
+        threading.Thread(target=_start_service, daemon=True).start()
+
+
+def _start_service() -> None:
+    with suppress(Exception):  # what is wrong is said when the first run starts
+        import wandb
+
+        wandb.setup()
 
 
 @contextmanager

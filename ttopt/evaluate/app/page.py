@@ -25,7 +25,7 @@ from ttopt.record.result import json_safe
 USER = "ttopt"
 EXAMPLES = 5  # one of each family of the sprite world
 CSS = """
-.video video, .seen img { image-rendering: pixelated; }
+.video video, .seen img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 .problem textarea { color: #c0392b; font-weight: 600; }
 """
 
@@ -83,9 +83,11 @@ def build(session: Session) -> gr.Blocks:
                 with gr.Row():
                     start = gr.Button("run", variant="primary", elem_id="run")
                     stop = gr.Button("stop, keep the best so far", elem_id="stop")
-                gr.Examples(
-                    _examples(session.folder / "app-examples"), [upload, prompt], label="examples", elem_id="examples"
-                )
+                known = _examples(session.folder / "app-examples")
+                examples = gr.Gallery(
+                    [path for path, _ in known], label="examples: choose one", columns=3, allow_preview=False,
+                    elem_id="examples", elem_classes="seen",
+                )  # fmt: skip
             with gr.Column(scale=3, min_width=340):
                 shown = _shown("run")
         with gr.Tab("Earlier runs"):
@@ -146,7 +148,11 @@ def build(session: Session) -> gr.Blocks:
             except UserError as error:
                 return _values(View(status="", error=str(error), done=True))
 
+        def choose(event: gr.SelectData) -> tuple[str, str]:
+            return known[event.index]
+
         problem = shown[1]
+        examples.select(choose, outputs=[upload, prompt])
         upload.change(look, [config, upload], [first, problem], show_progress="hidden")
         device = {"concurrency_limit": 1, "concurrency_id": "device"}  # one after the other
         write.click(ask, form, [goal, process, problem], **device)
@@ -164,7 +170,8 @@ def _asked(
     """The form's values."""
     questions = [line.strip() for line in (process or "").splitlines() if line.strip()]
     most, number = (None if value is None else int(value) for value in (steps, seed))
-    return Asked(config, prompt or "", image, goal or "", questions, most, tau, number)
+    path = None if image is None else str(image)  # Gradio's is a text with a name, which YAML cannot write
+    return Asked(config, prompt or "", path, goal or "", questions, most, tau, number)
 
 
 def _shown(name: str) -> list[Any]:
@@ -179,7 +186,8 @@ def _shown(name: str) -> list[Any]:
     with gr.Row():
         loss = gr.LinePlot(x="step", y="loss", title="loss", height=220, elem_id=f"{name}-loss")
         p_yes = gr.LinePlot(x="step", y="P(Yes)", color="question", title='P("Yes")', height=220, y_lim=[0, 1])
-    seen = gr.Image(label="the frames that the teacher graded last", interactive=False, elem_classes="seen")
+    gr.Markdown("The frames that the teacher graded last")
+    seen = gr.Image(show_label=False, interactive=False, elem_classes="seen")
     summary = gr.JSON(label="result", elem_id=f"{name}-result")
     files = gr.File(
         label="downloads: LoRA, videos, result", file_count="multiple", interactive=False, elem_id=f"{name}-files"
@@ -255,7 +263,7 @@ def _told(trace: dict[str, Any]) -> list[dict[str, Any]]:
     return [*calls, *clips]
 
 
-def _examples(folder: Path) -> list[list[str]]:
+def _examples(folder: Path) -> list[tuple[str, str]]:
     """First frames and prompts of the sprite world, which the embedded models know."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
@@ -263,5 +271,5 @@ def _examples(folder: Path) -> list[list[str]]:
         path = folder / f"{sample.family}.png"
         if sample.image is not None:
             write_image(path, sample.image)
-            found.append([str(path), sample.prompt])
+            found.append((str(path), sample.prompt))
     return found

@@ -13,13 +13,13 @@ import torch
 
 from training.code import CHANNELS, SCALE
 from training.common import Ema, Run, averaged, device, matrices_and_rest, update
-from training.vae import Phase, phase_of, pieces, pixel_loss
+from training.vae import HARD, Phase, phase_of, pieces, pixel_loss, worst_loss
 from training.world.look import GRID, PER_MOVE
 from ttopt.models.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
 MUON, ADAM, NOISE = 0.005, 1e-3, 0.1
-PHASES = (Phase(3000, 12, 3, 3, 1.0), Phase(2500, 3, GRID, 3, 0.5))  # blends in the last one only
-BLENDED = 0.3  # share of the films
+PHASES = (Phase(3000, 12, 3, 3, 1.0), Phase(2500, 3, GRID, 3, 0.5), Phase(2500, 3, GRID, 3, 0.4))
+BLENDED = 0.3  # share of the films, where boards are whole
 CONFIG = LightDecoderConfig(
     channels=(96, 64, 40, 32), latent_channels=CHANNELS, patch_size=4, time_upscale=(False, False, False),
     space_upscale=(True, True, False),
@@ -37,17 +37,17 @@ def train(folder: Path, steps: int | None = None) -> None:
         generator = torch.Generator().manual_seed(step)
         video, code = pieces(np.random.default_rng([4, step]), phase)
         target = video[:, ::PER_MOVE]
-        if phase is PHASES[-1]:
+        if phase.cells == GRID:
             part = torch.rand(phase.count, 1, 1, 1, 1, generator=generator)
             part *= torch.rand(phase.count, 1, 1, 1, 1, generator=generator) < BLENDED
             code, target = (torch.lerp(x, x.roll(1, 0), part) for x in (code, target))
         code = code + NOISE * torch.randn(code.shape, generator=generator)
         target, code = target.to(device()), code.to(device())
         error = light(code / SCALE, [PER_MOVE * board for board in range(phase.boards)]) - target
-        loss = pixel_loss(error, target)
-        update(loss, light, optimizers, ema, rate)
+        loss, hard = pixel_loss(error, target), worst_loss(error)
+        update(loss + HARD * hard if phase is PHASES[-1] else loss, light, optimizers, ema, rate)
         if step % 50 == 0:
-            run.log(step, loss=loss, psnr=-10 * error.square().mean().log10())
+            run.log(step, loss=loss, hard=hard, psnr=-10 * error.square().mean().log10())
 
 
 def load_state(state: Path) -> LightDecoder:

@@ -145,7 +145,7 @@ class Gaze:
 
 
 class Changes(nn.Module):
-    """What vision tokens learn about time. In the first layer one head of each looks at its own cell on the board before,
+    """What vision tokens learn about time. In the first layer one head looks at a token's own cell on the board before,
     one at it on the first board; in the second layer one head looks where the same thing was on the board before. After
     two layers a token says what has changed in its cell, after three whether its thing came here in a legal way.
     """
@@ -213,13 +213,10 @@ class Faults(nn.Module):
         self.holds = nn.Linear(teacher.model.config.text_config.hidden_size, boards)
 
     def forward(self, out: PackedOutput, holds: Tensor) -> Tensor:
-        """Cross-entropy for one packed forward; ``holds`` (B, Q, T) about the last T boards, IGNORED where a question is
-        not about single boards."""
+        """Cross-entropy for one packed forward; ``holds`` (B, Q, T) about the last T boards."""
         at_answers = at(out.hidden, out.packed.answers[..., 0])
         logits = self.holds(at_answers)[..., -holds.shape[2] :]
-        each = F.binary_cross_entropy_with_logits(logits, holds.clamp_min(0), reduction="none")
-        known = holds >= 0
-        return (each * known).sum() / known.sum().clamp_min(1)
+        return F.binary_cross_entropy_with_logits(logits, holds)
 
 
 def at_names(values: Tensor, named: Named) -> Tensor:

@@ -27,7 +27,7 @@ from training.code import SCALE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.light import load_state as load_light
 from training.replies import QUERIES, queries, reply_loss
-from training.sight import IGNORED, Changes, Faults, Gaze, Names, Places, Sight, contents
+from training.sight import Changes, Faults, Gaze, Names, Places, Sight, contents
 from training.world.corruptions import corrupt
 from training.world.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
 from training.world.questions import Question, questions
@@ -39,12 +39,16 @@ from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts
 
-STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 13000, 10000, 6, 5, 3
+STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 18000, 10000, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
 GROWTH = ((500, 1), (800, 2), (1100, 3), (1400, 5))  # until a step it sees so many boards, the last ones of a film
 WRITE_EVERY, WRITTEN = 3, 4  # steps between replies that it learns to write, and how many
-LOCAL = ("one", "rest", "walls")  # what questions are about whose rules hold or break on single boards
+SHARES = {
+    "visit": 0.3,
+    "paint": 0.25,
+    "two": 0.2,
+}  # of the hardest families; others share the rest
 RADIUS = (0.7, 14.0)  # ends of how far latents are moved, in all; a film's latents have a norm of about 75
 NOISY, NOISE = 0.6, (0.02, 0.3)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 SHOWN = tuple(range(0, PER_MOVE * BOARDS, PER_MOVE))  # the numbers of the frames that it sees
@@ -158,12 +162,14 @@ def choose(task: Task, seen: Seen, rng: np.random.Generator) -> tuple[list[Quest
 
 
 def board_truths(asked: list[Question], seen: Seen) -> list[list[float]]:
-    """For each question and board, whether its rule holds in the move that ends there; IGNORED for what is not about
-    single boards."""
-    pairs = [seen[max(0, board - 1) : board + 1] for board in range(len(seen))]
-    return [
-        [float(q.truth(pair)) for pair in pairs] if q.about in LOCAL else [float(IGNORED)] * len(seen) for q in asked
-    ]
+    """For each question and board: whether the rule holds in the move that ends there; of a goal, whether it is reached
+    on this board; of an order, whether it has been kept to its end by then."""
+
+    def part(about: str, board: int) -> Seen:
+        first = {"goal": board, "order": 0}.get(about, max(0, board - 1))
+        return seen[first : board + 1]
+
+    return [[float(q.truth(part(q.about, board))) for board in range(len(seen))] for q in asked]
 
 
 def answer_loss(teacher: Teacher, out: PackedOutput, truths: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +188,9 @@ def log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> NDArray[
 def draw(rng: np.random.Generator) -> tuple[Task, Film]:
     """A task of the training splits and a film of it, right in a third of the cases."""
     split = "teacher_ood" if rng.random() < 0.4 else "train"
-    task = clip_task(str(rng.choice((*FAMILIES, *LONG))), split, 31, int(rng.integers(1_000_000)))
+    others = [name for name in (*FAMILIES, *LONG) if name not in SHARES]
+    chances = [*SHARES.values(), *[(1 - sum(SHARES.values())) / len(others)] * len(others)]
+    task = clip_task(str(rng.choice([*SHARES, *others], p=chances)), split, 31, int(rng.integers(1_000_000)))
     if rng.random() < 0.35:
         return task, task.film(task.choices[int(rng.integers(len(task.choices)))])
     return task, corrupt(task, rng)[1]
@@ -265,7 +273,7 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
             delta = delta + push * moved.grad / length
         right = ((yes > 0.5) == (truths > 0.5)).float()
         kinds = [q.about for row, _ in picked for q in row]
-        by_kind = {kind: right.flatten()[[k == kind for k in kinds]].mean() for kind in LOCAL if kind in kinds}
+        by_kind = {kind: right.flatten()[[k == kind for k in kinds]].mean() for kind in set(kinds)}
         for name, value in {"loss": losses.mean(), "right": right.mean(), **by_kind, **heads}.items():
             key = f"{name}{replay}" if attacked else name
             number = float(value.detach())

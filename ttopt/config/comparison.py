@@ -16,7 +16,7 @@ from ttopt.errors import UserError
 
 DEFAULT = "compare"
 BY_RULE = ("vbvr", "vrbench", "physics_iq")  # the data sets with an evaluator that costs no judge's replies
-JUDGED = (*BY_RULE, "ruler", "genvire")  # all with an evaluator of their own
+JUDGED = (*BY_RULE, "ruler", "genvire", "mme_cof")  # all with an evaluator of their own
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class CompareSettings(FitSettings):
     questions: bool = True
     """Grade all final videos with the teacher's questions."""
     official: bool = False
-    """Run the benchmark's own evaluator: vbvr needs VBVR-EvalKit, ruler and genvire a judge (chat.backend openai),
-    vrbench and physics_iq OpenCV."""
+    """Run the benchmark's own evaluator: vbvr needs VBVR-EvalKit; ruler, genvire and mme_cof a judge (chat.backend
+    openai); vrbench and physics_iq OpenCV."""
     judge_prompt: str | None = None
     """ruler: file with the judge's instruction, e.g. the benchmark's eval/system_prompt.txt; null: ours."""
     report: bool = True

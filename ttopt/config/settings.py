@@ -109,7 +109,7 @@ class FitSettings(Group):
     """Folder of the run; give an old one to continue it. null: a new one under runs/."""
     seed: int = setting(0, low=0, cap=2**63 - 1)
     """Seed of the data set, the noise and the adapter."""
-    dataset: Literal["miniworld", "vbvr", "ruler", "genvire", "vrbench", "physics_iq", "folder"] = setting(
+    dataset: Literal["miniworld", "vbvr", "ruler", "genvire", "vrbench", "physics_iq", "mme_cof", "folder"] = setting(
         "miniworld", shared=True
     )
     """Where samples come from when no sample.prompt is given."""
@@ -120,7 +120,8 @@ class FitSettings(Group):
     and dev_ood, their twins for choosing settings. vrbench: train, eval or all."""
     families: list[str] | None = setting(None, cap=1000, shared=True)
     """Only these task families, e.g. move or '[move,maze]' (vbvr: tasks; ruler, genvire: categories or tasks;
-    vrbench: kinds of mazes; physics_iq: categories); null: all (miniworld: the five that one clip can solve)."""
+    vrbench: kinds of mazes; physics_iq, mme_cof: categories); null: all (miniworld: the five that one clip can
+    solve)."""
     limit: int = setting(5, low=1, cap=1_000_000, give="--limit 1 or more", free=True, shared=True)
     """How many samples."""
     batch_samples: int = setting(1, low=1, cap=65_536, free=True)

@@ -59,6 +59,7 @@ LAYOUTS = {
     "ruler": ("RULER-Bench", ("data.jsonl",)),
     "genvire": ("Gen-ViRe", ("c1_abstract_reasoning", "c6_spatial_reasoning")),
     "vrbench": ("VR-Bench", ("eval/maze", "train/maze", "metadata/eval", "metadata/train")),
+    "mme_cof": ("MME-CoF", ("visual_detail_reasoning",)),
     "physics_iq": ("Physics-IQ", ("switch-frames", "split-videos")),
 }
 

@@ -44,15 +44,19 @@ class FirstFrame:
     height: int
     width: int
     name: str = "in the data set"  # how errors call it
+    border: tuple[int, int] = (0, 0)  # white pixels that are added first, above and below, and at both sides
 
     def pixels(self) -> Tensor:
         """(3,height,width) float32 in [0,1]. Raises UserError for what cannot be read, or shown."""
         with _reading(self.source, self.name, DAMAGED) as file:
-            return fit_image(as_seen(file, self.name), self.height, self.width)
+            image, (rows, columns) = as_seen(file, self.name), self.border
+            if rows or columns:
+                image = ImageOps.expand(image, (columns, rows, columns, rows), "white")
+            return fit_image(image, self.height, self.width)
 
-    def __reduce__(self) -> tuple[type[FirstFrame], tuple[bytes, int, int, str]]:
+    def __reduce__(self) -> tuple[type[FirstFrame], tuple[bytes, int, int, str, tuple[int, int]]]:
         content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
-        return FirstFrame, (content, self.height, self.width, self.name)
+        return FirstFrame, (content, self.height, self.width, self.name, self.border)
 
 
 def image_size(source: Path | bytes, name: str) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from ttopt.run.run import fit_all
 
 GIVEN = "as started"  # the settings of the command line, among the names of configurations
 SAMPLE = "sample"  # its id
-EVERY = 0.5  # seconds between two looks at a run
+EVERY = 1.0  # seconds between two looks at a run
 VIDEOS = ("base.mp4", "video.mp4")
 MOST_RUNS = 500  # that the page offers
 

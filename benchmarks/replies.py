@@ -4,8 +4,8 @@
 
 The teacher writes questions for one-clip tasks; the chat model plans and verifies. Verdicts are asked about clips of
 whole one-clip tasks and of single steps of tasks with several stops: of the reasoner, right ones and wrong ones, all
-after the VAE; borderline clips, in which the scorer itself is unsure of a rule, are left out. Plans are asked about
-clean frames.
+after the VAE, judged by the scorer over all frames; those on which the two scorers differ are left out. Plans are
+asked about clean frames.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from training.miniworld import dialogues
-from training.miniworld.corruptions import corrupt
-from training.miniworld.vae import encode
+from training import dialogues
+from training.corruptions import corrupt
+from training.vae import encode
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import WEIGHTS
 from ttopt.data import miniworld
@@ -32,18 +32,20 @@ from ttopt.data.replies import parse_reply
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.evaluate.statistics import estimate
-from ttopt.miniworld.multistep import legs
+from ttopt.miniworld import second
+from ttopt.miniworld.chains import legs
+from ttopt.miniworld.look import PER_MOVE, render
+from ttopt.miniworld.reader import read
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.scorer import rule_truths
-from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, TWO_STOPS, make_task
-from ttopt.miniworld.world import read, render
+from ttopt.miniworld.scorer import score_videos
+from ttopt.miniworld.tasks import FAMILIES, LONG, make_task
 from ttopt.models.reasoner import Reasoner
 from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.reasoner.recipe import schedule_of
 from ttopt.models.teacher.teacher import Teacher
 from ttopt.optimization.seeds import noise_seed
 
-Ask = Callable[[Tensor, str], str]  # images (n, 3, 48, 48), request -> reply
+Ask = Callable[[Tensor, str], str]  # images (n, 3, 96, 96), request -> reply
 
 
 class PlanReply(BaseModel):
@@ -77,34 +79,32 @@ def parsed(reply: str, schema: type[R]) -> R | None:
 
 def plan_rows(ask: Ask, task: Task) -> list[bool]:
     """Is each plan of a task exactly the rule's, at every point of the task?"""
-    parts = legs(task)
-    states = [part.codes()[0] for part in parts] + [parts[-1].codes()[-1]]
+    films = [part.film() for part in legs(task)]
+    boards = [render(film)[:1] for film in films] + [render(films[-1])[-1:]]
     rows = []
-    for done, codes in enumerate(states):
+    for done, board in enumerate(boards):
         step = min(3, done + 1)
         request = dialogues.PLAN.format(prompt=task.prompt, done=dialogues.done_text(task, done), step=step, steps=3)
-        image = render(codes[None])
-        wanted = dialogues.plan(task, done, read(image[None]), step, 3)
-        said = parsed(ask(image, request), PlanReply)
+        wanted = dialogues.plan(task, done, read(board, boards=True), step, 3)
+        said = parsed(ask(board, request), PlanReply)
         rows.append(said is not None and said.model_dump() == {k: wanted[k] for k in ("task_complete", "instruction")})
     return rows
 
 
 def judged(task: Task) -> list[Task]:
-    """What a loop may ask a verdict of: a task's steps, the task itself if one clip is enough for it, or both."""
-    if task.family in MULTI_STEP:
+    """What a loop may ask a verdict of: a long task's steps; of a task of several stops that one clip solves, both."""
+    if task.family in LONG:
         return legs(task)
-    return [*legs(task), task] if task.family in TWO_STOPS else [task]
+    return [*legs(task), task] if len(task.stops) > 1 else [task]
 
 
 def verdict_row(ask: Ask, task: Task, video: Tensor) -> tuple[bool, bool] | None:
-    """Truth and reply ("accept") about a clip (9, 3, 48, 48); None for a borderline clip."""
-    reading = read(video[None])
-    if any(0.3 < float(truth) < 0.7 for truth in rule_truths(task, reading).values()):
+    """Truth and reply ("accept") about a clip (25, 3, 96, 96); None where the two scorers differ."""
+    truth = score_videos(task, video[None])[0].success
+    if truth != all(second.judge_videos(task, video[None])[0].values()):
         return None
     request = dialogues.VERIFY.format(action=task.prompt, prompt=(task.parent or task).prompt)
-    truth = dialogues.verdict(task, reading)["verdict"] == "accept"
-    said = parsed(ask(video[dialogues.SEEN], request), VerdictReply)
+    said = parsed(ask(video[::PER_MOVE], request), VerdictReply)
     return truth, not truth if said is None else said.verdict == "accept"  # unreadable is wrong either way
 
 
@@ -118,15 +118,15 @@ def writes_right_queries(teacher: Teacher, sample: Sample) -> bool:
 
 @torch.no_grad()
 def clips(reasoner: Reasoner, task: Task, index: int, rng: np.random.Generator) -> Tensor:
-    """A video (9, 3, 48, 48) of a one-clip task: of the reasoner, the right one or a wrong one, in turn."""
+    """A video (25, 3, 96, 96) of a one-clip task: of the reasoner, the right one or a wrong one, in turn."""
     sample = miniworld.to_sample(task)
     condition = reasoner.condition(sample)
     if index % 3 == 0:
         z1 = reasoner.noise(condition, [noise_seed(0, sample)])
         return reasoner.decode(reasoner.generate(z1, condition))[0]
-    codes = task.codes() if index % 3 == 1 else corrupt(task, rng)[1]
+    film = task.film() if index % 3 == 1 else corrupt(task, rng)[1]
     mean, inverse_std = latent_statistics(reasoner.vae, "cpu")
-    return reasoner.decode((encode(reasoner.vae, render(codes)[None]) - mean) * inverse_std)[0]
+    return reasoner.decode((encode(reasoner.vae, render(film)[None]) - mean) * inverse_std)[0]
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     def ask(images: Tensor, request: str) -> str:
         return chat.reply([("user", request)], list(images))
 
-    families = (*FAMILIES, *MULTI_STEP)
+    families = (*FAMILIES, *LONG)
     plans: dict[str, list[bool]] = {}
     questions, verdicts, wrong = [], [], []
     for index in range(args.samples):
@@ -178,7 +178,7 @@ def main() -> None:
         print(f"{name:24s} {e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]  n {e.n}")
     out["plans by family"] = {family: round(float(np.mean(rows)), 3) for family, rows in plans.items()}
     print(out["plans by family"])
-    out["borderline clips left out"] = args.samples - len(verdicts)
+    out["clips left out"] = args.samples - len(verdicts)
     print(f"{time.perf_counter() - begin:.0f} s; wrong verdicts: {' '.join(wrong)}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

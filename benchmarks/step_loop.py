@@ -1,6 +1,6 @@
 """Does the loop help? Its parts against baselines that may generate as many seconds of video.
 
-    python -m benchmarks.step_loop --families '[tour,relay,doors]' --limit 64 --seed 1001 --run_dir runs/loop
+    python -m benchmarks.step_loop --families '[tour,relay]' --limit 64 --seed 1001 --run_dir runs/loop
     python -m benchmarks.step_loop --only '[single,loop,planning only]' --limit 16
 
 Takes every setting of ``ttopt compare`` (configs/collabvr_compare.yaml); the same command goes on where it stopped.
@@ -61,7 +61,7 @@ def mean_seconds(entries: Any) -> float:
 def with_baselines(settings: CompareSettings, seconds: float, clip: float) -> CompareSettings:
     """The methods and, for the same seconds, the best of k clips and of k videos of three chained clips.
 
-    On the sprite world the scorer itself picks the best, so that no judge could make more of them.
+    On the embedded world the scorer itself picks the best, so that no judge could make more of them.
     """
     k, chains = max(1, round(seconds / clip)), max(1, round(seconds / (3 * clip)))
     word, judge = ("best of ", {"judge": "scorer"}) if settings.dataset == "miniworld" else ("Pass@", {})

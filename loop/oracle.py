@@ -1,4 +1,4 @@
-"""The loop with a perfect planner and verifier: what is left to gain for the chat model, on the sprite world only.
+"""The loop with a perfect planner and verifier: what is left to gain for the chat model, on the embedded world only.
 
 A bound, not a method: it looks at the scorer's side of a sample, which no model may see.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 
-from training.miniworld import dialogues
+from training import dialogues
 from ttopt.data.sample import Sample
 from ttopt.errors import UserError
-from ttopt.miniworld.multistep import action, legs
+from ttopt.miniworld.chains import action, legs
+from ttopt.miniworld.reader import read
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.world import read
 from ttopt.models.chat import Message, Reply
 from ttopt.optimization.context import Context
 from ttopt.record.result import Result
@@ -37,13 +37,13 @@ class WorldChat:
         self.legs = {leg.prompt: leg for leg in legs(task)}
 
     def reply(self, messages: Sequence[Message], schema: type[BaseModel] | None = None) -> Reply:
-        text, images = messages[0].text, torch.stack(messages[0].images)[None]
+        text, seen = messages[0].text, read(torch.stack(messages[0].images), boards=True)
         said: dict[str, object]
         if planned := re.fullmatch(r"Plan: .* Done: (.*) Step (\d+) of (\d+)\.", text):
             done = self.done(planned[1])
-            said = dialogues.plan(self.task, done, read(images), int(planned[2]), int(planned[3]))
+            said = dialogues.plan(self.task, done, seen, int(planned[2]), int(planned[3]))
         elif checked := re.fullmatch(r"Check: (.*) Task: .*", text):
-            said = dialogues.verdict(self.legs.get(checked[1], self.task), read(images))
+            said = dialogues.verdict(self.legs.get(checked[1], self.task), seen)
         else:
             said = {"action": "regen"}
         return Reply(json.dumps(said), 0.0, 0, 0, 0.0, self.name)
@@ -65,7 +65,7 @@ class OracleLoop(StepLoop):
 
     def solve(self, sample: Sample, folder: Path, context: Context) -> Result:
         if not isinstance(sample.answer, Task):
-            raise UserError(f"sample {sample.id} does not come from the miniworld, whose rules answer here")
+            raise UserError(f"sample {sample.id} is none of the embedded world's, whose rules answer here")
         chat = dataclasses.replace(context.settings.chat, prompts="mini")
         settings = dataclasses.replace(context.settings, chat=chat)
         return super().solve(

@@ -49,20 +49,21 @@ def test_sizes_keep_the_aspect() -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """A small VBVR-Bench: three tasks in its layout, made by the sprite world."""
+    """A small VBVR-Bench: three tasks in its layout, made by the embedded world."""
     for split in ("id", "ood"):
-        miniworld.export(tmp_path, split, ["move", "maze", "recolour"], 3, 6)
+        miniworld.export(tmp_path, split, ["move", "maze", "paint"], 3, 6)
     return tmp_path
 
 
 def test_vbvr(world: Path) -> None:
-    found = vbvr.samples("all", None, 0, 100, root=world, form=SMALL)
+    form = dataclasses.replace(SMALL, height=96, width=96)
+    found = vbvr.samples("all", None, 0, 100, root=world, form=form)
     assert len(found) == 12 and {sample.split for sample in found} == {"id", "ood"}
-    ours = miniworld.samples("id", ["move", "maze", "recolour"], 3, 6)
+    ours = miniworld.samples("id", ["move", "maze", "paint"], 3, 6)
     by_prompt = {sample.prompt: sample for sample in found if sample.split == "id"}
     for sample in ours:
         other = by_prompt[sample.prompt]
-        assert (other.frames, other.fps, other.height, other.width) == (9, 8, 48, 48)
+        assert (other.frames, other.fps, other.height, other.width) == (25, 8, 96, 96)
         assert other.image is not None and sample.image is not None
         assert (other.image - sample.image).abs().max() <= 1 / 255, "from the PNG, not from the coded video"
     few = vbvr.samples("id", None, 0, 3, root=world, form=SMALL)

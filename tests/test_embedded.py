@@ -17,15 +17,15 @@ from tiny_fit import fit
 from torch import Tensor
 
 from benchmarks.replies import plan_rows
-from training.miniworld.corruptions import corrupt
-from training.miniworld.vae import decode, encode, exchanged
+from training.corruptions import corrupt
+from training.vae import encode
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import WEIGHTS, MethodSettings, OptimizationSettings
 from ttopt.data import miniworld
 from ttopt.data.video import read_video, write_video
+from ttopt.miniworld.look import FPS, PER_MOVE, render
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.tasks import FAMILIES, MULTI_STEP, make_task
-from ttopt.miniworld.world import FPS, FRAMES, SPRITES, WALL, distances, render
+from ttopt.miniworld.tasks import LONG, make_task, task_bank
 from ttopt.models.load import Models, load_models
 from ttopt.models.reasoner.condition import latent_statistics
 from ttopt.models.teacher import Teacher
@@ -42,29 +42,20 @@ def embedded() -> Models:
     return load_models(parse_fit(["--config", "mini"]))
 
 
-def test_exchanged_looks_keep_the_story() -> None:
-    """Training videos with other things and pads: the same cells are alike, empty or walls; each look occurs once."""
-    codes = torch.stack([make_task("visit", "ood", 92, i).codes() for i in range(4)])
-    other = exchanged(codes, torch.Generator().manual_seed(1))
-    assert (other != codes).any()
-    pairs = torch.stack([codes.flatten(), other.flatten()], 1).unique(dim=0)
-    assert len(pairs) == len(pairs[:, 0].unique()) == len(pairs[:, 1].unique())
-    walls = codes // SPRITES == WALL
-    assert torch.equal(other[walls | (codes == 0)], codes[walls | (codes == 0)])
-
-
-def test_decoded_cells_show_what_was_encoded(embedded: Models) -> None:
-    """Of right videos out of distribution fewer than one cell in a hundred is read as something else after the VAE."""
-    codes = torch.stack([make_task(family, "ood", 94, i).codes() for family in FAMILIES for i in range(4)])
-    vae = embedded.reasoner.vae
-    with torch.no_grad():
-        seen = distances(decode(vae, encode(vae, render(codes)))).argmin(-1)
-    assert (seen.view_as(codes) != codes).float().mean() < 0.01
+def test_right_videos_are_right_after_the_vae(embedded: Models) -> None:
+    """In every frame, in and out of distribution."""
+    reasoner, right = embedded.reasoner, []
+    mean, inverse_std = latent_statistics(reasoner.vae, "cpu")
+    for task in (*task_bank("id", 94, 10), *task_bank("ood", 94, 10)):
+        with torch.no_grad():
+            video = reasoner.decode((encode(reasoner.vae, render(task.film())[None]) - mean) * inverse_std)[0]
+        right.append(miniworld.score(miniworld.to_sample(task), video).success)
+    assert sum(right) >= 18, right
 
 
 def test_oracle_loss_ceiling(embedded: Models, tmp_path: Path) -> None:
     """With the true latents as the loss the loop repairs most failures: it is not the loop that holds results back."""
-    samples = miniworld.samples("ood", ["move", "maze", "recolour"], 91, 12)
+    samples = miniworld.samples("ood", ["visit", "paint", "two"], 91, 12)
     reasoner = embedded.reasoner
     condition = reasoner.condition(samples)
     z1 = reasoner.noise(condition, [seed_of(0, s.id, "noise") for s in samples])
@@ -93,7 +84,7 @@ def test_oracle_loss_ceiling(embedded: Models, tmp_path: Path) -> None:
     decoder: Any = lambda z, _: z  # noqa: E731
     o = OptimizationSettings(steps=20, lr=2e-3, tau=0.0)
     oracle = Oracle(target)
-    training = TestTimeTraining(reasoner, embedded.adapter, decoder, oracle, condition, z1, range(FRAMES), o)
+    training = TestTimeTraining(reasoner, embedded.adapter, decoder, oracle, condition, z1, range(samples[0].frames), o)
     fit(training, tmp_path)
     after = solved()
     assert before < len(samples), "the reasoner must leave something to repair"
@@ -109,16 +100,14 @@ def test_teacher_writes_the_right_questions(embedded: Models) -> None:
 def test_teacher_tells_right_videos_from_wrong_ones(embedded: Models) -> None:
     rng = np.random.default_rng(0)
     margins = []
+    shown = range(0, 25, PER_MOVE)
     for sample in miniworld.samples("id", None, 93, 40):
         task = sample.answer
         assert isinstance(task, Task)
-        rules: frozenset[str] = frozenset()
-        while rules <= {"nothing new", "pads"}:  # no question asks about these
-            _, wrong, rules = corrupt(task, rng)
-        videos = render(torch.stack([task.codes(), wrong]))
+        videos = torch.stack([render(task.film()), render(corrupt(task, rng)[1])])[:, ::PER_MOVE]
         questions = [miniworld.true_queries(sample).all] * 2
         with torch.no_grad():
-            losses = embedded.teacher.yes_losses(videos, questions, FPS, range(FRAMES))
+            losses = embedded.teacher.yes_losses(videos, questions, FPS, shown)
         good, bad = losses.amax(1).tolist()  # the worst answer decides
         margins.append(bad - good)
     assert np.mean(np.array(margins) > 0) >= 0.8
@@ -129,7 +118,7 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
     command += ["--logging.wandb", "disabled"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert "id-recolour-0-0000" in done.stdout and str(tmp_path / "run") in done.stdout
+    assert "id-maze-0-0000" in done.stdout and str(tmp_path / "run") in done.stdout
     result = json.loads((tmp_path / "run" / "samples" / "id-move-0-0000" / "result.json").read_text())
     assert result["score"]["rules"] and result["optimization"]["queries"]["process"]
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -138,7 +127,7 @@ def test_fit_through_the_command_line(tmp_path: Path) -> None:
 
 SHORT = ["--config", "mini", "--split", "ood", "--seed", "3003", "--optimization.steps", "1", "--limit", "1",
          "--optimization.starts", "1", "--adapter.rank", "4", "--logging.wandb", "disabled"]  # fmt: skip
-LOOP: dict[str, Any] = {"frames_per_second": 4, "shortest_clip": 9}
+LOOP: dict[str, Any] = {"frames_per_second": 2, "shortest_clip": 25}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "static": ("ttopt.methods.Static", {}),
     "single": ("ttopt.methods.Single", {}),
@@ -146,7 +135,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "seed ensemble": ("ttopt.methods.SeedEnsemble", {"seeds": 2}),
     "teacher LoRA": ("ttopt.methods.TeacherLora", {}),
     "PE": ("loop.PromptRewrite", {}),
-    "VideoTPO": ("loop.VideoTPO", {"frames_per_second": 4}),
+    "VideoTPO": ("loop.VideoTPO", {"frames_per_second": 2}),
     "chain": ("loop.Chain", {"clips": 2}),
     "step loop": ("loop.StepLoop", LOOP),
     "step loop with LoRA": ("loop.StepLoop", LOOP | {"inner": "teacher_lora"}),
@@ -180,14 +169,14 @@ def test_the_files_on_disk_are_what_was_scored(
 
 def test_the_chat_model_plans() -> None:
     chat = Teacher.load(WEIGHTS / "chat")
-    tasks = [make_task(family, "id", 93, 0) for family in MULTI_STEP]
+    tasks = [make_task(family, "id", 93, 0) for family in LONG]
     right = [
         row for t in tasks for row in plan_rows(lambda images, asked: chat.reply([("user", asked)], list(images)), t)
     ]
-    assert len(right) == 12 and sum(right) >= 8, right
+    assert len(right) == 8 and sum(right) >= 6, right
 
 
-@pytest.mark.parametrize("family", ["doors", pytest.param("tour", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["relay", pytest.param("tour", marks=pytest.mark.slow)])
 def test_step_loop_through_the_command_line(tmp_path: Path, family: str) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "ttopt", "fit", "--config", "collabvr", "--families", f"[{family}]",

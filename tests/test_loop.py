@@ -25,7 +25,7 @@ from loop.planner import Plan
 from loop.router import Route
 from loop.verifier import Verdict
 from loop.wording import Wording, done_text, message
-from training.miniworld import dialogues
+from training import dialogues
 from ttopt.config.comparison import parse_compare
 from ttopt.config.parsing import parse_fit
 from ttopt.config.settings import FitSettings, LoggingSettings, MethodSettings
@@ -36,8 +36,8 @@ from ttopt.data.sample import Sample
 from ttopt.data.video import read_video
 from ttopt.errors import UserError
 from ttopt.methods import Context, make_method
-from ttopt.miniworld.multistep import legs
-from ttopt.miniworld.world import render
+from ttopt.miniworld.chains import legs
+from ttopt.miniworld.look import PER_MOVE, render
 from ttopt.models.load import Models
 from ttopt.models.teacher import Queries
 from ttopt.optimization.seeds import seed_of
@@ -556,7 +556,7 @@ def test_wrong_arguments(arguments: dict[str, Any], problem: str) -> None:
 def test_configurations(tmp_path: Path) -> None:
     mini = parse_fit(["--config", "collabvr", "--method.arguments.attempts", "2"])
     made = make_method(mini.method)
-    assert isinstance(made, StepLoop) and (made.settings.attempts, made.settings.shortest_clip) == (2, 9)
+    assert isinstance(made, StepLoop) and (made.settings.attempts, made.settings.shortest_clip) == (2, 25)
     assert mini.chat.prompts == "mini"
     real = parse_fit(["--config", "collabvr_wan22", "--sample.prompt", "go", "--sample.frames", "81"])
     assert isinstance(make_method(real.method), StepLoop) and real.chat.backend == "openai"
@@ -679,6 +679,7 @@ def test_evaluation(
     monkeypatch.setattr(engine, "make_chat", lambda settings, teacher: chat)
     arguments = [
         *("--limit", "2", "--families", "[move]", "--run-dir", str(tmp_path / "run"), "--report", "false"),
+        *("--decoder.model", str(folders["light"])),
         *("--reasoner.model", str(folders["reasoner"]), "--teacher.model", str(folders["teacher"])),
         *("--sample.queries.goal", GOAL, "--sample.queries.process", json.dumps(PROCESS)),
         *("--only", "[single,loop]"),
@@ -754,17 +755,17 @@ def test_wandb_gets_calls_and_clips(
 
 
 def test_a_perfect_judge_accepts_right_videos_and_no_others() -> None:
-    """The world's own rules as planner and verifier, on true and on wrong clips of every task of several steps."""
-    for sample in miniworld.samples("id", ["tour", "relay", "doors"], 3, 6):
+    """The world's own rules as planner and verifier, on true and on wrong clips of tasks of several steps."""
+    for sample in miniworld.samples("id", ["tour", "relay"], 3, 4):
         chat, wording = WorldChat(sample.answer), Wording.load("mini")
         done: list[str] = []
         for number, leg in enumerate(legs(sample.answer)):
-            right = render(leg.codes())
+            right = render(leg.film())
             planned = parse_reply(_say(chat, wording.plan, "current_image", [right[0]], prompt=sample.prompt,
                                        done=done_text(done), step=number + 1, steps=9), Plan)  # fmt: skip
             assert planned.instruction == leg.prompt
             for frames, verdict_ in ((right, "accept"), (right[:1].expand_as(right), "reject")):
-                shown = list(frames[dialogues.SEEN])
+                shown = list(frames[::PER_MOVE])
                 said = _say(chat, wording.verify, "clip_images", shown, action=leg.prompt, prompt=sample.prompt)
                 assert parse_reply(said, Verdict).verdict == verdict_
             done.append(leg.prompt)

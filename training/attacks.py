@@ -17,11 +17,11 @@ from torch import Tensor
 from training.code import CHANNELS, SCALE, film_code
 from training.distill import sample
 from training.reasoner import FIRST_NOISE, TEXT_LENGTH, embed, load_state, predict
-from training.world.look import BOARDS, FPS
-from training.world.questions import questions
-from training.world.scene import Task
-from training.world.tasks import FAMILIES, LONG, SPLITS, clip_task
-from training.world.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.look import BOARDS, FPS
+from ttopt.miniworld.questions import questions
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import FAMILIES, LONG, SPLITS, clip_task
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
 from ttopt.models.reasoner import Adapter, LightDecoder
 from ttopt.models.teacher import Teacher
 from ttopt.optimization.reward import multi_vqa_loss

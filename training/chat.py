@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from training.code import CHANNELS, SCALE
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, update
+from training.corruptions import corrupt
 from training.dialogues import PLAN, ROUTE, VERIFY, as_text, checks, done_text, is_lost, plan, reason, route
 from training.dialogues import verdict as perfect
 from training.distill import sample
@@ -25,14 +26,13 @@ from training.replies import Dialogue, queries, reply_loss
 from training.teacher import build, save_teacher
 from training.teacher import load_state as load_teacher
 from training.vae import decode, encode
-from training.world.chains import legs
-from training.world.corruptions import corrupt
-from training.world.look import BOARDS, PER_MOVE, Actor, Film, render
-from training.world.questions import repaired_prompt
-from training.world.reader import Seen, from_film, read
-from training.world.scene import Task
-from training.world.tasks import FAMILIES, LONG, clip_task, make_task
-from training.world.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.chains import legs
+from ttopt.miniworld.look import BOARDS, PER_MOVE, Actor, Film, render
+from ttopt.miniworld.questions import repaired_prompt
+from ttopt.miniworld.reader import Seen, from_film, read
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import FAMILIES, LONG, clip_task, make_task
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
 
 STEPS, SEED = 4000, 41
 MUON, ADAM = 0.004, 6e-4  # learning rates

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from training.world.look import ABSENT, CELLS, GRID, SHAPE_NAMES, WALL, Film, adjacent
+from ttopt.miniworld.look import ABSENT, CELLS, GRID, SHAPE_NAMES, WALL, Film, adjacent
 
 CHANNELS = 20
 SCALE = 0.2  # latents are codes divided by it; their standard deviation is then about 1

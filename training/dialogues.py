@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from training.world import second
-from training.world.chains import action
-from training.world.look import pad_name, thing_name
-from training.world.questions import Question, questions
-from training.world.reader import Seen
-from training.world.scene import Stop, Task, distance
+from ttopt.miniworld import second
+from ttopt.miniworld.chains import action
+from ttopt.miniworld.look import pad_name, thing_name
+from ttopt.miniworld.questions import Question, questions
+from ttopt.miniworld.reader import Seen
+from ttopt.miniworld.scene import Stop, Task, distance
 
 PLAN = "Plan: {prompt} Done: {done} Step {step} of {steps}."
 VERIFY = "Check: {action} Task: {prompt}"

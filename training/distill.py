@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from training.code import CHANNELS, SCALE, film_code
 from training.common import Ema, Run, cosine, device, update
+from training.corruptions import corrupt
 from training.reasoner import (
     BATCH,
     FIRST_NOISE,
@@ -27,9 +28,8 @@ from training.reasoner import (
     predict,
     training_tasks,
 )
-from training.world.corruptions import corrupt
-from training.world.look import BOARDS
-from training.world.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.look import BOARDS
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
 
 SIGMAS = (1.0, 0.5, 0.25)  # noise levels of the few-step sampler
 STEPS, FIRST_TASK = 2000, 2_000_000  # the tasks are others than before

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from training.code import COLOR, PAD, SHAPE, STONE
-from training.world.look import BODY, CELL, CELLS, COLOR_NAMES, GRID, MARGIN, SHAPE_NAMES, WALL, ground_image, paint
+from ttopt.miniworld.look import BODY, CELL, CELLS, COLOR_NAMES, GRID, MARGIN, SHAPE_NAMES, WALL, ground_image, paint
 
 
 def boards(code: Tensor, least: float = 0.5) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.world.look import ABSENT, CELLS, EMPTY, GRID, LOOKS, WALL, Actor, Film, adjacent
+from ttopt.miniworld.look import ABSENT, CELLS, EMPTY, GRID, LOOKS, WALL, Actor, Film, adjacent
 
 ODD = 0.04  # chance a board that a thing changes its look, jumps, vanishes or comes back, or that a pad changes
 

@@ -14,7 +14,7 @@ import torch
 from training.code import CHANNELS, SCALE
 from training.common import Ema, Run, averaged, device, matrices_and_rest, update
 from training.vae import HARD, Phase, phase_of, pieces, pixel_loss, worst_loss
-from training.world.look import GRID, PER_MOVE
+from ttopt.miniworld.look import GRID, PER_MOVE
 from ttopt.models.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
 MUON, ADAM, NOISE = 0.005, 1e-3, 0.1

@@ -15,17 +15,17 @@ from torch import Tensor
 from transformers import UMT5EncoderModel
 
 from training.code import CHANNELS, SCALE
+from training.corruptions import corrupt
 from training.drawing import boards
 from training.reasoner import TEXT_LENGTH, Batch, embed, evaluate, load_state, predict
+from training.sheets import write_sheet
 from training.vae import decode, encode, halves
-from training.world.corruptions import corrupt
-from training.world.look import BOARDS, render
-from training.world.scene import Task
-from training.world.scorer import score_videos
-from training.world.second import judge_videos
-from training.world.sheets import write_sheet
-from training.world.tasks import FAMILIES, task_bank
-from training.world.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.look import BOARDS, render
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.scorer import score_videos
+from ttopt.miniworld.second import judge_videos
+from ttopt.miniworld.tasks import FAMILIES, task_bank
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
 
 
 @torch.no_grad()

@@ -21,11 +21,11 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from training.code import CHANNELS, SCALE, film_code
 from training.common import Ema, Optimizers, Run, averaged, cosine, device, matrices_and_rest, save_half, update
-from training.world.look import BOARDS, CELLS, GRID
-from training.world.questions import repaired_prompt
-from training.world.scene import Task
-from training.world.tasks import FAMILIES, LONG, clip_task, make_task
-from training.world.tokenizer import reasoner_tokenizer
+from ttopt.miniworld.look import BOARDS, CELLS, GRID
+from ttopt.miniworld.questions import repaired_prompt
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tasks import FAMILIES, LONG, clip_task, make_task
+from ttopt.miniworld.tokenizer import reasoner_tokenizer
 from ttopt.models.reasoner import forward
 
 TEXT_LENGTH, WIDTH, HEADS, LAYERS, FFN = 40, 128, 4, 6, 384

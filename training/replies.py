@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.world.look import COLOR_NAMES, render
-from training.world.questions import questions
-from training.world.scene import Task
-from training.world.tokenizer import phrases
+from ttopt.miniworld.look import COLOR_NAMES, render
+from ttopt.miniworld.questions import questions
+from ttopt.miniworld.scene import Task
+from ttopt.miniworld.tokenizer import phrases
 from ttopt.models.teacher import Teacher
 from ttopt.models.teacher import prompts as words
 

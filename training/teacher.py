@@ -25,16 +25,16 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from training.attacks import Attacker, Pool
 from training.code import SCALE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
+from training.corruptions import corrupt
 from training.light import load_state as load_light
 from training.replies import QUERIES, queries, reply_loss
 from training.sight import Changes, Faults, Gaze, Names, Places, Sight, contents
-from training.world.corruptions import corrupt
-from training.world.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
-from training.world.questions import Question, questions
-from training.world.reader import Seen, from_film, read
-from training.world.scene import Stop, Task
-from training.world.tasks import FAMILIES, LONG, clip_task
-from training.world.tokenizer import teacher_tokenizer
+from ttopt.miniworld.look import BOARDS, EMPTY, FPS, PER_MOVE, WALL, Film, render
+from ttopt.miniworld.questions import Question, questions
+from ttopt.miniworld.reader import Seen, from_film, read
+from ttopt.miniworld.scene import Stop, Task
+from ttopt.miniworld.tasks import FAMILIES, LONG, clip_task
+from ttopt.miniworld.tokenizer import teacher_tokenizer
 from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from training.code import CHANNELS, DOWN, LEAVES, RIGHT, SCALE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.films import random_film
-from training.world.look import CELL, GRID, PAPER, render
+from ttopt.miniworld.look import CELL, GRID, PAPER, render
 
 NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
 MUON, ADAM = 0.02, 3e-3  # learning rates

@@ -38,6 +38,10 @@ COMMANDS = {
         "ttopt.config.parsing.parse_fit", "ttopt.evaluate.commands.fit", CALLBACKS,
         check="ttopt.run.refusals.refuse",
     ),
+    "demo": Command(
+        "six samples in a minute: what the frozen model does with them, and what optimizing repairs",
+        "ttopt.config.parsing.parse_demo", "ttopt.evaluate.commands.demo", CALLBACKS,
+    ),
     "compare": Command(
         "methods on the same samples: one table and one page",
         "ttopt.config.comparison.parse_compare", "ttopt.evaluate.commands.compare", CALLBACKS,

@@ -140,7 +140,7 @@ def _check(settings: CompareSettings, files: bool) -> None:
         raise UserError("a sample of your own has no official evaluator; leave --official or --sample.prompt out")
     for method in settings.methods:
         for name in flat(method.settings):
-            # The sprite world's samples are the seed's; elsewhere it only decides the noise.
+            # The embedded world's samples are the seed's; elsewhere it only decides the noise.
             if is_shared(name) or (name == "seed" and settings.dataset == "miniworld"):
                 raise UserError(f"method {method.name}: {name} must be the same for all methods; give it as --{name}")
         own = settings_of(method, settings, Path())

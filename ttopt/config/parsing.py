@@ -75,6 +75,11 @@ def parse_fit(args: Sequence[str]) -> FitSettings:
     return settings
 
 
+def parse_demo(args: Sequence[str]) -> FitSettings:
+    """Settings of ``ttopt demo``: those of configs/demo.yaml, changed by command-line arguments; see ``parse``."""
+    return parse_fit(["--config", "demo", *args])
+
+
 def parse(group: type[S], command: str, what: str, args: Sequence[str], config: str | None = None) -> S:
     """Settings of a command from its arguments. Without --config, ``config`` is read, or else the embedded default.
 

@@ -124,6 +124,8 @@ class FitSettings(Group):
     solve)."""
     limit: int = setting(5, low=1, cap=1_000_000, give="--limit 1 or more", free=True, shared=True)
     """How many samples."""
+    ids: list[str] | None = setting(None, cap=100_000, shared=True)
+    """Only these samples, by the names that results give them, e.g. '[id-move-0-0003]'; null: the first ones."""
     batch_samples: int = setting(1, low=1, cap=65_536, free=True)
     """How many samples are optimized side by side on the device, each with its own adapter: the same results up to
     rounding, sooner on small models. Only for ttopt.methods.TeacherLora and engine in_process."""
@@ -169,6 +171,10 @@ class FitSettings(Group):
             yield f"dataset {self.dataset} needs its files; give their folder as --root"
         if self.families == []:
             yield "families is empty; name some, or give --families null for all"
+        if self.ids == []:
+            yield "ids is empty; name some samples, or give --ids null"
+        if self.ids and self.sample.prompt is not None:
+            yield "ids names samples of a data set, but sample.prompt gives one of your own; give one of the two"
         if len(set(families)) < len(families):
             yield f"families names one twice: {families}; name each once"
         if self.sample.prompt is not None and self.teacher.frames > self.sample.frames:

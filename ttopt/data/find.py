@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 from pathlib import Path
 
-from ttopt.config.settings import FitSettings
+from ttopt.config.settings import EMBEDDED, FitSettings
 from ttopt.data.images import read_image
 from ttopt.data.queries import Queries
 from ttopt.data.sample import Sample, Scorer
 from ttopt.errors import UserError
+from ttopt.miniworld import known
+
+ALL = 1_000_000  # more samples than any data set has
 
 
 def find_samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
@@ -31,19 +35,24 @@ def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
     if own.prompt is not None:
         # Checked before the image is made as large as is asked for.
         sample = Sample(own.id, own.prompt, None, own.frames, own.fps, own.height, own.width)
+        embedded = settings.reasoner.model == EMBEDDED
+        if embedded:
+            known.check_prompt(own.prompt)
         image = None if own.image is None else read_image(Path(own.image), own.height, own.width)
+        if embedded and image is not None:
+            known.check_scene(image)
         return [dataclasses.replace(sample, first_frame=image)], None
     dataset = importlib.import_module(f"ttopt.data.{settings.dataset}")
-    wanted = (settings.split, settings.families, settings.seed, settings.limit)
+    wanted = (settings.split, settings.families, settings.seed, settings.limit if settings.ids is None else ALL)
     if settings.root is not None and settings.dataset != "miniworld":
         root = Path(settings.root)
         try:
-            return dataset.samples(*wanted, root=root, form=own), dataset.score
+            return _named(dataset.samples(*wanted, root=root, form=own), settings), dataset.score
         except UserError as error:
             if hint := looks_like(root, settings.dataset):
                 raise UserError(f"{error}; {hint}") from error
             raise
-    samples: list[Sample] = dataset.samples(*wanted)
+    samples: list[Sample] = dataset.named(settings.ids) if settings.ids else dataset.samples(*wanted)
     for sample in samples:
         if settings.teacher.frames > sample.frames:
             raise UserError(
@@ -51,6 +60,18 @@ def _samples(settings: FitSettings) -> tuple[list[Sample], Scorer | None]:
                 f"{sample.frames} frames; give --teacher.frames {sample.frames} or fewer"
             )
     return samples, dataset.score
+
+
+def _named(samples: list[Sample], settings: FitSettings) -> list[Sample]:
+    """Those of a data set's samples that ``ids`` names, in its order; all if it names none. Raises UserError."""
+    if settings.ids is None:
+        return samples
+    by_name = {sample.id: sample for sample in samples}
+    for name in settings.ids:
+        if name not in by_name:
+            near = difflib.get_close_matches(name, by_name, n=1, cutoff=0)[0]
+            raise UserError(f"dataset {settings.dataset} has no sample {name!r}; the nearest is {near}")
+    return [by_name[name] for name in settings.ids]
 
 
 # What lies in the folder of each benchmark, and in no other's.
@@ -85,4 +106,6 @@ def looks_like(root: Path, dataset: str) -> str:
 def given_queries(settings: FitSettings) -> Queries | None:
     """The user's own queries, or None: the teacher writes them."""
     given = settings.sample.queries
+    if settings.teacher.model == EMBEDDED:
+        known.check_questions([given.goal or "", *given.process])
     return Queries(given.goal, tuple(given.process)) if given.goal else None

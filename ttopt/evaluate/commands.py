@@ -15,6 +15,7 @@ from ttopt.evaluate.compare import compare as run_comparison
 from ttopt.evaluate.compare import show
 from ttopt.evaluate.report import write_report
 from ttopt.models.distributed import is_rank_zero, joined
+from ttopt.record.result import Result
 from ttopt.run.console import Console
 from ttopt.run.run import MakeCallbacks, fit_all
 
@@ -24,7 +25,15 @@ INTERRUPTED = 130
 
 def fit(settings: FitSettings, callbacks: MakeCallbacks) -> int:
     """Optimizes a data set's samples, or a sample of the user's own, and writes the page."""
+    return _fit(settings, callbacks, Console.summary)
 
+
+def demo(settings: FitSettings, callbacks: MakeCallbacks) -> int:
+    """The same, and says in words what became of each sample."""
+    return _fit(settings, callbacks, Console.story)
+
+
+def _fit(settings: FitSettings, callbacks: MakeCallbacks, tell: Callable[[Console, Sequence[Result]], None]) -> int:
     def work() -> int:
         with joined(settings) as own:
             console = Console(quiet=not is_rank_zero())
@@ -32,7 +41,7 @@ def fit(settings: FitSettings, callbacks: MakeCallbacks) -> int:
             if not is_rank_zero():  # process 0 tells the rest
                 return 0
             if run.results:
-                console.summary(run.results)
+                tell(console, run.results)
                 console.print(f"page: {write_report(run.folder, console.print)}")
             console.print(f"results: {run.folder}")
             return _exit_code(run.problems)

@@ -86,7 +86,7 @@ def compare(settings: CompareSettings, console: Console, callbacks: MakeCallback
 
 
 def write_outputs(settings: CompareSettings, folder: Path, samples: Sequence[Sample]) -> None:
-    """Copies of the videos where a benchmark's evaluator looks for them; the sprite world has none."""
+    """Copies of the videos where a benchmark's evaluator looks for them; the embedded world has none."""
     if settings.dataset == "miniworld" or settings.sample.prompt is not None:
         return
     for method in chosen(settings):

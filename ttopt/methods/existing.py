@@ -68,7 +68,7 @@ def judged_video(place: Path) -> Path:
 def video_path(sample: Sample, dataset: str) -> Path:
     """Where a data set's evaluator looks for a sample's video, relative to the folder of a system's videos."""
     module = importlib.import_module(f"ttopt.data.{dataset}")
-    # A sample of the user's own has no data set, and the sprite world no evaluator but its scorer.
+    # A sample of the user's own has no data set, and the embedded world no evaluator but its scorer.
     if sample.answer is None or not hasattr(module, "output_path"):
         return Path(f"{sample.id}.mp4")
     path: Path = module.output_path(sample)

@@ -1,136 +1,147 @@
-"""The five task families that one clip can solve: move, recolour, maze, two, visit."""
+"""The five task families that one clip can solve: move, maze, visit, paint, two."""
 
 from __future__ import annotations
 
-from ttopt.miniworld.questions import At, Both, OffWalls, One, Turned, Visits
-from ttopt.miniworld.scene import (
-    Actor,
-    Draw,
-    RetryError,
-    Stop,
-    Task,
-    distance,
-    keep_clause,
-    keeps,
-    others_count,
-    shortest_way,
-    walk,
-    walking,
-)
-from ttopt.miniworld.world import FRAMES, GRID, pad, pad_name, sprite, sprite_name
+from collections.abc import Callable
+from itertools import product
+
+from ttopt.miniworld.look import BOARDS, GRID, Actor, pad, thing_name
+from ttopt.miniworld.scene import MOVES, Draw, RetryError, Stop, Task, distance, painted, walking, ways
 
 
-def _move(draw: Draw, level: int) -> Task:
-    rng = draw.rng
-    colour, target = draw.colour_pair()
-    subject = sprite(colour, draw.shape())
+def _move(draw: Draw) -> Task:
+    subject = draw.thing()
+    target = draw.color_for(subject)
     start, end = draw.cell(), draw.cell()
-    if distance(start, end) != level + (2 if draw.hard else 0):
+    if not 2 <= distance(start, end) <= 5:
         raise RetryError
-    way = shortest_way(start, end, set())
-    assert way is not None
-    pads = {end: pad(target)}
-    if draw.hard or rng.random() < 0.7:
-        pads[draw.cell()] = pad(draw.colour_but(target))
-    others = draw.distractors(subject, others_count(draw, 1, 2), {subject}, set(way))
-    name, place = sprite_name(subject), pad_name(pads[end])
+    found = ways(start, end, ())
+    on_way = {c for way in found for c in way}
+    others = draw.others([subject], 1, 3, on_way)
+    grounds = draw.board({end: target}, [subject], more=2 if draw.novel else draw.pick((0, 1, 2)))
+    name, place = thing_name(subject), f"{target} pad"
     prompt = draw.pick(
-        (
-            f"Move the {name} to the {place}.",
-            f"The {name} goes to the {place}.",
-            f"Bring the {name} onto the {place}.",
-        )
+        (f"Move the {name} to the {place}.", f"The {name} goes to the {place}.", f"Bring the {name} onto the {place}.")
     )
-    keep = keep_clause(rng, others)
+    keep = draw.keep()
+    choices = [[walking(subject, way), *others] for way in found]
     return Task(
-        "move", prompt + keep, keep,
-        [walking(subject, way), *others], pads, (),
-        At(subject, pads[end], end), (One(subject), *keeps(others)), stops=(Stop(0, end),),
-    )  # fmt: skip
+        "move", prompt + keep, keep, draw.pick(choices), grounds, 1, (Stop(0, end, pad(target)),), choices=choices
+    )
 
 
-def _recolour(draw: Draw, level: int) -> Task:
-    rng = draw.rng
-    colour, target = draw.colour_pair()
-    shape = draw.shape()
-    subject, new = sprite(colour, shape), sprite(target, shape)
-    cell = draw.cell()
-    looks = [subject] * 5 + [new] * 4
-    others = draw.distractors(subject, others_count(draw, 1, 2), {subject, new}, set())
-    pads = {}
-    if level > 1:
-        pads[draw.cell()] = pad(draw.colour_but())
-    name = sprite_name(subject)
-    prompt = draw.pick((f"Paint the {name} {target}.", f"The {name} turns {target}.", f"Make the {name} {target}."))
-    keep = keep_clause(rng, others)
-    return Task(
-        "recolour", prompt + keep, keep,
-        [Actor(subject, [cell] * FRAMES, looks), *others], pads, (),
-        Turned(subject, new, cell), (One(new), *keeps(others)),
-    )  # fmt: skip
-
-
-def _maze(draw: Draw, level: int) -> Task:
-    rng = draw.rng
-    colour, target = draw.colour_pair()
-    subject = sprite(colour, draw.shape())
-    line, gap = draw.pick(range(1, 5)), draw.pick(range(GRID))
-    upright = rng.random() < 0.5
-    walls = tuple((i * GRID + line if upright else line * GRID + i) for i in range(GRID) if i != gap)
-    hole = gap * GRID + line if upright else line * GRID + gap
-    draw.used |= {*walls, hole}
+def _maze(draw: Draw) -> Task:
+    subject = draw.thing()
+    target = draw.color_for(subject)
+    line = draw.pick(range(1, GRID - 1))
+    upright = draw.rng.random() < 0.5
+    gaps = draw.rng.permutation(GRID)[: draw.pick((1, 1, 2))]
+    across = [i * GRID + line if upright else line * GRID + i for i in range(GRID)]
+    walls = [cell for i, cell in enumerate(across) if i not in gaps]
+    draw.used |= set(across)
     start, end = draw.cell(), draw.cell()
-    axis = (lambda c: c % GRID) if upright else (lambda c: c // GRID)
+    axis: Callable[[int], int] = (lambda c: c % GRID) if upright else (lambda c: c // GRID)
     if (axis(start) < line) == (axis(end) < line):
         raise RetryError
-    way = shortest_way(start, end, set(walls))
-    if way is None or not ((4 <= len(way) - 1 <= 5) if draw.hard else len(way) - 1 in (level + 1, 2)):
+    found = ways(start, end, walls)
+    if not found or not 3 <= len(found[0]) - 1 <= MOVES:
         raise RetryError
-    if draw.hard and distance(start, end) == len(way) - 1 and rng.random() < 0.7:
+    if len(found[0]) - 1 == distance(start, end) and draw.rng.random() < 0.7:
         raise RetryError  # prefer ways that have to go round
-    others = draw.distractors(subject, 1, {subject}, set(way))
-    pads = {end: pad(target)}
-    name, place = sprite_name(subject), pad_name(pads[end])
+    others = draw.others([subject], 1, 2, {c for way in found for c in way})
+    grounds = draw.board({end: target}, [subject], walls, more=draw.pick((0, 1)))
+    name, place = thing_name(subject), f"{target} pad"
     prompt = draw.pick(
         (
-            f"Move the {name} to the {place} without touching the walls.",
+            f"Move the {name} around the walls to the {place}.",
             f"The {name} goes through the gap to the {place}.",
             f"Bring the {name} past the walls onto the {place}.",
         )
     )
-    keep = keep_clause(rng, others)
+    keep = draw.keep()
+    choices = [[walking(subject, way), *others] for way in found]
     return Task(
-        "maze", prompt + keep, keep,
-        [walking(subject, way), *others], pads, walls,
-        At(subject, pads[end], end), (One(subject), OffWalls(subject, walls), *keeps(others)), stops=(Stop(0, end),),
+        "maze", prompt + keep, keep, draw.pick(choices), grounds, 1, (Stop(0, end, pad(target)),), choices=choices
+    )
+
+
+def _visit(draw: Draw) -> Task:
+    subject = draw.thing()
+    rare = draw.novel and draw.rng.random() < 0.5  # which of the two pads is the one that training keeps from it
+    first = draw.color_for(subject, novel=rare)
+    second = draw.color_for(subject, (first,), novel=draw.novel and not rare)
+    start, middle, end = draw.cell(), draw.cell(), draw.cell()
+    if distance(start, middle) < 1 or distance(start, middle) + distance(middle, end) not in (3, 4, 5, 6):
+        raise RetryError
+    legs = ways(start, middle, {end}), ways(middle, end, ())
+    found = [a + b[1:] for a, b in product(*legs)]
+    found = [way for way in found if len(way) <= BOARDS]
+    if not found:
+        raise RetryError
+    found = [found[0], found[-1]] if len(found) > 1 else found
+    others = draw.others([subject], 1, 2, {c for way in found for c in way})
+    grounds = draw.board({middle: first, end: second}, [subject], more=1 if draw.novel else draw.pick((0, 1)))
+    name, a, b = thing_name(subject), f"{first} pad", f"{second} pad"
+    prompt = draw.pick(
+        (
+            f"Move the {name} to the {a} and then to the {b}.",
+            f"The {name} visits the {a} first and then the {b}.",
+            f"Bring the {name} onto the {a} and after that onto the {b}.",
+        )
+    )
+    keep = draw.keep()
+    choices = [[walking(subject, way), *others] for way in found]
+    stops = (Stop(0, middle, pad(first)), Stop(0, end, pad(second)))
+    return Task("visit", prompt + keep, keep, draw.pick(choices), grounds, 1, stops, choices=choices)
+
+
+def _paint(draw: Draw) -> Task:
+    count = draw.pick((1, 2))
+    subjects = [draw.thing() for _ in range(count)]
+    colors = [draw.color_for(subject) for subject in subjects]
+    news = [painted(s, c) for s, c in zip(subjects, colors, strict=True)]
+    if len({*subjects, *news}) < 2 * count:
+        raise RetryError
+    draw.looks |= set(news)
+    cells = [draw.cell() for _ in subjects]
+    others = draw.others(subjects, 1, 3, ())
+    grounds = draw.board({}, subjects, more=draw.pick((1, 2)) if draw.novel else draw.pick((0, 1, 2)))
+    names = [thing_name(s) for s in subjects]
+    parts = draw.pick(
+        (
+            ("Paint", [f"the {n} {c}" for n, c in zip(names, colors, strict=True)]),
+            ("", [f"the {n} turns {c}" for n, c in zip(names, colors, strict=True)]),
+            ("Make", [f"the {n} {c}" for n, c in zip(names, colors, strict=True)]),
+        )
+    )
+    text = f"{parts[0]} {' and '.join(parts[1])}.".strip()
+    keep = draw.keep()
+    choices = []
+    for when in (2, 4):
+        looks = [[s] * when + [n] * (BOARDS - when) for s, n in zip(subjects, news, strict=True)]
+        choices.append([*(Actor([c] * BOARDS, row) for c, row in zip(cells, looks, strict=True)), *others])
+    return Task(
+        "paint", text[0].upper() + text[1:] + keep, keep, draw.pick(choices), grounds, count,
+        turns=tuple(enumerate(news)), choices=choices,
     )  # fmt: skip
 
 
-def _two(draw: Draw, level: int) -> Task:
-    rng = draw.rng
-    colour, target = draw.colour_pair()
-    first = sprite(colour, draw.shape())
-    while True:
-        colour2, target2 = draw.colour_pair()
-        second = sprite(colour2, draw.shape())
-        if second != first and target2 != target:
-            break
-    starts, ends = (draw.cell(), draw.cell()), (draw.cell(), draw.cell())
-    longest = max(distance(s, e) for s, e in zip(starts, ends, strict=True))
-    if not (3 <= longest <= 4 if draw.hard else longest == min(level, 2)):
+def _two(draw: Draw) -> Task:
+    first, second = draw.thing(), draw.thing()
+    colors = [draw.color_for(first)]
+    colors.append(draw.color_for(second, colors))
+    starts, ends = [draw.cell(), draw.cell()], [draw.cell(), draw.cell()]
+    if not all(1 <= distance(s, e) <= 4 for s, e in zip(starts, ends, strict=True)):
         raise RetryError
-    ways = [shortest_way(s, e, {o}) for s, e, o in zip(starts, ends, starts[::-1], strict=True)]
-    if ways[0] is None or ways[1] is None:
+    found = [ways(s, e, {*starts, *ends} - {s, e}) for s, e in zip(starts, ends, strict=True)]
+    pairs = [(a, b) for a, b in product(*found) if not set(a) & set(b)]
+    if not pairs:
         raise RetryError
-    tracks = [walk(w) for w in ways if w is not None]
-    if any(a == b for a, b in zip(*tracks, strict=True)) or set(tracks[0]) & set(tracks[1]):
-        raise RetryError
-    others = draw.distractors(
-        first, 1 if draw.hard else others_count(draw, 0, 1), {first, second}, set(tracks[0]) | set(tracks[1])
-    )
-    pads = {ends[0]: pad(target), ends[1]: pad(target2)}
-    a, b = (At(s, pads[e], e) for s, e in zip((first, second), ends, strict=True))
-    na, nb, pa, pb = sprite_name(first), sprite_name(second), pad_name(a.pad), pad_name(b.pad)
+    pairs = [pairs[0], pairs[-1]] if len(pairs) > 1 else pairs
+    others = draw.others([first, second], 0, 1, {c for pair in pairs for way in pair for c in way})
+    grounds = draw.board(dict(zip(ends, colors, strict=True)), [first, second], more=draw.pick((0, 1)))
+    na, nb = thing_name(first), thing_name(second)
+    pa, pb = (f"{c} pad" for c in colors)
     prompt = draw.pick(
         (
             f"Move the {na} to the {pa} and the {nb} to the {pb}.",
@@ -138,45 +149,10 @@ def _two(draw: Draw, level: int) -> Task:
             f"Bring the {na} onto the {pa} and the {nb} onto the {pb}.",
         )
     )
-    keep = keep_clause(rng, others)
-    return Task(
-        "two", prompt + keep, keep,
-        [Actor(s, t, [s] * FRAMES) for s, t in zip((first, second), tracks, strict=True)] + others,
-        pads, (), Both(a, b), (One(first), One(second), *keeps(others)), movers=2,
-        stops=(Stop(0, ends[0]), Stop(1, ends[1])),
-    )  # fmt: skip
+    keep = draw.keep()
+    choices = [[walking(first, a), walking(second, b), *others] for a, b in pairs]
+    stops = tuple(Stop(i, e, pad(c)) for i, (e, c) in enumerate(zip(ends, colors, strict=True)))
+    return Task("two", prompt + keep, keep, draw.pick(choices), grounds, 2, stops, choices=choices)
 
 
-def _visit(draw: Draw, level: int) -> Task:
-    rng = draw.rng
-    colour, target = draw.colour_pair()
-    subject = sprite(colour, draw.shape())
-    start, middle, end = draw.cell(), draw.cell(), draw.cell()
-    legs = distance(start, middle), distance(middle, end)
-    if not (sum(legs) == 5 and max(legs) == 4 if draw.hard else max(legs) == level and sum(legs) <= 5):
-        raise RetryError
-    first, second = shortest_way(start, middle, {end}), shortest_way(middle, end, set())
-    if first is None or second is None:
-        raise RetryError
-    track = walk([*first, middle, *second])  # three frames on the first pad
-    pads = {middle: pad(target)}
-    pads[end] = pad(draw.colour_but(target))
-    others = draw.distractors(subject, others_count(draw, 1, 2), {subject}, set(track))
-    name, pa, pb = sprite_name(subject), pad_name(pads[middle]), pad_name(pads[end])
-    prompt = draw.pick(
-        (
-            f"Move the {name} to the {pa} and then to the {pb}.",
-            f"The {name} visits the {pa} first and then the {pb}.",
-            f"Bring the {name} onto the {pa} and after that onto the {pb}.",
-        )
-    )
-    keep = keep_clause(rng, others)
-    return Task(
-        "visit", prompt + keep, keep,
-        [Actor(subject, track, [subject] * FRAMES), *others], pads, (),
-        Visits(subject, (pads[middle], middle), (pads[end], end)), (One(subject), *keeps(others)),
-        stops=(Stop(0, middle), Stop(0, end)),
-    )  # fmt: skip
-
-
-MAKERS = {"move": _move, "recolour": _recolour, "maze": _maze, "two": _two, "visit": _visit}
+MAKERS = {"move": _move, "maze": _maze, "visit": _visit, "paint": _paint, "two": _two}

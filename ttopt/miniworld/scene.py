@@ -1,193 +1,166 @@
-"""What every task of the sprite world is made of: actors on a grid, ways for them, and the random draw of a scene.
+"""What every task of the world is made of: things on a board, right ways for them, and the random draw of a scene.
 
-Movers make king moves, one cell a frame, then hold. The out-of-distribution splits ("hard" draws) have longer ways, the
-full number of distractors and, in half of their tasks, pairs of subject and first target colour that no training task
-commands.
+Things move to a cell next door (no diagonals), one cell a move, and stand still when they have arrived. Where several
+ways are right, a task knows them all: ``choices``.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from ttopt.miniworld.questions import Keeps, NothingNew, PadsStay, Question, Rest
-from ttopt.miniworld.world import (
+from ttopt.miniworld.look import (
+    BOARDS,
     CELLS,
-    COLOUR_NAMES,
-    EMPTY,
-    FRAMES,
+    COLOR_NAMES,
     GRID,
-    SHAPE_NAMES,
-    SPRITES,
+    LOOKS,
     WALL,
-    sprite,
-    sprite_colour,
-    sprite_name,
-    sprite_shape,
+    Actor,
+    Film,
+    adjacent,
+    color_of,
+    look,
+    pad,
+    shape_of,
 )
+from ttopt.miniworld.novelty import held_out_color
 
 T = TypeVar("T")
+MOVES = BOARDS - 1  # in one clip
 
 
-@dataclass
-class Actor:
-    """A sprite and where it is in each frame: ``track`` (T cells) and ``looks`` (T sprite numbers)."""
-
-    sprite: int
-    track: list[int]
-    looks: list[int]
+class RetryError(Exception):
+    """The draw ran into a dead end."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stop:
-    """A sub-goal: ``actor`` (its number) reaches ``cell``."""
+    """A sub-goal: actor number ``actor`` stands on ``cell``, whose pad is ``ground``."""
 
     actor: int
     cell: int
+    ground: int
 
 
 @dataclass
 class Task:
-    """One instance. ``goal`` and ``process`` are what the scorer checks; ``questions`` what a perfect teacher asks.
+    """One instance. ``stops`` and ``turns`` are the goal: where movers must stand, in order, and what must turn.
 
-    ``stops`` are the sub-goals in order (empty for tasks without ways); ``keep`` is the part of the prompt that says
-    what must not change. A step of a longer task knows its ``parent`` and its ``number`` there.
+    ``actors`` hold one right answer, the movers first; ``choices`` all right answers that a film may show, that one
+    among them. Things without stops stay in their cells, things without turns keep their looks. ``keep`` is the part of
+    the prompt that says so. A single step of a longer task knows its ``parent`` and its ``number`` there.
     """
 
     family: str
     prompt: str
     keep: str
-    actors: list[Actor]  # movers first
-    pads: dict[int, int]  # cell -> ground number
-    walls: tuple[int, ...]
-    goal: Question
-    process: tuple[Question, ...]
-    movers: int = 1
+    actors: list[Actor]
+    grounds: NDArray[np.int64]  # (36,)
+    movers: int
     stops: tuple[Stop, ...] = ()
+    turns: tuple[tuple[int, int], ...] = ()  # actor, new look
+    choices: list[list[Actor]] = field(default_factory=list, repr=False)
+    in_turn: bool = False  # one mover goes after the other
     split: str = ""
     name: str = ""
     parent: Task | None = field(default=None, repr=False)
     number: int = 0
 
     @property
-    def questions(self) -> tuple[Question, ...]:
-        """What the teacher asks: the goal, up to two rules about movers, and whether all else stays as it is."""
-        rules = [question for question in self.process if not isinstance(question, Keeps)]
-        return (self.goal, *rules[:2], self.rest(self.actors[: self.movers]))
-
-    def rest(self, movers: Sequence[Actor]) -> Rest:
-        """Whether everything but ``movers`` stays as it is."""
-        others = keeps([actor for actor in self.actors if actor not in movers])
-        return Rest(tuple(actor.sprite for actor in movers), others, self.pads_stay)
+    def boards(self) -> int:
+        return len(self.actors[0].track)
 
     @property
-    def common(self) -> dict[str, Question]:
-        """What the scorer checks of every task, beside the goal and the process rules, by the rule's name."""
-        looks = frozenset(actor.looks[-1] for actor in self.actors)
-        return {"nothing new": NothingNew(looks), "pads": self.pads_stay}
+    def walls(self) -> tuple[int, ...]:
+        return tuple(int(c) for c in np.flatnonzero(self.grounds == WALL))
 
-    @property
-    def pads_stay(self) -> PadsStay:
-        """Whether the pads that nothing has to cross stay, and none is new."""
-        return PadsStay(tuple(sorted(self.bare_pads)), self.crossed)
-
-    @property
-    def bare_pads(self) -> list[tuple[int, int]]:
-        """Cells and ground numbers of the pads that nothing has to cross."""
-        crossed = self.crossed
-        return [(cell, ground) for cell, ground in self.pads.items() if cell not in crossed]
-
-    @property
-    def crossed(self) -> frozenset[int]:
-        """The cells in which something is at any time in the right video."""
-        return frozenset(cell for actor in self.actors for cell in actor.track)
-
-    def grounds(self) -> Tensor:
-        """Ground numbers (36,) int64."""
-        out = torch.full((CELLS,), EMPTY)
-        for cell, ground in self.pads.items():
-            out[cell] = ground
-        out[list(self.walls)] = WALL
-        return out
-
-    def codes(self) -> Tensor:
-        """The right answer as cell codes, (T, 36) int64."""
-        out = (self.grounds() * SPRITES).repeat(len(self.actors[0].track), 1)
-        for actor in reversed(self.actors):
-            for frame, (cell, look) in enumerate(zip(actor.track, actor.looks, strict=True)):
-                out[frame, cell] = out[frame, cell] // SPRITES * SPRITES + look
-        return out
+    def film(self, actors: list[Actor] | None = None) -> Film:
+        """The right answer, or what these actors do in its place."""
+        chosen = self.actors if actors is None else actors
+        return Film(chosen, np.repeat(self.grounds[None], len(chosen[0].track), 0))
 
 
 def distance(a: int, b: int) -> int:
-    """King moves between two cells of an empty grid."""
-    return max(abs(a // GRID - b // GRID), abs(a % GRID - b % GRID))
+    """Moves between two cells of a board without obstacles."""
+    return abs(a // GRID - b // GRID) + abs(a % GRID - b % GRID)
 
 
 def neighbors(cell: int) -> list[int]:
-    """Cells a king move away, diagonals first."""
-    row, column = divmod(cell, GRID)
-    steps = [(-1, -1), (-1, 1), (1, -1), (1, 1), (-1, 0), (1, 0), (0, -1), (0, 1)]
-    cells = [(row + dr, column + dc) for dr, dc in steps]
-    return [r * GRID + c for r, c in cells if 0 <= r < GRID and 0 <= c < GRID]
+    return [c for c in (cell + 1, cell - 1, cell + GRID, cell - GRID) if 0 <= c < CELLS and adjacent(cell, c)]
 
 
-def shortest_way(start: int, end: int, blocked: set[int]) -> list[int] | None:
-    """A shortest way of king moves from start to end (both included), diagonals first; None if there is none."""
-    came: dict[int, int] = {end: end}
-    queue = deque([end])
-    while queue:
-        cell = queue.popleft()
-        for nearer in neighbors(cell):
-            if nearer not in came and nearer not in blocked:
-                came[nearer] = cell
-                queue.append(nearer)
-    if start not in came:
-        return None
+def ways(start: int, end: int, blocked: Collection[int], most: int = 2) -> list[list[int]]:
+    """Up to ``most`` shortest ways (both ends included), those with the fewest turns; none if the end is cut off."""
+    left = {end: 0}
+    ring = [end]
+    while ring and start not in left:
+        ring = [c for cell in ring for c in neighbors(cell) if c not in left and c not in blocked]
+        for cell in ring:
+            left[cell] = min(left[c] for c in neighbors(cell) if c in left) + 1
+    if start not in left:
+        return []
+    found = [[start]]
+    for _ in range(left[start]):
+        found = [
+            [*way, c] for way in found for c in neighbors(way[-1]) if left.get(c, CELLS) == left[way[-1]] - 1
+        ]  # fmt: skip
+    turns = [sum(b - a != c - b for a, b, c in zip(way, way[1:], way[2:])) for way in found]
+    return [way for way, count in zip(found, turns, strict=True) if count == min(turns)][:most]
 
-    def left(cell: int) -> int:
-        count = 0
-        while cell != end:
-            cell, count = came[cell], count + 1
-        return count
 
-    way = [start]
-    while way[-1] != end:
-        way.append(min((c for c in neighbors(way[-1]) if c in came), key=left))
-    return way
+def walk(way: Sequence[int], boards: int = BOARDS) -> list[int]:
+    """The cells of a way, board by board, then its end; RetryError if a clip is too short for it."""
+    if len(way) > boards:
+        raise RetryError
+    return [*way, *[way[-1]] * (boards - len(way))]
+
+
+def standing(number: int, cell: int, boards: int = BOARDS) -> Actor:
+    """A thing that stays in its cell."""
+    return Actor([cell] * boards, [number] * boards)
+
+
+def walking(number: int, way: Sequence[int]) -> Actor:
+    """A thing that goes a way and then stands still; RetryError if a clip is too short for it."""
+    return Actor(walk(way), [number] * BOARDS)
 
 
 class Draw:
-    """Random choices of one task, from one seeded generator."""
+    """Random choices of one task, from one seeded generator.
 
-    def __init__(self, rng: np.random.Generator, hard: bool) -> None:
-        self.rng, self.hard = rng, hard
-        self.rare = hard and rng.random() < 0.5
-        self.used: set[int] = set()
+    ``novel``: every command pairs a thing with the color that training keeps from it, and the board is fuller.
+    """
+
+    def __init__(self, rng: np.random.Generator, novel: bool) -> None:
+        self.rng, self.novel = rng, novel
+        self.used: set[int] = set()  # cells
+        self.looks: set[int] = set()
 
     def pick(self, options: Sequence[T]) -> T:
         return options[int(self.rng.integers(len(options)))]
 
-    def colour_pair(self) -> tuple[str, str]:
-        """Colour of the subject and of its target. One pair in five is left to the hard split."""
-        while True:
-            a, b = (int(x) for x in self.rng.integers(6, size=2))
-            if a != b and ((a - b) % 6 == 3) == self.rare:
-                return COLOUR_NAMES[a], COLOUR_NAMES[b]
+    def thing(self) -> int:
+        """A look that is not on the board yet."""
+        number = self.pick([n for n in range(LOOKS) if n not in self.looks])
+        self.looks.add(number)
+        return number
 
-    def shape(self) -> str:
-        return self.pick(SHAPE_NAMES)
+    def color_for(self, number: int, taken: Collection[str] = (), novel: bool | None = None) -> str:
+        """A color that thing ``number`` may be sent to or painted in this split; RetryError if it is taken."""
+        kept = held_out_color(number)
+        novel = self.novel if novel is None else novel
+        options = [kept] if novel else [c for c in COLOR_NAMES if c not in (kept, color_of(number))]
+        options = [c for c in options if c not in taken]
+        if not options:
+            raise RetryError
+        return self.pick(options)
 
-    def colour_but(self, *taken: str) -> str:
-        return self.pick([c for c in COLOUR_NAMES if c not in taken])
-
-    def cell(self, blocked: set[int] = frozenset()) -> int:  # type: ignore[assignment]
+    def cell(self, blocked: Collection[int] = ()) -> int:
         free = [c for c in range(CELLS) if c not in self.used and c not in blocked]
         if not free:
             raise RetryError
@@ -195,57 +168,43 @@ class Draw:
         self.used.add(cell)
         return cell
 
-    def distractors(self, like: int, count: int, taken: set[int], blocked: set[int]) -> list[Actor]:
-        """Sprites that share the subject's colour or shape, off its way."""
+    def others(self, like: Sequence[int], least: int, most: int, blocked: Collection[int]) -> list[Actor]:
+        """Things that share color or shape with one of ``like``, off the ways; novel boards hold more than others."""
         out = []
-        for _ in range(count):
-            while True:
-                share_colour = self.rng.random() < 0.5
-                colour = sprite_colour(like) if share_colour else self.colour_but(sprite_colour(like))
-                shape = self.shape() if share_colour else sprite_shape(like)
-                number = sprite(colour, shape)
-                if number not in taken:
-                    break
-            taken.add(number)
+        for _ in range(most + 1 if self.novel else self.pick(range(least, most + 1))):
+            twin = self.pick(like)
+            alike = [
+                n for n in range(LOOKS)
+                if n not in self.looks and (color_of(n) == color_of(twin) or shape_of(n) == shape_of(twin))
+            ]  # fmt: skip
+            number = self.pick(alike)
+            self.looks.add(number)
             out.append(standing(number, self.cell(blocked)))
         return out
 
+    def board(
+        self, pads: dict[int, str], movers: Sequence[int], walls: Collection[int] = (), more: int = 0
+    ) -> NDArray[np.int64]:
+        """Ground numbers (36,) with these pads, ``more`` of other colors, and walls.
 
-class RetryError(Exception):
-    """The draw ran into a dead end."""
+        No mover meets a further pad of its own color: the two could not be told apart.
+        """
+        grounds = np.zeros(CELLS, np.int64)
+        for cell, color in pads.items():
+            grounds[cell] = pad(color)
+        free = [c for c in COLOR_NAMES if c not in pads.values() and c not in map(color_of, movers)]
+        for _ in range(more):
+            color = self.pick(free)
+            free.remove(color)
+            grounds[self.cell()] = pad(color)
+        grounds[list(walls)] = WALL
+        return grounds
 
-
-def standing(number: int, cell: int) -> Actor:
-    """A sprite that stays in its cell."""
-    return Actor(number, [cell] * FRAMES, [number] * FRAMES)
-
-
-def walking(number: int, way: list[int]) -> Actor:
-    """A sprite that goes a way and then holds; RetryError if a clip is too short for it."""
-    return Actor(number, walk(way), [number] * FRAMES)
-
-
-def walk(way: list[int]) -> list[int]:
-    """The cells of a way, frame by frame, then its end; RetryError if a clip is too short for it."""
-    if len(way) > FRAMES:
-        raise RetryError
-    return way + [way[-1]] * (FRAMES - len(way))
-
-
-def others_count(draw: Draw, least: int, most: int) -> int:
-    return most if draw.hard else draw.pick(range(least, most + 1))
+    def keep(self) -> str:
+        """The end of a prompt: that nothing else may change, or nothing, which means the same."""
+        return self.pick(("", " Nothing else changes.", " Everything else stays."))
 
 
-def keeps(actors: list[Actor]) -> tuple[Keeps, ...]:
-    return tuple(Keeps(a.sprite, a.track[0]) for a in actors)
-
-
-def keep_clause(rng: np.random.Generator, actors: list[Actor]) -> str:
-    names = [f"the {sprite_name(a.sprite)}" for a in actors]
-    if not names:
-        return ""
-    plural = len(names) > 1
-    text = " and ".join(names)
-    text = text[0].upper() + text[1:]
-    verbs = ("stay", "do not move", "stay as they are") if plural else ("stays", "does not move", "stays as it is")
-    return f" {text} {verbs[int(rng.integers(3))]}."
+def painted(number: int, color: str) -> int:
+    """The look of a thing painted in another color."""
+    return look(color, shape_of(number))

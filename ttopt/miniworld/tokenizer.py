@@ -1,38 +1,40 @@
-"""Word-level tokenizers of the embedded models: a noun phrase such as "red cross" is one token."""
+"""The words of the world and the tokenizers made of them: "red circle" and "blue pad" are one token each."""
 
 from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ttopt.miniworld.world import COLOUR_NAMES, GRID, SHAPE_NAMES
+from ttopt.miniworld.look import COLOR_NAMES, GRID, SHAPE_NAMES
 
-WORDS = """
-a after all already and answer are around as at avoid be before blue bring by cell colour copy cyan does done down
-during each end ends every exactly false final finished first from gap get go goes good green has how image in into
-is it its keep left make maze motion move moved moves moving must nothing now of off on one only onto or other paint
-past place plan process prompt purple put queries question questions reach reached red right second seen send shape
-shapes should start still stay stays step stop task that the them then there they this through to touching true turn
-turned turns up video visit visits wall walls was what where which while whole with without wrong yellow yes no not
-null goal accept action check complete confidence estimated executed fallback fraction instruction observation progress
-regen reject remaining route split state steps suggestion target verdict reason square squares triangle triangles cross
-crosses pad pads do
+PROMPT_WORDS = """
+after and around bring changes else everything first gap goes make move nothing onto paint past second stays that the
+then through to turns visits walls
 """.split()
-ASKED = ["but", "everything"]  # words of the teacher alone
+QUESTION_WORDS = """
+Is Are Does Do Has Have there exactly one all time moving cell by on at end turned visit before stay stays off keep
+shape place everything but it as is other same
+""".split()
+REPLY_WORDS = """
+questions goal process yes no user assistant plan check route task done step steps of wrong observation complete
+instruction target state estimated remaining reason action executed progress good fraction suggestion verdict accept
+reject true false regen split fallback seconds
+""".split()
+TENTHS = [f"{n / 10:.1f}" for n in range(100)]  # shares, and seconds of a video
 PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
 CELL_NAMES = [f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdef"]  # by cell number
-TENTHS = [f"{n / 10:.1f}" for n in range(11)]
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]
+NOUNS = (*SHAPE_NAMES, "pad")
 
 
 def phrases() -> list[str]:
-    """Every noun phrase of the world: 18 sprites and 6 pads."""
-    return [f"{c} {s}" for c in COLOUR_NAMES for s in (*SHAPE_NAMES, "pad")]
+    """Every noun phrase of the world: 24 things and 6 pads."""
+    return [f"{color} {noun}" for color in COLOR_NAMES for noun in NOUNS]
 
 
-def _splitter(words: str) -> pre_tokenizers.PreTokenizer:
-    nouns = "|".join((*SHAPE_NAMES, "pad"))
-    pattern = rf"(?:{'|'.join(COLOUR_NAMES)}) (?:{nouns})\b|{words}|\n|[^\s\w]|\d\.\d|\d"
+def splitter(words: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts text into noun phrases, ``words`` (a pattern) and single other characters."""
+    pattern = rf"(?:{'|'.join(COLOR_NAMES)}) (?:{'|'.join(NOUNS)})\b|{words}|\n|[^\s\w]|\d\.\d|\d"
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -43,10 +45,10 @@ def _splitter(words: str) -> pre_tokenizers.PreTokenizer:
 
 def reasoner_tokenizer(length: int) -> PreTrainedTokenizerFast:
     """Lower-casing tokenizer of the embedded UMT5 encoder; pads to at most ``length`` tokens."""
-    vocabulary = ["<pad>", "</s>", "<unk>", *phrases(), *sorted({w.lower() for w in WORDS}), *PUNCTUATION]
+    vocabulary = ["<pad>", "</s>", "<unk>", *phrases(), *COLOR_NAMES, *NOUNS, *PROMPT_WORDS, ".", ","]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = _splitter("[a-z]+")
+    tokenizer.pre_tokenizer = splitter("[a-z]+")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
     )
@@ -54,13 +56,13 @@ def reasoner_tokenizer(length: int) -> PreTrainedTokenizerFast:
 
 def teacher_tokenizer() -> PreTrainedTokenizerFast:
     """Tokenizer of the embedded Qwen3-VL: as above with capitals and the vision and chat tokens."""
-    lower = sorted({w.lower() for w in (*WORDS, *ASKED)})
+    lower = sorted({word.lower() for word in (*PROMPT_WORDS, *QUESTION_WORDS, *REPLY_WORDS, *COLOR_NAMES, *NOUNS)})
     vocabulary = [
-        "<|endoftext|>", "<unk>", *SPECIALS, "user", "assistant", "seconds",
-        *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION, *TENTHS, *CELL_NAMES,
+        "<|endoftext|>", "<unk>", *SPECIALS, *phrases(), *lower, *(w.capitalize() for w in lower), *PUNCTUATION,
+        *TENTHS, *CELL_NAMES,
     ]  # fmt: skip
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = _splitter(r"[a-f][1-6]\b|[A-Za-z]+")
+    tokenizer.pre_tokenizer = splitter(r"[a-f][1-6]\b|[A-Za-z]+")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|endoftext|>", eos_token="<|im_end|>", unk_token="<unk>",
         extra_special_tokens=SPECIALS, model_max_length=1024,

@@ -94,8 +94,8 @@ class Bench:
 
 
 def mini() -> Bench:
-    """The embedded models and one sample of the sprite world."""
-    settings = parse_fit(["--config", "mini", "--decoder.kind", "light"])
+    """The embedded models and one sample of the embedded world."""
+    settings = parse_fit(["--config", "mini"])
     models = load_models(settings)
     models.adapter.remove()
     sample = miniworld.samples("id", None, 0, 1)[0]
@@ -103,7 +103,7 @@ def mini() -> Bench:
     light = models.reasoner.light_decoder
     assert light is not None
     return Bench(
-        title="embedded models, 9 frames of 48x48",
+        title=f"embedded models, {sample.frames} frames of {sample.height}x{sample.width}",
         reasoner=models.reasoner,
         light=light,
         standard=StandardDecoder(models.reasoner.vae),

@@ -75,6 +75,23 @@ class Console:
                 f"{r.seconds['total']:.1f}",
             )
         self.output.print(table)
+        self._counts(results)
+
+    def story(self, results: Sequence[Result]) -> None:
+        """What was asked, what the frozen model did wrong and what came of it, sample by sample."""
+        for r in results:
+            self.print(f"\n{r.sample}: {r.prompt}")
+            for name, score in (("frozen", r.optimization and r.optimization.score_before), ("optimized", r.score)):
+                if score is not None:
+                    self.print(f"  {name}: {_judged(score)}")
+            if r.optimization:
+                o = r.optimization
+                self.print(f"  {o.steps} steps, loss {_number(o.video_before.loss)} → {_number(o.video_after.loss)}")
+        self.print("")
+        self._counts(results)
+
+    def _counts(self, results: Sequence[Result]) -> None:
+        """How many are right before and after, by the scorer, if there is one."""
         after = [r.score.success for r in results if r.score]
         both = [
             (r.optimization.score_before.success, r.score.success, r.optimization.steps)
@@ -87,6 +104,12 @@ class Console:
 
     def print(self, text: str) -> None:
         self.output.print(escape(printable(text)), soft_wrap=True, highlight=False)
+
+
+def _judged(score: Scored) -> str:
+    """A score in words: right, or the rules that are broken."""
+    broken = [score.words.get(rule, rule) for rule, holds in score.rules.items() if not holds]
+    return "right" if score.success else "wrong. " + " ".join(f"{words} No." for words in broken)
 
 
 class LiveSteps:

@@ -23,7 +23,7 @@ from ttopt.evaluate.app.session import GIVEN, Asked, Session, View, configuratio
 from ttopt.record.result import json_safe
 
 USER = "ttopt"
-EXAMPLES = 5  # one of each family of the sprite world
+EXAMPLES = 5  # one of each family of the embedded world
 CSS = """
 .video video, .seen img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain; }
 .problem textarea { color: #c0392b; font-weight: 600; }
@@ -264,7 +264,7 @@ def _told(trace: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _examples(folder: Path) -> list[tuple[str, str]]:
-    """First frames and prompts of the sprite world, which the embedded models know."""
+    """First frames and prompts of the embedded world, which the embedded models know."""
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for sample in miniworld_samples("id", None, 1, EXAMPLES):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from training.world.look import CELL, EMPTY, GRID, WALL
-from training.world.reader import UNKNOWN, Blob, Seen, read
-from training.world.scene import Task
+from ttopt.miniworld.look import CELL, EMPTY, GRID, WALL
+from ttopt.miniworld.reader import UNKNOWN, Blob, Seen, read
+from ttopt.miniworld.scene import Task
 
 STRAY = 8  # pixels in one cell, close together, that belong to nothing
 Rules = dict[str, bool]

@@ -12,17 +12,17 @@ from loop.planner import Plan
 from loop.verifier import Verdict
 from training import common, dialogues, distill, light, reasoner, teacher, vae
 from training.code import CHANNELS, COLOR, DOWN, LEAVES, PAD, RIGHT, SCALE, SHAPE, STONE, film_code
+from training.corruptions import corrupt
 from training.films import random_film
 from training.muon import orthogonal
 from training.sight import contents
-from training.world import dataset
-from training.world.chains import legs
-from training.world.corruptions import corrupt
-from training.world.look import BOARDS, FPS, FRAMES, PER_MOVE, SIZE, render
-from training.world.reader import from_film
-from training.world.tasks import FAMILIES, LONG, make_task, task_bank
-from training.world.tokenizer import reasoner_tokenizer, teacher_tokenizer
+from ttopt.data import miniworld as dataset
 from ttopt.data.replies import parse_reply
+from ttopt.miniworld.chains import legs
+from ttopt.miniworld.look import BOARDS, FPS, FRAMES, PER_MOVE, SIZE, render
+from ttopt.miniworld.reader import from_film
+from ttopt.miniworld.tasks import FAMILIES, LONG, make_task, task_bank
+from ttopt.miniworld.tokenizer import reasoner_tokenizer, teacher_tokenizer
 from ttopt.models.reasoner import Reasoner, StandardDecoder
 from ttopt.models.reasoner.sampler import Schedule
 

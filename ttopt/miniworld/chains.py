@@ -9,8 +9,8 @@ import dataclasses
 
 import numpy as np
 
-from training.world.look import Actor, color_of, pad, pad_name, thing_name
-from training.world.scene import MOVES, Draw, RetryError, Stop, Task, distance, standing, walking, ways
+from ttopt.miniworld.look import Actor, color_of, pad, pad_name, thing_name
+from ttopt.miniworld.scene import MOVES, Draw, RetryError, Stop, Task, distance, standing, walking, ways
 
 
 def action(task: Task, stops: tuple[Stop, ...]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from training.world.look import (
+from ttopt.miniworld.look import (
     ABSENT,
     CELLS,
     COLOR_NAMES,
@@ -22,7 +22,7 @@ from training.world.look import (
     look,
     shape_of,
 )
-from training.world.scene import Task, neighbors, ways
+from ttopt.miniworld.scene import Task, neighbors, ways
 
 Rng = np.random.Generator
 Corrupted = tuple[Film, frozenset[str]] | None  # None: not possible in this task

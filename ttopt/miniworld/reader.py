@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.world.look import CELL, CELLS, COLOR_NAMES, EMPTY, GRID, PER_MOVE, WALL, Film, look, place
+from ttopt.miniworld.look import CELL, CELLS, COLOR_NAMES, EMPTY, GRID, PER_MOVE, WALL, Film, look, place
 
 UNKNOWN = -1
 BLANK, GRAY = 6, 7  # names of pixels besides the six colors, in the order of COLOR_NAMES

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from training.world.look import COLOR_NAMES, SHAPE_NAMES, color_of, look
+from ttopt.miniworld.look import COLOR_NAMES, SHAPE_NAMES, color_of, look
 
 Command = tuple[int, str]  # look of a thing, color that it is sent to or painted in
 

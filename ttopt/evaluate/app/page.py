@@ -154,7 +154,7 @@ def build(session: Session) -> gr.Blocks:
         problem = shown[1]
         examples.select(choose, outputs=[upload, prompt])
         upload.change(look, [config, upload], [first, problem], show_progress="hidden")
-        device = {"concurrency_limit": 1, "concurrency_id": "device"}  # one after the other
+        device: Any = {"concurrency_limit": 1, "concurrency_id": "device"}  # one after the other
         write.click(ask, form, [goal, process, problem], **device)
         start.click(run, form, shown, show_progress="minimal", **device)
         stop.click(end, queue=False)

@@ -54,9 +54,11 @@ def judge_all(
             asked = [model, fingerprint(messages)]
             found = _kept(read_json(path), asked)
             if found is None:
-                found, reply = verdict(chat, messages, ratings_of)
+                judged_now = verdict(chat, messages, ratings_of)
+                found, reply = judged_now
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps({"asked": asked, "reply": reply, **found}, indent=1, ensure_ascii=False))
+                content = {"asked": asked, "reply": reply, "ratings": found}
+                write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
             ratings[sample.id] = found
         except UserError as error:  # a file of the data set, or a ChatError
             errors[sample.id] = str(error)

@@ -111,7 +111,7 @@ def test_configurations_are_those_of_single_methods() -> None:
 
 
 @pytest.mark.slow
-def test_a_persons_clicks(browser: Any, tmp_path: Path) -> None:
+def test_a_persons_clicks(browser: Any, asked: Asked, tmp_path: Path) -> None:
     pytest.importorskip("gradio")
     from ttopt.evaluate.app.page import serve
 
@@ -128,6 +128,9 @@ def test_a_persons_clicks(browser: Any, tmp_path: Path) -> None:
         page.reload()
         page.locator("#examples button").nth(2).click()
         page.wait_for_function("document.querySelector('#prompt textarea').value != ''")
+        page.reload()
+        page.locator("#upload input[type=file]").set_input_files(str(asked.image))
+        page.locator("#prompt textarea").fill(asked.prompt)
         page.locator("#run").click()
         page.locator("#run-video video").wait_for()
         page.locator("#run-base video").wait_for()

@@ -18,7 +18,7 @@ from ttopt.miniworld.look import GRID, PER_MOVE
 from ttopt.models.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
 MUON, ADAM, NOISE = 0.005, 1e-3, 0.1
-PHASES = (Phase(3000, 12, 3, 3, 1.0), Phase(2500, 3, GRID, 3, 0.5), Phase(2500, 3, GRID, 3, 0.4))
+PHASES = (Phase(3000, 12, 3, 3, 1.0), Phase(2500, 3, GRID, 3, 0.5), Phase(2500, 3, GRID, 3, 0.4, HARD))
 BLENDED = 0.3  # share of the films, where boards are whole
 CONFIG = LightDecoderConfig(
     channels=(96, 64, 40, 32), latent_channels=CHANNELS, patch_size=4, time_upscale=(False, False, False),
@@ -45,7 +45,7 @@ def train(folder: Path, steps: int | None = None) -> None:
         target, code = target.to(device()), code.to(device())
         error = light(code / SCALE, [PER_MOVE * board for board in range(phase.boards)]) - target
         loss, hard = pixel_loss(error, target), worst_loss(error)
-        update(loss + HARD * hard if phase is PHASES[-1] else loss, light, optimizers, ema, rate)
+        update(loss + phase.hard * hard, light, optimizers, ema, rate)
         if step % 50 == 0:
             run.log(step, loss=loss, hard=hard, psnr=-10 * error.square().mean().log10())
 

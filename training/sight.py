@@ -136,12 +136,8 @@ class Gaze:
         log = (torch.einsum("nhd,nhvd->nhv", asking, seen) / asking.shape[-1] ** 0.5).log_softmax(-1)
         ends = torch.zeros_like(there), torch.zeros_like(there)
         ends[0][:, -1], ends[1][:, 0] = there[:, -1], there[:, 0]
-        losses = []
-        for head, target in enumerate((there, *ends)):
-            wanted = target.flatten(1).float()
-            share = wanted / wanted.sum(1, keepdim=True).clamp_min(1)
-            losses.append(-(share * log[:, head]).sum() / wanted.any(1).sum().clamp_min(1))
-        return torch.stack(losses).mean()
+        targets = enumerate((there, *ends))
+        return torch.stack([attention_loss(log[:, head], target.flatten(1)) for head, target in targets]).mean()
 
 
 class Changes(nn.Module):
@@ -149,6 +145,8 @@ class Changes(nn.Module):
     one at it on the first board; in the second layer one head looks where the same thing was on the board before. After
     two layers a token says what has changed in its cell, after three whether its thing came here in a legal way.
     """
+
+    near: Tensor  # (36, 36) bool: cells that are one or next door
 
     def __init__(self, teacher: Teacher) -> None:
         super().__init__()
@@ -158,6 +156,8 @@ class Changes(nn.Module):
         self.hidden: dict[int, Tensor] = {}
         for number, layer in enumerate((1, 2)):
             layers[layer].register_forward_hook(partial(self._keep, number))
+        near = [[adjacent(a, b) or a == b for b in range(CELLS)] for a in range(CELLS)]
+        self.register_buffer("near", torch.tensor(near), persistent=False)
 
     def _keep(self, number: int, _module: nn.Module, _inputs: object, out: Any) -> None:
         self.hidden[number] = out[0] if isinstance(out, tuple) else out
@@ -170,30 +170,26 @@ class Changes(nn.Module):
         video = out.packed.video
         own = torch.arange(boards * cells, device=things.device)
         later = own >= cells
+        board, cell = own // cells, own % cells
         shown, before = things.flatten(1), things.roll(1, 1).flatten(1)
         same = (shown[:, :, None] == shown[:, None]) & (shown > 0)[:, :, None]  # (B, V, V)
-        board = own // cells
-        was = same & (board[:, None] == board[None] + 1)
+        was = same & (board[:, None] == board + 1)
+        at_before, at_first = own[:, None] == own + cells, later[:, None] & (cell[:, None] == own)
         losses = []
-        for number, (layer, head) in enumerate(((0, 0), (0, 1), (1, 3))):
-            queries, keys = self.attentions[layer].turned()
-            asking, seen = queries[:, head, video], keys[:, head, video]
-            log = asking @ seen.transpose(1, 2) / asking.shape[-1] ** 0.5
-            log = log.masked_fill(own[None] > own[:, None], -1e4).log_softmax(-1)
-            if number < 2:
-                target = (own - cells if number == 0 else own % cells)[later]
-                losses.append(-log[:, later].gather(2, target.expand(batch, -1)[..., None]).mean())
-            else:
-                share = was / was.sum(2, keepdim=True).clamp_min(1)
-                losses.append(-(share * log).sum() / was.any(2).sum().clamp_min(1))
+        for attention, heads in zip(self.attentions, ({0: at_before, 1: at_first}, {3: was}), strict=True):
+            queries, keys = attention.turned()
+            for head, target in heads.items():
+                asking, seen = queries[:, head, video], keys[:, head, video]
+                log = asking @ seen.transpose(1, 2) / asking.shape[-1] ** 0.5
+                log = log.masked_fill(own > own[:, None], -1e4).log_softmax(-1)
+                losses.append(attention_loss(log, target.expand(batch, -1, -1)))
         first = things[:, :1].expand_as(things).flatten(1), grounds[:, :1].expand_as(grounds).flatten(1)
         ground, ground_before = grounds.flatten(1), grounds.roll(1, 1).flatten(1)
-        twin = (same & (board[:, None] == board[None]) & (own[:, None] > own[None])).any(2)
+        twin = (same & (board[:, None] == board) & (own[:, None] > own)).any(2)
         pairs = ((shown, before), (ground, ground_before), (shown, first[0]), (ground, first[1]))
         wanted = torch.stack([*(a != b for a, b in pairs), twin], 2).float()
         known = torch.stack([*((a >= 0) & (b >= 0) for a, b in pairs), shown >= 0], 2) & later[:, None]
-        near = torch.tensor([[adjacent(a, b) or a == b for b in range(cells)] for a in range(cells)], device=own.device)
-        legal = (was & near.repeat(boards, boards)).any(2)
+        legal = (was & self.near.repeat(boards, boards)).any(2)
         for number, (target, mask) in enumerate(
             ((wanted, known), (~legal[..., None], ((shown > 0) & later)[..., None]))
         ):
@@ -217,6 +213,13 @@ class Faults(nn.Module):
         at_answers = at(out.hidden, out.packed.answers[..., 0])
         logits = self.holds(at_answers)[..., -holds.shape[2] :]
         return F.binary_cross_entropy_with_logits(logits, holds)
+
+
+def attention_loss(log: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of log attention (n, ..., V) with an even spread over what is wanted, bool of the same shape, over
+    the rows that want anything."""
+    share = wanted / wanted.sum(-1, keepdim=True).clamp_min(1)
+    return -(share * log).sum() / wanted.any(-1).sum().clamp_min(1)
 
 
 def at_names(values: Tensor, named: Named) -> Tensor:

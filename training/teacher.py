@@ -44,11 +44,9 @@ MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
 GROWTH = ((500, 1), (800, 2), (1100, 3), (1400, 5))  # until a step it sees so many boards, the last ones of a film
 WRITE_EVERY, WRITTEN = 3, 4  # steps between replies that it learns to write, and how many
-SHARES = {
-    "visit": 0.3,
-    "paint": 0.25,
-    "two": 0.2,
-}  # of the hardest families; others share the rest
+HARDEST = {"visit": 0.3, "paint": 0.25, "two": 0.2}  # how often these families come
+OTHERS = [name for name in (*FAMILIES, *LONG) if name not in HARDEST]  # they share the rest
+CHANCES = HARDEST | dict.fromkeys(OTHERS, (1 - sum(HARDEST.values())) / len(OTHERS))
 RADIUS = (0.7, 14.0)  # ends of how far latents are moved, in all; a film's latents have a norm of about 75
 NOISY, NOISE = 0.6, (0.02, 0.3)  # share of the videos with pixel noise, and its sigma's ends: smoother gradients
 SHOWN = tuple(range(0, PER_MOVE * BOARDS, PER_MOVE))  # the numbers of the frames that it sees
@@ -188,9 +186,8 @@ def log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> NDArray[
 def draw(rng: np.random.Generator) -> tuple[Task, Film]:
     """A task of the training splits and a film of it, right in a third of the cases."""
     split = "teacher_ood" if rng.random() < 0.4 else "train"
-    others = [name for name in (*FAMILIES, *LONG) if name not in SHARES]
-    chances = [*SHARES.values(), *[(1 - sum(SHARES.values())) / len(others)] * len(others)]
-    task = clip_task(str(rng.choice([*SHARES, *others], p=chances)), split, 31, int(rng.integers(1_000_000)))
+    family = str(rng.choice(list(CHANCES), p=list(CHANCES.values())))
+    task = clip_task(family, split, 31, int(rng.integers(1_000_000)))
     if rng.random() < 0.35:
         return task, task.film(task.choices[int(rng.integers(len(task.choices)))])
     return task, corrupt(task, rng)[1]
@@ -273,7 +270,7 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
             delta = delta + push * moved.grad / length
         right = ((yes > 0.5) == (truths > 0.5)).float()
         kinds = [q.about for row, _ in picked for q in row]
-        by_kind = {kind: right.flatten()[[k == kind for k in kinds]].mean() for kind in set(kinds)}
+        by_kind = {kind: right.flatten()[[k == kind for k in kinds]].mean() for kind in dict.fromkeys(kinds)}
         for name, value in {"loss": losses.mean(), "right": right.mean(), **by_kind, **heads}.items():
             key = f"{name}{replay}" if attacked else name
             number = float(value.detach())

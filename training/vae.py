@@ -26,7 +26,7 @@ from ttopt.miniworld.look import CELL, GRID, PAPER, render
 
 NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
 MUON, ADAM = 0.02, 3e-3  # learning rates
-HARDEST, HARD = 0.005, 0.2  # share of a frame's pixels that count on their own in the last phase, and their weight
+HARDEST, HARD = 0.005, 0.2  # share of a frame's pixels that count on their own at last, and their weight
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Phase:
     cells: int
     boards: int
     rate: float  # share of the learning rates at its beginning
+    hard: float = 0.0  # weight of the hardest pixels
 
 
 # Small pieces first, where much is learned in little time; then whole boards, since a small piece is all margin.
@@ -46,7 +47,7 @@ DECODER = (
     Phase(3000, 24, 3, 1, 1.0),
     Phase(3000, 8, 3, 3, 0.7),
     Phase(9000, 2, GRID, 4, 0.5),
-    Phase(6000, 2, GRID, 4, 0.3),
+    Phase(6000, 2, GRID, 4, 0.3, HARD),
 )
 
 
@@ -184,7 +185,7 @@ def train_decoder(folder: Path, steps: int | None = None) -> None:
         video, code = video.to(device()), (code + noise).to(device())
         error = decode(vae, code) - video
         loss, hard = pixel_loss(error, video), worst_loss(error)
-        update(loss + HARD * hard if phase is DECODER[-1] else loss, half, optimizers, ema, rate)
+        update(loss + phase.hard * hard, half, optimizers, ema, rate)
         if step % 50 == 0:
             run.log(step, loss=loss, hard=hard, psnr=-10 * error.square().mean().log10(), worst=error.abs().max())
 

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,7 +21,7 @@ from ttopt.evaluate.files import find_sample
 from ttopt.models.chat import Chat, ChatError, Message, OpenAIChat
 from ttopt.record.plain import read_typed, there
 from ttopt.record.result import CHECKED
-from ttopt.record.run_folder import write_text, writing
+from ttopt.record.run_folder import read_json, write_text, writing
 
 OFFICIAL = "official.json"
 Read = TypeVar("Read")
@@ -175,6 +176,23 @@ def verdict(chat: Chat, messages: Sequence[Message], read: Callable[[str], Read]
         except ValueError as error:
             problem, cure = f"{error}; its last reply: {reply.text[:SHOWN]!r}", "use another judge"
     raise ChatError(f"{chat.name} gave no usable verdict, asked {ASKED} times: {problem}; {cure}")
+
+
+def kept_verdict(
+    chat: Chat, asked: list[str], messages: Sequence[Message], read: Callable[[str], Read], path: Path, name: str
+) -> Read:
+    """``verdict`` on messages, kept in ``path`` with the reply and, for people, what was read, as ``name``. A reply
+    that is kept there with the same ``asked`` (the judge and the messages' fingerprint) is read again. Raises
+    ChatError."""
+    content = read_json(path)
+    reply = content.get("reply")
+    if content.get("asked") == asked and isinstance(reply, str):
+        with suppress(ValueError):
+            return read(reply)
+    found, reply = verdict(chat, messages, read)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"asked": asked, "reply": reply, name: found}, indent=1, ensure_ascii=False))
+    return found
 
 
 def judge_prompt(settings: CompareSettings) -> str:

@@ -35,10 +35,9 @@ from ttopt.data.images import UNREADABLE, fit_image
 from ttopt.data.sample import Sample
 from ttopt.data.video import decode
 from ttopt.errors import UserError, brief
-from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server, verdict
+from ttopt.evaluate.judges import Evaluator, Judgment, kept_verdict, mean_of, measured, server
 from ttopt.evaluate.judges.genvire_script import contents
 from ttopt.models.chat import Chat, Message, Mp4, fingerprint
-from ttopt.record.run_folder import read_json, write_text
 
 RUNS = 3
 CROPS = ("full", "right_half")
@@ -69,41 +68,19 @@ def judge_all(
     chat: Chat, videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path, model: str
 ) -> Judgment:
     """Judges what ``work`` does not hold yet: one file a sample and run."""
-    runs: dict[str, list[float]] = {}
-    errors: dict[str, str] = {}
-    for sample in judged:
-        try:
-            task = task_of(sample)
-            messages = question(task, videos / output_path(sample))
-            key = fingerprint(messages)
-            found = []
-            for run in range(1, RUNS + 1):
-                path = work / f"run_{run}" / output_path(sample).with_suffix(".json")
-                score = _kept(read_json(path), [model, key], task)
-                if score is None:
-                    judged_now = verdict(chat, messages, task.read)
-                    score, reply = judged_now
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    content = {"asked": [model, key], "reply": reply, "normalized_score": score}
-                    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
-                found.append(score)
-            runs[sample.id] = found
-        except UserError as error:  # also a ChatError: a judge that fails in one run leaves the sample unjudged
-            errors[sample.id] = str(error)
+
+    def score(sample: Sample) -> list[float]:  # a judge that fails in one run leaves the sample unjudged
+        task = task_of(sample)
+        messages = question(task, videos / output_path(sample))
+        paths = [work / f"run_{run}" / output_path(sample).with_suffix(".json") for run in range(1, RUNS + 1)]
+        asked = [model, fingerprint(messages)]
+        return [kept_verdict(chat, asked, messages, task.read, path, "normalized_score") for path in paths]
+
+    runs, errors = measured(judged, score)
     scores = {sample: mean_of(values) for sample, values in runs.items()}
     parts = {s: {f"run {n}": value for n, value in enumerate(values, start=1)} for s, values in runs.items()}
     about = {"judge": model, "runs": str(RUNS)}
     return Judgment("Gen-ViRe score", scores, summary(samples, scores), errors, about, parts)
-
-
-def _kept(content: dict[str, Any], asked: list[str], task: Task) -> float | None:
-    reply = content.get("reply")
-    if content.get("asked") != asked or not isinstance(reply, str):
-        return None
-    try:
-        return task.read(reply)
-    except ValueError:
-        return None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 
-from ttopt.errors import UserError, brief
+from ttopt.errors import UserError
+from ttopt.evaluate.judges.source import parsed, text_of
 
 # What the scripts' variables for paths hold.
 PATHS = {
@@ -28,16 +29,13 @@ class Shown:
 
 def contents(source: str, rubric: str, where: object) -> list[str | Shown]:
     """The texts and files of a script's question, in order. Raises UserError for a script that is written otherwise."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{where} is no Python ({brief(error)}); fetch the benchmark's code again") from error
+    tree = parsed(source, where)
     texts, files = dict.fromkeys(RUBRIC, rubric), {}
     found = None
     nodes = [node for node in ast.walk(tree) if isinstance(node, (ast.Assign, ast.Call))]
     for node in sorted(nodes, key=lambda node: node.lineno):
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
-            name, text = node.targets[0].id, _text(node.value, texts)
+            name, text = node.targets[0].id, text_of(node.value, texts)
             if text is not None and name not in RUBRIC:
                 texts[name] = text
             uploaded = _uploaded(node.value)
@@ -48,7 +46,7 @@ def contents(source: str, rubric: str, where: object) -> list[str | Shown]:
             found = given.elts if isinstance(given, ast.List) else None
     parts: list[str | Shown] = []
     for item in found or []:
-        text = _text(item, texts)
+        text = text_of(item, texts)
         shown = files.get(item.id) if isinstance(item, ast.Name) else None
         if text is None and shown is None:
             raise UserError(f"{where}: it is not known what {ast.unparse(item)[:60]} is that the judge gets")
@@ -56,21 +54,6 @@ def contents(source: str, rubric: str, where: object) -> list[str | Shown]:
     if not any(isinstance(part, Shown) for part in parts):
         raise UserError(f"{where} shows the judge nothing; fetch the benchmark's code again")
     return parts
-
-
-def _text(node: ast.AST, known: dict[str, str]) -> str | None:
-    """A text made of constants and known texts; None for anything else."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else None
-    if isinstance(node, ast.Name):
-        return known.get(node.id)
-    if isinstance(node, ast.JoinedStr):
-        parts = [_text(value, known) for value in node.values]
-        return None if None in parts else "".join(part or "" for part in parts)
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        left, right = _text(node.left, known), _text(node.right, known)
-        return None if left is None or right is None else left + right
-    return None
 
 
 def _uploaded(node: ast.AST) -> str | None:

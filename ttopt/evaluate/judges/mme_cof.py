@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -22,9 +21,9 @@ from ttopt.data.mme_cof import output_path
 from ttopt.data.sample import Sample
 from ttopt.data.video import decode
 from ttopt.errors import UserError, brief
-from ttopt.evaluate.judges import Evaluator, Judgment, mean_of, server, verdict
+from ttopt.evaluate.judges import Evaluator, Judgment, kept_verdict, mean_of, measured, server
+from ttopt.evaluate.judges.source import parsed, text_of
 from ttopt.models.chat import Chat, Jpeg, Message, fingerprint
-from ttopt.record.run_folder import read_json, write_text
 
 CODE = "genai_client.py"
 ASPECTS = ("instruction_alignment", "temporal_consistency", "visual_stability", "content_fidelity", "focus_relevance")
@@ -45,35 +44,15 @@ def judge_all(
     chat: Chat, root: Path, videos: Path, judged: Sequence[Sample], samples: Sequence[Sample], work: Path, model: str
 ) -> Judgment:
     """Judges what ``work`` does not hold yet: one file a sample."""
-    ratings: dict[str, dict[str, float]] = {}
-    errors: dict[str, str] = {}
-    for sample in judged:
+
+    def rate(sample: Sample) -> dict[str, float]:
+        messages = question(sample.prompt, inside(root, CODE), videos / output_path(sample))
         path = work / output_path(sample).with_suffix(".json")
-        try:
-            messages = question(sample.prompt, inside(root, CODE), videos / output_path(sample))
-            asked = [model, fingerprint(messages)]
-            found = _kept(read_json(path), asked)
-            if found is None:
-                judged_now = verdict(chat, messages, ratings_of)
-                found, reply = judged_now
-                path.parent.mkdir(parents=True, exist_ok=True)
-                content = {"asked": asked, "reply": reply, "ratings": found}
-                write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
-            ratings[sample.id] = found
-        except UserError as error:  # a file of the data set, or a ChatError
-            errors[sample.id] = str(error)
+        return kept_verdict(chat, [model, fingerprint(messages)], messages, ratings_of, path, "ratings")
+
+    ratings, errors = measured(judged, rate)
     scores = {name: mean_of(list(found.values())) / MOST for name, found in ratings.items()}
     return Judgment("MME-CoF score", scores, summary(samples, ratings), errors, {"judge": model}, ratings)
-
-
-def _kept(content: dict[str, Any], asked: list[str]) -> dict[str, float] | None:
-    reply = content.get("reply")
-    if content.get("asked") != asked or not isinstance(reply, str):
-        return None
-    try:
-        return ratings_of(reply)
-    except ValueError:
-        return None
 
 
 def question(prompt: str, code: Path, video: Path) -> list[Message]:
@@ -88,46 +67,25 @@ def question(prompt: str, code: Path, video: Path) -> list[Message]:
 def words_of(code: Path, prompt: str) -> tuple[str, int]:
     """The question's text for a prompt, and the number of frames, from the benchmark's source. Raises UserError."""
     try:
-        tree = ast.parse(code.read_text(encoding="utf-8"))
-    except OSError as error:
+        source = code.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{code} cannot be read ({brief(error)}); put the benchmark's {CODE} beside data.json"
         ) from error
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{code} is no Python ({brief(error)}); fetch the benchmark's code again") from error
-    known: dict[str, Any] = {"input_description": prompt}
-    assigned = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    ]
+    texts, count = {"input_description": prompt}, 0
+    assigned = [node for node in ast.walk(parsed(source, code)) if isinstance(node, ast.Assign)]
     for node in sorted(assigned, key=lambda node: node.lineno):
-        name = node.targets[0].id  # type: ignore[attr-defined]
-        if isinstance(node.value, ast.Constant):
-            known[name] = node.value.value
-        elif isinstance(node.value, ast.JoinedStr):
-            text = _text(node.value, known)
-            if text is not None:
-                known[name] = text
-    text, count = known.get("eval_prompt"), known.get("SAMPLE_FRAMES")
-    if not isinstance(text, str) or prompt not in text or not isinstance(count, int) or not 0 < count < 1000:
+        name, text = ast.unparse(node.targets[0]), text_of(node.value, texts)
+        if text is not None:
+            texts[name] = text
+        elif name == "SAMPLE_FRAMES" and isinstance(node.value, ast.Constant) and isinstance(node.value.value, int):
+            count = node.value.value
+    words = texts.get("eval_prompt", "")
+    if prompt not in words or not 0 < count < 1000:
         raise UserError(
             f"{code} is written otherwise than it was (no eval_prompt or SAMPLE_FRAMES); see docs/benchmarks.md"
         )
-    return text, count
-
-
-def _text(node: ast.JoinedStr, known: dict[str, Any]) -> str | None:
-    """An f-string made of constants and known texts; None for any other."""
-    parts = []
-    for value in node.values:
-        if isinstance(value, ast.FormattedValue):
-            name = value.value.id if isinstance(value.value, ast.Name) else None
-            part = known.get(name) if name else None
-        else:
-            part = value.value if isinstance(value, ast.Constant) else None
-        if not isinstance(part, str):
-            return None
-        parts.append(part)
-    return "".join(parts)
+    return words, count
 
 
 def ratings_of(reply: str) -> dict[str, float]:

@@ -24,10 +24,9 @@ from ttopt.data.images import FirstFrame, image_size
 from ttopt.data.ruler import METRICS, output_path
 from ttopt.data.sample import Sample
 from ttopt.data.video import decode
-from ttopt.errors import UserError, brief
-from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, mean_of, server, verdict
+from ttopt.errors import brief
+from ttopt.evaluate.judges import Evaluator, Judgment, judge_prompt, kept_verdict, mean_of, measured, server
 from ttopt.models.chat import Chat, Jpeg, Message, fingerprint
-from ttopt.record.run_folder import read_json, write_text
 
 POINTS = {"Good": 2, "Medium": 1, "Poor": 0}
 FRAMES_PER_SECOND = 2
@@ -63,38 +62,18 @@ def judge_all(
     model: str,
 ) -> Judgment:  # fmt: skip
     """Judges what ``work`` does not hold yet: one file a sample, named like the official evaluator's."""
-    answers: dict[str, list[str]] = {}
-    errors: dict[str, str] = {}
-    for sample in judged:
+
+    def label(sample: Sample) -> list[str]:
+        messages = question(sample, root, videos / output_path(sample), system)
+        read = functools.partial(labels_of, count=len(sample.answer["checklist"]))
         path = work / output_path(sample).with_suffix(".json")
-        try:
-            messages = question(sample, root, videos / output_path(sample), system)
-            key = fingerprint(messages)
-            count = len(sample.answer["checklist"])
-            labels = _kept(read_json(path), [model, key], count)
-            if labels is None:
-                judged_now = verdict(chat, messages, functools.partial(labels_of, count=count))
-                labels, text = judged_now
-                content = {"asked": [model, key], "eval_results": labels, "reply": text}
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
-            answers[sample.id] = labels
-        except UserError as error:  # a file of the data set, or a ChatError
-            errors[sample.id] = str(error)
+        return kept_verdict(chat, [model, fingerprint(messages)], messages, read, path, "eval_results")
+
+    answers, errors = measured(judged, label)
     metrics = {s.id: metric_scores(s, answers.get(s.id)) for s in samples}
     scores = {s.id: sample_score(s, metrics[s.id]) / 2 for s in samples if s.id in answers}
     parts = {s: {metric: 50 * value for metric, value in metrics[s].items()} for s in answers}
     return Judgment("RULER-Bench score", scores, summary(samples, metrics), errors, {"judge": model}, parts)
-
-
-def _kept(content: dict[str, Any], asked: list[str], count: int) -> list[str] | None:
-    reply = content.get("reply")
-    if content.get("asked") != asked or not isinstance(reply, str):
-        return None
-    try:
-        return labels_of(reply, count)
-    except ValueError:
-        return None
 
 
 def question(sample: Sample, root: Path, video: Path, system: str) -> list[Message]:

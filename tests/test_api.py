@@ -42,7 +42,7 @@ def test_a_second_call_gives_the_same_result_and_refuses_another(optimize: Optim
     assert first.video.shape == first.base.shape == (9, 3, 48, 48) and (first.folder / "result.json").exists()
     assert optimize(image).result == first.result
     assert optimize(image, queries=None).result == first.result
-    other = ttopt.Queries("is the blue square whole ?", tuple(PROCESS))
+    other = ttopt.Queries("is the blue square there ?", tuple(PROCESS))
     refused: dict[str, dict[str, Any]] = {
         "another prompt or image": {"prompt": "move the blue square"},
         "made with another prompt": {"image": Image.new("L", (96, 48), 129)},
@@ -63,8 +63,8 @@ def test_what_the_settings_name_is_used(optimize: Optimize, tmp_path: Path) -> N
         "optimization.tau": 99,
         "sample.image": str(tmp_path / "first.png"),
     }
-    wanted |= {"sample.prompt": "in the file"}
-    found = optimize(settings=wanted | GIVEN, queries=None)
+    wanted |= GIVEN | {"sample.prompt": "in the file", "sample.queries.process": ["is the blue square there ?"]}
+    found = optimize(settings=wanted, queries=None)
     assert found.accepted and found.result.optimization is not None
     assert found.result.optimization.queries["goal"] == GOAL
     assert (found.folder / "previews/step_0000.png").exists() and (tmp_path / "run/bank.txt").exists()

@@ -43,7 +43,7 @@ def test_a_run_is_told_as_it_goes_and_can_be_opened_again(session: Session, aske
     view = last(session.run(asked, threading.Event()))
     assert view.error == "" and view.done and view.result is not None and view.result.stop == ACCEPTED
     assert view.curves[0]["step"] == 0 and "p_yes_goal" in view.curves[0]
-    assert view.seen is not None and view.seen.shape == (48, 9 * 48, 3)
+    assert view.seen is not None and view.seen.shape == (96, 7 * 96, 3)
     assert {path.name for path in view.files()} >= {"base.mp4", "video.mp4", "result.json"}
     assert view.folder is not None and (view.folder / "report.html").is_file()
     (name,) = session.runs()

@@ -25,7 +25,7 @@ from ttopt.data.sample import Sample
 from ttopt.errors import UserError
 from ttopt.run import run as engine
 
-OWN = [  # what is typed after "ttopt fit --sample.prompt go"
+OWN = [  # what is typed after "ttopt fit --sample.prompt move"
     ("--sample.prompt ''", "sample.prompt is empty; say what should happen: --sample.prompt"),
     ("--sample.prompt ' \n\t'", "sample.prompt is empty; say what should happen"),
     ("--sample.prompt 'go \udcff'", "sample.prompt holds a half of a character (a lone surrogate); write it in UTF-8"),
@@ -55,14 +55,14 @@ OWN = [  # what is typed after "ttopt fit --sample.prompt go"
     ("--sample.frames -3", "sample.frames is -3; give 4k+1 frames"),
     ("--sample.frames 10", "sample sample: 10 frames; Wan videos have 4k+1 frames (5, 9, ... 81, 89)"),
     ("--sample.frames 4000000001", "sample.frames is 4000000001; give 65,536 or less"),
-    ("--sample.frames 5", "teacher.frames is 9, but the video has only 5 frames; give --teacher.frames 5 or fewer"),
+    ("--sample.frames 5", "teacher.frames is 7, but the video has only 5 frames; give --teacher.frames 5 or fewer"),
     ("--sample.fps 0", "sample.fps is 0; give frames a second, e.g. 16"),
     ("--sample.fps 24.5", "--sample.fps: Expected a int. Got value: 24.5"),
     ("--sample.fps 1000000", "sample.fps is 1000000; give 1,000 or less"),
     ("--sample.height 0", "sample.height is 0; give pixels, e.g. 480"),
     ("--sample.width -48", "sample.width is -48; give pixels, e.g. 832"),
-    ("--sample.height 51", "sample.height, width, multiple are 51, 48, 16; give even numbers, as H.264 needs"),
-    ("--sample.multiple 1", "sample.height, width, multiple are 48, 48, 1; give even numbers, as H.264 needs"),
+    ("--sample.height 51", "sample.height, width, multiple are 51, 96, 16; give even numbers, as H.264 needs"),
+    ("--sample.multiple 1", "sample.height, width, multiple are 96, 96, 1; give even numbers, as H.264 needs"),
     ("--sample.width 1000000 --sample.image small.png", "sample.width is 1000000; give 32,768 or less"),
 ]  # fmt: skip
 
@@ -104,7 +104,7 @@ def pictures(place: Path) -> Path:
     "typed, expected", OWN, ids=[typed[:60].encode("ascii", "replace").decode() for typed, _ in OWN]
 )
 def test_own_sample(typed: str, expected: str, pictures: Path, capsys: Capture) -> None:
-    refused_untouched(pictures, ["fit", "--sample.prompt", "go", *shlex.split(typed)], expected, capsys)
+    refused_untouched(pictures, ["fit", "--sample.prompt", "move", *shlex.split(typed)], expected, capsys)
 
 
 PNG = png()

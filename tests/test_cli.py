@@ -68,7 +68,7 @@ def test_whole_way(tiny: list[str], tmp_path: Path) -> None:
 
 
 def test_cheap_refusals_come_before_what_takes_long_to_load(tmp_path: Path) -> None:
-    wrong = [["--families", "juggle"], ["--sample.prompt", "go", "--sample.image", "no.png"]]
+    wrong = [["--families", "juggle"], ["--sample.prompt", "move", "--sample.image", "no.png"]]
     code = (
         "import sys\n"
         "from ttopt.__main__ import main\n"
@@ -84,26 +84,26 @@ def test_cheap_refusals_come_before_what_takes_long_to_load(tmp_path: Path) -> N
 BAD: dict[str, tuple[list[str], str]] = {
     "no command": (["fitt"], "'fitt' is no command; the nearest is fit"),
     "no prompt": (["fit", "--sample.prompt", ""], "sample.prompt is empty; say what should happen"),
-    "no such image": (["fit", "--sample.prompt", "go", "--sample.image", "no.png"], "image no.png: there is no such"),
-    "empty image": (["fit", "--sample.prompt", "go", "--sample.image", "empty.png"], "empty.png is empty; give a PNG"),
-    "no image": (["fit", "--sample.prompt", "go", "--sample.image", "text.png"], "cannot be read as an image; give"),
-    "image is a folder": (["fit", "--sample.prompt", "go", "--sample.image", "thesis"], "there is no such file"),
+    "no such image": (["fit", "--sample.prompt", "move", "--sample.image", "no.png"], "image no.png: there is no such"),
+    "empty image": (["fit", "--sample.prompt", "move", "--sample.image", "empty.png"], "empty.png is empty; give a PNG"),
+    "no image": (["fit", "--sample.prompt", "move", "--sample.image", "text.png"], "cannot be read as an image; give"),
+    "image is a folder": (["fit", "--sample.prompt", "move", "--sample.image", "thesis"], "there is no such file"),
     "name of a sample": (
-        ["fit", "--sample.prompt", "go", "--sample.id", "a/b"],
+        ["fit", "--sample.prompt", "move", "--sample.id", "a/b"],
         "sample id 'a/b' cannot name a folder",
     ),
     "odd number of frames": (
-        ["fit", "--sample.prompt", "go", "--sample.frames", "10"],
+        ["fit", "--sample.prompt", "move", "--sample.frames", "10"],
         "10 frames; Wan videos have 4k+1",
     ),
-    "unknown family": (["fit", "--families", "[move,juggle]"], "unknown miniworld family 'juggle'; choose from move"),
+    "unknown family": (["fit", "--families", "[move,juggle]"], "unknown family 'juggle'; choose from move"),
     "limit 0": (["fit", "--limit", "0"], "limit is 0; give --limit 1 or more"),
     "another configuration": (["fit", "--run-dir", "old", "--seed", "2"], "seed was 1, now it is 2; set it back, or"),
     "somebody's folder": (["fit", "--run-dir", "thesis"], "is not empty and no run's folder"),
     "missing weights": (["fit", "--reasoner.model", "nowhere/at/all"], "no folder nowhere/at/all; give a folder"),
     "missing teacher": (["fit", "--teacher.model", "empty"], "config.json is missing"),
     "missing decoder": (["fit", "--decoder.model", "nowhere/light"], "nowhere/light is missing; give"),
-    "K larger than the video": (["fit", "--teacher.frames", "10"], "only 9 frames; give --teacher.frames 9 or fewer"),
+    "K larger than the video": (["fit", "--teacher.frames", "26"], "only 25 frames; give --teacher.frames 25 or fewer"),
     "tau below 0": (["fit", "--optimization.tau", "-1"], "a loss is never below 0; give 0.22"),
     "read-only output": (
         ["fit", "--run-dir", "/dev/null/run"],

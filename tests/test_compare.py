@@ -50,6 +50,7 @@ def tiny(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return [
         *("--config", str(tmp_path / "mine.yaml"), "--run-dir", str(tmp_path / "run"), "--limit", "2"),
         *("--reasoner.model", str(folders["reasoner"]), "--teacher.model", str(folders["teacher"])),
+        *("--decoder.kind", "light", "--decoder.model", str(folders["light"])),
         *("--sample.queries.goal", GOAL, "--sample.queries.process", json.dumps(PROCESS), "--report", "false"),
     ]
 
@@ -65,7 +66,7 @@ def test_all_methods_on_all_samples_then_only_what_is_missing(tiny: list[str], m
     assert all(row.score.n == 2 and not row.failed for row in found.table) and not found.problems
     static, single, chosen, lora = found.table
     assert static.generated_seconds == 0 and static.first_frame_ssim == pytest.approx(1, abs=1e-3)
-    assert (single.reasoner_forwards, chosen.reasoner_forwards, lora.reasoner_forwards) == (4, 8, 4 + 1 + 2 + 1)
+    assert (single.reasoner_forwards, chosen.reasoner_forwards, lora.reasoner_forwards) == (3, 6, 3 + 1 + 2 + 1)
     assert single.ssim == pytest.approx(1), "the reference's drift from itself"
     assert lora.steps == 1 and all(row.satisfied is not None for row in found.table)
     assert found.entries["single"]["id-move-0-0000"].judged is not None
@@ -178,7 +179,7 @@ def test_gen_vire_has_the_papers_clips(tmp_path: Path) -> None:
 
 
 def test_the_base_comes_first(tmp_path: Path) -> None:
-    assert parse_compare([]).teacher.frames == 9
+    assert parse_compare([]).teacher.frames == 7
     real = parse_compare(["--base", "wan22_5b", "--optimization.lr", "1e-4"])
     assert (real.teacher.frames, real.optimization.lr, real.sample.multiple) == (24, 1e-4, 32)
     (tmp_path / "c.yaml").write_text("base: wan22_5b\nteacher: {frames: 12}" + METHODS)

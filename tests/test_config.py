@@ -29,7 +29,7 @@ SHIPPED = sorted(p.stem for p in CONFIG_FOLDERS[0].glob("*.yaml") if "\nmethods:
 def test_default_is_the_embedded_configuration() -> None:
     settings = parse_fit([])
     assert settings == parse_fit(["--config", "mini"])
-    assert (settings.reasoner.model, settings.teacher.model, settings.teacher.frames) == ("embedded", "embedded", 9)
+    assert (settings.reasoner.model, settings.teacher.model, settings.teacher.frames) == ("embedded", "embedded", 7)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -63,7 +63,7 @@ def test_later_arguments_win_and_names_may_have_dashes(tmp_path: Path) -> None:
     settings = parse_fit([*args, "--families", "[move,maze]", "--optimization.lr", "1e-2"])
     assert (settings.seed, settings.optimization.tau, settings.optimization.steps) == (4, 0.5, 7)
     assert (settings.run_dir, settings.families, settings.optimization.lr) == ("runs/x", ["move", "maze"], 0.01)
-    assert settings.teacher.frames == 9, "mini's, although another file came later"
+    assert settings.teacher.frames == 7, "mini's, although another file came later"
 
 
 def test_flags_win_wherever_they_stand_and_later_files_over_earlier(tmp_path: Path) -> None:
@@ -74,12 +74,12 @@ def test_flags_win_wherever_they_stand_and_later_files_over_earlier(tmp_path: Pa
     for args in (files + flags, flags + files, [*files[:2], *flags, *files[2:]]):
         settings = parse_fit(args)
         assert (settings.optimization.steps, settings.optimization.tau) == (3, 0.4)
-        assert (settings.families, settings.teacher.frames) == (["move"], 9)
+        assert (settings.families, settings.teacher.frames) == (["move"], 7)
 
 
 BASES = {  # files, what is typed; teacher.frames, optimization.lr
-    "none: mini": ({"a.yaml": "seed: 1"}, "a.yaml", (9, 2e-3)),
-    "mini": ({"a.yaml": "base: mini"}, "a.yaml", (9, 2e-3)),
+    "none: mini": ({"a.yaml": "seed: 1"}, "a.yaml", (7, 2e-3)),
+    "mini": ({"a.yaml": "base: mini"}, "a.yaml", (7, 2e-3)),
     "null: the paper's": ({"a.yaml": "base: null"}, "a.yaml", (24, 5e-5)),
     "shipped": ({"a.yaml": "base: wan22_5b_24gb\nteacher: {frames: 12}"}, "a.yaml", (12, 5e-5)),
     "chain": (
@@ -90,9 +90,9 @@ BASES = {  # files, what is typed; teacher.frames, optimization.lr
     "beside the file that names it": (
         {"x/a.yaml": "base: ../b.yaml", "b.yaml": "base: mini\noptimization: {lr: 2}"},
         "x/a.yaml",
-        (9, 2.0),
+        (7, 2.0),
     ),
-    "a base of none: mini": ({"a.yaml": "base: b.yaml", "b.yaml": "optimization: {lr: 2}"}, "a.yaml", (9, 2.0)),
+    "a base of none: mini": ({"a.yaml": "base: b.yaml", "b.yaml": "optimization: {lr: 2}"}, "a.yaml", (7, 2.0)),
     "typed instead": ({"a.yaml": "base: mini\noptimization: {lr: 3}"}, "a.yaml --base wan22_5b", (24, 3.0)),
 }
 
@@ -247,6 +247,7 @@ FREE = {
 SHARED = {
     *("run_dir", "dataset", "root", "split", "families", "limit", "engine", "address", "workers.count", "workers.gpus"),
     *(
+        "ids",
         "workers.cpus",
         "workers.retries",
         "sample.id",
@@ -332,8 +333,8 @@ MISTAKES = {
     "process without goal": (["--sample.queries.process", "[a?]"], "give --sample.queries.goal too"),
     "goal without process": (["--sample.queries.goal", "a?"], "has 0 questions; give one to three"),
     "K larger than the video": (
-        ["--sample.prompt", "go", "--teacher.frames", "10"],
-        "teacher.frames is 10, but the video has only 9 frames; give --teacher.frames 9 or fewer",
+        ["--sample.prompt", "move", "--teacher.frames", "26"],
+        "teacher.frames is 26, but the video has only 25 frames; give --teacher.frames 25 or fewer",
     ),
 }
 

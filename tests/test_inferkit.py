@@ -55,12 +55,12 @@ def test_a_video_and_eight_fields(wrapper: Any, tmp_path: Path) -> None:
     assert (
         again["metadata"]["seeds"] == answer["metadata"]["seeds"] and again["generation_id"] != answer["generation_id"]
     )
-    assert read_video(Path(answer["video_path"])).shape == (9, 3, 48, 48), "square, of the model's size, 4k+1 frames"
+    assert read_video(Path(answer["video_path"])).shape == (9, 3, 96, 96), "square, of the model's size, 4k+1 frames"
 
 
 @pytest.mark.parametrize(
     "frames, height, width, made",
-    [(9, 96, 96, (9, 48, 48)), (11, 48, 48, (9, 48, 48)), (5, 32, 48, (5, 32, 48))],
+    [(25, 192, 192, (25, 96, 96)), (27, 96, 96, (25, 96, 96)), (5, 32, 48, (5, 32, 48))],
     ids=["larger", "longer", "smaller"],
 )
 def test_length_and_size_are_those_that_the_runner_asks_for(

@@ -601,7 +601,7 @@ def test_evaluate_scores_videos_without_any_model(
     for sample in samples:
         for folder, video in ((right, miniworld.true_video(sample)), (still, None)):
             folder.mkdir(exist_ok=True)
-            frames = sample.image.expand(9, -1, -1, -1) if video is None and sample.image is not None else video
+            frames = sample.image.expand(25, -1, -1, -1) if video is None and sample.image is not None else video
             assert frames is not None
             write_video(folder / f"{sample.id}.mp4", frames, 8)
     (still / f"{samples[2].id}.mp4").unlink()

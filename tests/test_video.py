@@ -30,7 +30,7 @@ def noise(frames: int, height: int, width: int) -> Tensor:
 
 
 def sprites() -> Tensor:
-    """Right videos of the sprite world in all its colors, three frames each."""
+    """Right videos of the sprite world in all its colors, a frame of each board."""
     return torch.cat([miniworld.true_video(sample)[::4] for sample in miniworld.samples("ood", None, 3, 12)])
 
 
@@ -96,10 +96,10 @@ def test_files_of_others_are_read_as_they_are(comment: str, size: tuple[int, int
     assert (video.mean((0, 2, 3)) * 255 - torch.tensor([200, 40, 90])).abs().max() < 4
 
 
-@pytest.mark.parametrize("size", [48, 768])
+@pytest.mark.parametrize("size", [96, 768])
 def test_chromium_plays_them(size: int, browser: Any, tmp_path: Path) -> None:
     """Every frame, in its colors. Of 720 lines and more players take other colors for granted than these."""
-    video = sprites()[:9] if size == 48 else smooth(9, size, size, 200)
+    video = sprites()[:9] if size == 96 else smooth(9, size, size, 200)
     write_video(tmp_path / "a.mp4", video, 8)
     page = browser.new_page()
     page.set_content("<video muted></video><canvas></canvas>")
@@ -127,12 +127,12 @@ def test_chromium_plays_them(size: int, browser: Any, tmp_path: Path) -> None:
             }
             return found
         }""",
-        [source, 48, 9],
+        [source, 96, 9],
     )
-    every = size // 48
-    seen = torch.tensor(shown).view(9, 48, 48, 3).permute(0, 3, 1, 2)
+    every = size // 96
+    seen = torch.tensor(shown).view(9, 96, 96, 3).permute(0, 3, 1, 2)
     meant = levels(video)[..., every // 2 :: every, every // 2 :: every]
-    assert (seen - meant).abs().max() <= (4 if size == 48 else 8)
+    assert (seen - meant).abs().max() <= (4 if size == 96 else 8)
 
 
 def test_odd_size_is_refused(tmp_path: Path) -> None:

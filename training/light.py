@@ -1,7 +1,8 @@
 """The light decoder of the optimization loop: a small TAEHV, one frame a latent frame, the board after each move.
 
-It draws noisy codes of random films. A blend of two codes, what a prediction that cannot decide looks like, becomes the
-same blend of their pictures, so that the teacher's gradient says which way to decide.
+It draws codes of random films with noise of all levels (where it had seen one level only, codes without any made it see
+things). A blend of two codes in a cell, what a prediction that cannot decide looks like, becomes the same blend of their
+pictures, so that the teacher's gradient says which way to decide.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ import torch
 from training.code import CHANNELS, SCALE
 from training.common import Ema, Run, averaged, device, matrices_and_rest, update
 from training.vae import HARD, Phase, phase_of, pieces, pixel_loss, worst_loss
-from ttopt.miniworld.look import GRID, PER_MOVE
+from ttopt.miniworld.look import CELL, GRID, PER_MOVE
 from ttopt.models.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
-MUON, ADAM, NOISE = 0.005, 1e-3, 0.1
-PHASES = (Phase(3000, 12, 3, 3, 1.0), Phase(2500, 3, GRID, 3, 0.5), Phase(2500, 3, GRID, 3, 0.4, HARD))
+MUON, ADAM, NOISE = 0.005, 1e-3, 0.15
+PHASES = (
+    Phase(3000, 12, 3, 3, 1.0),
+    Phase(2500, 3, GRID, 3, 0.5),
+    Phase(2500, 3, GRID, 3, 0.4, HARD),
+    Phase(2500, 3, GRID, 3, 0.4, HARD),
+)
 BLENDED = 0.3  # share of the films, where boards are whole
 CONFIG = LightDecoderConfig(
     channels=(96, 64, 40, 32), latent_channels=CHANNELS, patch_size=4, time_upscale=(False, False, False),
@@ -38,10 +44,12 @@ def train(folder: Path, steps: int | None = None) -> None:
         video, code = pieces(np.random.default_rng([4, step]), phase)
         target = video[:, ::PER_MOVE]
         if phase.cells == GRID:
-            part = torch.rand(phase.count, 1, 1, 1, 1, generator=generator)
+            part = torch.rand(phase.count, 1, phase.boards, GRID, GRID, generator=generator)
             part *= torch.rand(phase.count, 1, 1, 1, 1, generator=generator) < BLENDED
-            code, target = (torch.lerp(x, x.roll(1, 0), part) for x in (code, target))
-        code = code + NOISE * torch.randn(code.shape, generator=generator)
+            pixels = part.transpose(1, 2).repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)
+            code, target = torch.lerp(code, code.roll(1, 0), part), torch.lerp(target, target.roll(1, 0), pixels)
+        level = NOISE * torch.rand(phase.count, 1, 1, 1, 1, generator=generator)
+        code = code + level * torch.randn(code.shape, generator=generator)
         target, code = target.to(device()), code.to(device())
         error = light(code / SCALE, [PER_MOVE * board for board in range(phase.boards)]) - target
         loss, hard = pixel_loss(error, target), worst_loss(error)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ttopt.miniworld.look import COLOR_NAMES, render
 from ttopt.miniworld.questions import questions
 from ttopt.miniworld.scene import Task
-from ttopt.miniworld.tokenizer import phrases
+from ttopt.miniworld.words import phrases
 from ttopt.models.teacher import Teacher
 from ttopt.models.teacher import prompts as words
 

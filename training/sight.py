@@ -17,7 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb
 
 from ttopt.miniworld.look import CELLS, COLOR_NAMES, GROUNDS, LOOKS, adjacent, look, pad
 from ttopt.miniworld.reader import UNKNOWN, Seen
-from ttopt.miniworld.tokenizer import phrases
+from ttopt.miniworld.words import phrases
 from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.packing import at
 

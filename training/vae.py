@@ -24,7 +24,7 @@ from training.common import Ema, Run, averaged, cosine, device, matrices_and_res
 from training.films import random_film
 from ttopt.miniworld.look import CELL, GRID, PAPER, render
 
-NOISE = 0.1  # of the latents that the decoder learns from; a code's numbers are 0 and 1
+NOISE, BLENDED, UNSURE = 0.3, 0.5, 0.4  # see ``unsure``
 MUON, ADAM = 0.02, 3e-3  # learning rates
 HARDEST, HARD = 0.005, 0.2  # share of a frame's pixels that count on their own at last, and their weight
 
@@ -48,7 +48,9 @@ DECODER = (
     Phase(3000, 8, 3, 3, 0.7),
     Phase(9000, 2, GRID, 4, 0.5),
     Phase(6000, 2, GRID, 4, 0.3, HARD),
+    Phase(6000, 2, GRID, 4, 0.4, HARD),
 )
+MOTION = [DOWN, RIGHT, LEAVES]  # channels that the decoder is not shown: it sees from two boards what moved
 
 
 def build() -> AutoencoderKLWan:
@@ -181,8 +183,9 @@ def train_decoder(folder: Path, steps: int | None = None) -> None:
     for step in run.steps(steps or sum(phase.steps for phase in DECODER)):
         phase, rate = phase_of(step, DECODER, steps)
         video, code = pieces(np.random.default_rng([2, step]), phase)
-        noise = NOISE * torch.randn(code.shape, generator=torch.Generator().manual_seed(step))
-        video, code = video.to(device()), (code + noise).to(device())
+        code = unsure(code, torch.Generator().manual_seed(step))
+        code[:, MOTION] = 0
+        video, code = video.to(device()), code.to(device())
         error = decode(vae, code) - video
         loss, hard = pixel_loss(error, video), worst_loss(error)
         update(loss + phase.hard * hard, half, optimizers, ema, rate)
@@ -190,11 +193,30 @@ def train_decoder(folder: Path, steps: int | None = None) -> None:
             run.log(step, loss=loss, hard=hard, psnr=-10 * error.square().mean().log10(), worst=error.abs().max())
 
 
+def unsure(code: Tensor, generator: torch.Generator) -> Tensor:
+    """Codes (B, 20, boards, h, w) as a reasoner that wavers would write them: with noise of a level up to NOISE, and in
+    the share BLENDED of the videos with up to UNSURE of another film's code, or of its own next board's, in each cell.
+
+    A decoder that draws the nearest clean code makes mistakes that can be seen: another color, never two mixed.
+    """
+    count, _, boards, h, w = code.shape
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    shifted = torch.cat([code[:, :, 1:], code[:, :, -1:]], 2)
+    other = torch.where(draw(count, 1, 1, 1, 1) < 0.5, shifted, code.roll(1, 0))
+    part = UNSURE * draw(count, 1, boards, h, w) * (draw(count, 1, 1, 1, 1) < BLENDED)
+    noise = NOISE * draw(count, 1, 1, 1, 1) * torch.randn(code.shape, generator=generator)
+    return torch.lerp(code, other, part) + noise
+
+
 def halves(encoder_state: Path, decoder_state: Path) -> AutoencoderKLWan:
     """The VAE made of the averaged weights in the states of both trainings, frozen."""
     vae = build()
     averaged(encoder_state, "half", nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}))
     averaged(decoder_state, "half", nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}))
+    vae.post_quant_conv.weight.data[:, MOTION] = 0
     return vae.eval().requires_grad_(False)
 
 

@@ -14,7 +14,7 @@ from ttopt.errors import UserError
 from ttopt.miniworld.look import COLOR_NAMES, SHAPE_NAMES, SIZE
 from ttopt.miniworld.reader import UNKNOWN, read
 from ttopt.miniworld.second import STRAY
-from ttopt.miniworld.tokenizer import NOUNS, PROMPT_WORDS, PUNCTUATION, QUESTION_WORDS, REPLY_WORDS
+from ttopt.miniworld.words import NOUNS, PROMPT_WORDS, PUNCTUATION, QUESTION_WORDS, REPLY_WORDS
 
 OTHER = "use a sample of the world (--dataset miniworld), or a configuration of real models, e.g. --config wan22_5b"
 NAMES = (*COLOR_NAMES, *NOUNS)

@@ -1,35 +1,23 @@
-"""The words of the world and the tokenizers made of them: "red circle" and "blue pad" are one token each."""
+"""The tokenizers of the world's words: "red circle" and "blue pad" are one token each."""
 
 from __future__ import annotations
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ttopt.miniworld.look import COLOR_NAMES, GRID, SHAPE_NAMES
+from ttopt.miniworld.look import COLOR_NAMES
+from ttopt.miniworld.words import (
+    CELL_NAMES,
+    NOUNS,
+    PROMPT_WORDS,
+    PUNCTUATION,
+    QUESTION_WORDS,
+    REPLY_WORDS,
+    TENTHS,
+    phrases,
+)
 
-PROMPT_WORDS = """
-after and around bring changes else everything first gap goes make move nothing onto paint past second stays that the
-then through to turns visits walls
-""".split()
-QUESTION_WORDS = """
-Is Are Does Do Has Have there exactly one all time moving cell by on at end turned visit before stay stays off keep
-shape place everything but it as is other same
-""".split()
-REPLY_WORDS = """
-questions goal process yes no user assistant plan check route task done step steps of wrong observation complete
-instruction target state estimated remaining reason action executed progress good fraction suggestion verdict accept
-reject true false regen split fallback seconds
-""".split()
-TENTHS = [f"{n / 10:.1f}" for n in range(100)]  # shares, and seconds of a video
-PUNCTUATION = list(".,:;?!\"'{}[]()-_<>/0123456789") + ["\n"]
-CELL_NAMES = [f"{column}{row}" for row in range(1, GRID + 1) for column in "abcdef"]  # by cell number
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>", "<|image_pad|>"]
-NOUNS = (*SHAPE_NAMES, "pad")
-
-
-def phrases() -> list[str]:
-    """Every noun phrase of the world: 24 things and 6 pads."""
-    return [f"{color} {noun}" for color in COLOR_NAMES for noun in NOUNS]
 
 
 def splitter(words: str) -> pre_tokenizers.PreTokenizer:

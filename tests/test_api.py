@@ -63,7 +63,7 @@ def test_what_the_settings_name_is_used(optimize: Optimize, tmp_path: Path) -> N
         "optimization.tau": 99,
         "sample.image": str(tmp_path / "first.png"),
     }
-    wanted |= GIVEN | {"sample.prompt": "in the file", "sample.queries.process": ["is the blue square there ?"]}
+    wanted |= GIVEN | {"sample.prompt": "Move nothing.", "sample.queries.process": ["is the blue square there ?"]}
     found = optimize(settings=wanted, queries=None)
     assert found.accepted and found.result.optimization is not None
     assert found.result.optimization.queries["goal"] == GOAL

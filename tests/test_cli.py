@@ -85,7 +85,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no command": (["fitt"], "'fitt' is no command; the nearest is fit"),
     "no prompt": (["fit", "--sample.prompt", ""], "sample.prompt is empty; say what should happen"),
     "no such image": (["fit", "--sample.prompt", "move", "--sample.image", "no.png"], "image no.png: there is no such"),
-    "empty image": (["fit", "--sample.prompt", "move", "--sample.image", "empty.png"], "empty.png is empty; give a PNG"),
+    "empty image": (
+        ["fit", "--sample.prompt", "move", "--sample.image", "empty.png"],
+        "empty.png is empty; give a PNG",
+    ),
     "no image": (["fit", "--sample.prompt", "move", "--sample.image", "text.png"], "cannot be read as an image; give"),
     "image is a folder": (["fit", "--sample.prompt", "move", "--sample.image", "thesis"], "there is no such file"),
     "name of a sample": (

@@ -46,6 +46,26 @@ def test_the_reasoner_learns_the_first_of_two_right_answers() -> None:
         assert torch.equal(one, film_code(task.film(task.choices[0]))) and not torch.equal(one, two)
 
 
+def test_a_wavering_code_is_nearest_to_its_own() -> None:
+    films = [random_film(np.random.default_rng(number), 3, 0.5) for number in range(8)]
+    codes = torch.stack([film_code(film) for film in films])
+    blends, noisy = (
+        vae.unsure(codes, vae.Phase(1, 8, 6, 3, 1.0, noise=noise, unsure=0.4), torch.Generator().manual_seed(0)) - codes
+        for noise in (0.0, 0.3)
+    )
+    assert 0.3 < blends[:, :DOWN].abs().max() <= 0.4, "of the numbers 0 and 1 less than half of another"
+    assert noisy.std() > blends.std()
+
+
+def test_one_thing_gets_two_colors_mixed() -> None:
+    rng, code = np.random.default_rng(0), film_code(make_task("two", "train", 21, 0).film())
+    for _ in range(20):
+        change = (teacher.mixed(code / SCALE, rng) * SCALE - code).flatten(2)
+        assert len(change.abs().sum((0, 1)).nonzero()) == 1, "in one cell"
+        changed = change.abs().sum((1, 2)).nonzero().flatten().tolist()
+        assert len(changed) == 2 and max(changed) < SHAPE and 0.24 < change.max() < 0.76
+
+
 def test_prompts_end_in_repairs_that_the_tokenizer_knows() -> None:
     tokenizer = reasoner_tokenizer(reasoner.TEXT_LENGTH)
     prompts = [task.prompt for step in range(20) for task in reasoner.training_tasks(step, 8)]

@@ -6,7 +6,8 @@ import numpy as np
 
 from ttopt.miniworld.look import ABSENT, CELLS, EMPTY, GRID, LOOKS, WALL, Actor, Film, adjacent
 
-ODD = 0.04  # chance a board that a thing changes its look, jumps, vanishes or comes back, or that a pad changes
+ODD = 0.04  # chance a board that a thing jumps, vanishes or comes back, or that a pad changes
+TURNS = 0.08  # and that it changes its look; where that was rarer, the decoder took it for noise and mixed both colors
 
 
 def random_film(rng: np.random.Generator, boards: int, busy: float) -> Film:
@@ -24,7 +25,7 @@ def random_film(rng: np.random.Generator, boards: int, busy: float) -> Film:
         taken = {actor.track[-1] for actor in actors}
         for number, actor in enumerate(actors):
             here, shown = actor.track[-1], actor.looks[-1]
-            if rng.random() < ODD / 2:
+            if rng.random() < TURNS:
                 shown = int(rng.integers(LOOKS))
             if here == ABSENT or rng.random() < ODD / 2:
                 free = [c for c in range(CELLS) if c not in taken and grounds[c] != WALL]

@@ -1,7 +1,7 @@
 """The light decoder of the optimization loop: a small TAEHV, one frame a latent frame, the board after each move.
 
-It draws codes of random films with noise of all levels (where it had seen one level only, codes without any made it see
-things). A blend of two codes in a cell, what a prediction that cannot decide looks like, becomes the same blend of their
+It draws codes of random films with noise of all levels: where it had seen one level only, codes without any made it see
+things. A blend of two codes in a cell, what a prediction that wavers looks like, becomes the same blend of their
 pictures, so that the teacher's gradient says which way to decide.
 """
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from training.attacks import Attacker, Pool
-from training.code import SCALE, film_code
+from training.code import COLOR, SCALE, SHAPE, film_code
 from training.common import Ema, Run, averaged, cosine, device, matrices_and_rest, save_half, update
 from training.corruptions import corrupt
 from training.light import load_state as load_light
@@ -39,9 +39,10 @@ from ttopt.models.teacher import PackedOutput, Teacher
 from ttopt.models.teacher.prompts import FILE as PROMPTS_FILE
 from ttopt.models.teacher.prompts import Prompts
 
-STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 18000, 10000, 6, 5, 3
+STEPS, WARM, BATCH, QUESTIONS, REPLAYS = 20000, 10000, 6, 5, 3
 MUON, ADAM = 0.01, 1.5e-3  # learning rates
 ATTACK_EVERY, POOLED = 60, 0.7  # steps between runs of real optimization; share of decoded latents from them
+MIXED = 0.25  # share of decoded latents in which a thing has two colors mixed, the mistake that passed most often
 GROWTH = ((500, 1), (800, 2), (1100, 3), (1400, 5))  # until a step it sees so many boards, the last ones of a film
 WRITE_EVERY, WRITTEN = 3, 4  # steps between replies that it learns to write, and how many
 HARDEST = {"visit": 0.3, "paint": 0.25, "two": 0.2}  # how often these families come
@@ -183,6 +184,25 @@ def log_uniform(rng: np.random.Generator, ends: tuple[float, float]) -> NDArray[
     return np.exp(rng.uniform(math.log(ends[0]), math.log(ends[1]), BATCH))
 
 
+def mixed(latents: Tensor, rng: np.random.Generator) -> Tensor:
+    """Latents (20, T, 6, 6) with a quarter to three quarters of another color in one thing, on a board or several on
+    which it lies still."""
+    colors = latents[COLOR:SHAPE] * SCALE
+    spots = (colors.amax(0) > 0.5).nonzero().tolist()
+    if not spots:
+        return latents
+    board, row, column = spots[int(rng.integers(len(spots)))]
+    own = colors[:, board, row, column].argmax()
+    other = int(rng.choice([color for color in range(len(colors)) if color != own]))
+    last = board + 1
+    while last < latents.shape[1] and colors[own, last, row, column] > 0.5 and rng.random() < 0.7:
+        last += 1
+    part, out = float(rng.uniform(0.25, 0.75)), latents.clone()
+    out[COLOR + own, board:last, row, column] *= 1 - part
+    out[COLOR + other, board:last, row, column] += part / SCALE
+    return out
+
+
 def draw(rng: np.random.Generator) -> tuple[Task, Film]:
     """A task of the training splits and a film of it, right in a third of the cases."""
     split = "teacher_ood" if rng.random() < 0.4 else "train"
@@ -234,6 +254,8 @@ def train(folder: Path, light_state: Path, reasoner_state: Path, steps: int = ST
             for i in np.flatnonzero(decoded & (rng.random(BATCH) < POOLED)) if pool.shards else ():
                 found, tasks[i] = pool.draw(rng)
                 latents[i] = found.to(device())
+            for i in np.flatnonzero(decoded & (rng.random(BATCH) < MIXED)) if attacked else ():
+                latents[i] = mixed(latents[i], rng)
         moved = (latents + delta).requires_grad_()
         frames, seen = rendered, told
         if attacked and light is not None:

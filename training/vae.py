@@ -24,7 +24,7 @@ from training.common import Ema, Run, averaged, cosine, device, matrices_and_res
 from training.films import random_film
 from ttopt.miniworld.look import CELL, GRID, PAPER, render
 
-NOISE, BLENDED, UNSURE = 0.3, 0.5, 0.4  # see ``unsure``
+BLENDED = 0.5  # share of the videos with blends of codes, where the decoder learns from them
 MUON, ADAM = 0.02, 3e-3  # learning rates
 HARDEST, HARD = 0.005, 0.2  # share of a frame's pixels that count on their own at last, and their weight
 
@@ -39,6 +39,8 @@ class Phase:
     boards: int
     rate: float  # share of the learning rates at its beginning
     hard: float = 0.0  # weight of the hardest pixels
+    noise: float = 0.1  # most noise in the codes that the decoder learns from; their numbers are 0 and 1
+    unsure: float = 0.0  # most of another code in a cell's, see ``unsure``
 
 
 # Small pieces first, where much is learned in little time; then whole boards, since a small piece is all margin.
@@ -48,7 +50,8 @@ DECODER = (
     Phase(3000, 8, 3, 3, 0.7),
     Phase(9000, 2, GRID, 4, 0.5),
     Phase(6000, 2, GRID, 4, 0.3, HARD),
-    Phase(6000, 2, GRID, 4, 0.4, HARD),
+    Phase(6000, 2, GRID, 4, 0.4, HARD, noise=0.3, unsure=0.4),
+    Phase(2500, 2, GRID, 4, 0.3, HARD, noise=0.12, unsure=0.3),
 )
 MOTION = [DOWN, RIGHT, LEAVES]  # channels that the decoder is not shown: it sees from two boards what moved
 
@@ -183,7 +186,7 @@ def train_decoder(folder: Path, steps: int | None = None) -> None:
     for step in run.steps(steps or sum(phase.steps for phase in DECODER)):
         phase, rate = phase_of(step, DECODER, steps)
         video, code = pieces(np.random.default_rng([2, step]), phase)
-        code = unsure(code, torch.Generator().manual_seed(step))
+        code = unsure(code, phase, torch.Generator().manual_seed(step))
         code[:, MOTION] = 0
         video, code = video.to(device()), code.to(device())
         error = decode(vae, code) - video
@@ -193,9 +196,9 @@ def train_decoder(folder: Path, steps: int | None = None) -> None:
             run.log(step, loss=loss, hard=hard, psnr=-10 * error.square().mean().log10(), worst=error.abs().max())
 
 
-def unsure(code: Tensor, generator: torch.Generator) -> Tensor:
-    """Codes (B, 20, boards, h, w) as a reasoner that wavers would write them: with noise of a level up to NOISE, and in
-    the share BLENDED of the videos with up to UNSURE of another film's code, or of its own next board's, in each cell.
+def unsure(code: Tensor, phase: Phase, generator: torch.Generator) -> Tensor:
+    """Codes (B, 20, boards, h, w) as a reasoner that wavers would write them: with noise of all levels up to the
+    phase's, and in some of the videos with a little of another film's code, or of its own next board's, in each cell.
 
     A decoder that draws the nearest clean code makes mistakes that can be seen: another color, never two mixed.
     """
@@ -206,8 +209,8 @@ def unsure(code: Tensor, generator: torch.Generator) -> Tensor:
 
     shifted = torch.cat([code[:, :, 1:], code[:, :, -1:]], 2)
     other = torch.where(draw(count, 1, 1, 1, 1) < 0.5, shifted, code.roll(1, 0))
-    part = UNSURE * draw(count, 1, boards, h, w) * (draw(count, 1, 1, 1, 1) < BLENDED)
-    noise = NOISE * draw(count, 1, 1, 1, 1) * torch.randn(code.shape, generator=generator)
+    part = phase.unsure * draw(count, 1, boards, h, w) * (draw(count, 1, 1, 1, 1) < BLENDED)
+    noise = phase.noise * draw(count, 1, 1, 1, 1) * torch.randn(code.shape, generator=generator)
     return torch.lerp(code, other, part) + noise
 
 

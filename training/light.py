@@ -14,16 +14,16 @@ import torch
 
 from training.code import CHANNELS, SCALE
 from training.common import Ema, Run, averaged, device, matrices_and_rest, update
-from training.vae import HARD, Phase, phase_of, pieces, pixel_loss, worst_loss
+from training.vae import HARD, Phase, noisy, phase_of, pieces, pixel_loss, worst_loss
 from training.world.look import CELL, GRID, PER_MOVE
 from ttopt.models.reasoner.light_decoder import LightDecoder, LightDecoderConfig
 
-MUON, ADAM, NOISE = 0.005, 1e-3, 0.15
+MUON, ADAM = 0.005, 1e-3
 PHASES = (
-    Phase(3000, 12, 3, 3, 1.0),
-    Phase(2500, 3, GRID, 3, 0.5),
-    Phase(2500, 3, GRID, 3, 0.4, HARD),
-    Phase(2500, 3, GRID, 3, 0.4, HARD),
+    Phase(3000, 12, 3, 3, 1.0, noise=0.15),
+    Phase(2500, 3, GRID, 3, 0.5, noise=0.15),
+    Phase(2500, 3, GRID, 3, 0.4, HARD, noise=0.15),
+    Phase(2500, 3, GRID, 3, 0.4, HARD, noise=0.15),
 )
 BLENDED = 0.3  # share of the films, where boards are whole
 CONFIG = LightDecoderConfig(
@@ -48,9 +48,7 @@ def train(folder: Path, steps: int | None = None) -> None:
             part *= torch.rand(phase.count, 1, 1, 1, 1, generator=generator) < BLENDED
             pixels = part.transpose(1, 2).repeat_interleave(CELL, 3).repeat_interleave(CELL, 4)
             code, target = torch.lerp(code, code.roll(1, 0), part), torch.lerp(target, target.roll(1, 0), pixels)
-        level = NOISE * torch.rand(phase.count, 1, 1, 1, 1, generator=generator)
-        code = code + level * torch.randn(code.shape, generator=generator)
-        target, code = target.to(device()), code.to(device())
+        target, code = target.to(device()), noisy(code, phase, generator).to(device())
         error = light(code / SCALE, [PER_MOVE * board for board in range(phase.boards)]) - target
         loss, hard = pixel_loss(error, target), worst_loss(error)
         update(loss + phase.hard * hard, light, optimizers, ema, rate)

@@ -1,6 +1,6 @@
-"""Pictures and numbers to look at before training on: sheets, truth after the VAE, what the reasoner makes.
+"""Pictures and numbers to look at before training on: sheets, truth after the decoders, what reasoner and teacher make.
 
-python -m training.look sheets|vae|agree|reasoner|codes --out FOLDER [--split id|ood] [--count N] [--seed S]
+python -m training.look sheets|vae|light|teacher|agree|reasoner|codes --out FOLDER [--split ood] [--count N] [--seed S]
 """
 
 from __future__ import annotations
@@ -14,18 +14,25 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 from transformers import UMT5EncoderModel
 
-from training.code import CHANNELS, SCALE
+from training.code import CHANNELS, SCALE, film_code
 from training.drawing import boards
+from training.light import load_state as load_light
 from training.reasoner import TEXT_LENGTH, Batch, embed, evaluate, load_state, predict
+from training.teacher import SHOWN
+from training.teacher import load_state as load_teacher
 from training.vae import decode, encode, halves
 from training.world.corruptions import corrupt
-from training.world.look import BOARDS, render
+from training.world.look import BOARDS, FPS, render
+from training.world.questions import questions
 from training.world.scene import Task
 from training.world.scorer import score_videos
 from training.world.second import judge_videos
 from training.world.sheets import write_sheet
 from training.world.tasks import FAMILIES, task_bank
 from training.world.tokenizer import reasoner_tokenizer
+from ttopt.optimization.reward import multi_vqa_loss
+
+OFF = 0.4  # of a pixel's range: a thing that is not there, or another color
 
 
 @torch.no_grad()
@@ -46,6 +53,31 @@ def truth_after_vae(vae: AutoencoderKLWan, split: str, count: int, seed: int = 5
         for rule, holds in score.rules.items():
             right.setdefault(f"rule {rule}", []).append(holds)
     return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+@torch.no_grad()
+def truth_after_light(state: Path, split: str, count: int, seed: int = 5) -> dict[str, float]:
+    """How many right films the light decoder draws from clean codes with no pixel more than OFF off, by family."""
+    light = load_light(state)
+    right: dict[str, list[bool]] = {"all": []}
+    for task in task_bank(split, seed, count):
+        film = task.film()
+        drawn = light(film_code(film)[None] / SCALE, SHOWN)[0]
+        right["all"].append(bool((drawn - render(film)[list(SHOWN)]).abs().max() <= OFF))
+        right.setdefault(task.family, []).append(right["all"][-1])
+    return {name: float(np.mean(values)) for name, values in right.items()}
+
+
+@torch.no_grad()
+def losses_of_truth(state: Path, split: str, count: int, seed: int = 5) -> dict[str, float]:
+    """The teacher's loss on right films as they are rendered, by family: the median."""
+    teacher = load_teacher(state)
+    losses: dict[str, list[float]] = {}
+    for task in task_bank(split, seed, count):
+        frames, asked = render(task.film())[None, list(SHOWN)], [question.text for question in questions(task)]
+        loss = multi_vqa_loss(teacher.yes_losses(frames, [asked], FPS, SHOWN))
+        losses.setdefault(task.family, []).append(float(loss))
+    return {name: float(np.median(values)) for name, values in losses.items()}
 
 
 @torch.no_grad()
@@ -105,7 +137,7 @@ def codes(state: Path, out: Path, split: str, count: int, seed: int) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="training.look")
-    parser.add_argument("what", choices=("sheets", "vae", "agree", "reasoner", "codes"))
+    parser.add_argument("what", choices=("sheets", "vae", "light", "teacher", "agree", "reasoner", "codes"))
     parser.add_argument("--out", type=Path, default=Path("runs/training"), help="the trainings' folder")
     parser.add_argument("--split", default="dev_id")
     parser.add_argument("--count", type=int, default=60)
@@ -124,6 +156,10 @@ def main() -> None:
         videos = [render(task.film())[None] for task in shown]
         rows = [row[0] for video in videos for row in (video, after_vae(vae, video))]
         write_sheet(args.out / "sheets" / f"vae-{args.split}.png", rows)
+    elif args.what == "light":
+        print(truth_after_light(args.out / "light" / "state.safetensors", *given))
+    elif args.what == "teacher":
+        print(losses_of_truth(args.out / "teacher" / "state.safetensors", *given))
     elif args.what == "agree":
         judged, differ = disagreements(vae, *given)
         print(f"{judged - len(differ)} of {judged} agree", *differ, sep="\n")

@@ -24,6 +24,7 @@ from training.common import Ema, Run, averaged, cosine, device, matrices_and_res
 from training.films import random_film
 from training.world.look import CELL, GRID, PAPER, render
 
+MOTION = [DOWN, RIGHT, LEAVES]  # channels that the decoder is not shown: it sees from two boards what moved
 BLENDED = 0.5  # share of the videos with blends of codes, where the decoder learns from them
 MUON, ADAM = 0.02, 3e-3  # learning rates
 HARDEST, HARD = 0.005, 0.2  # share of a frame's pixels that count on their own at last, and their weight
@@ -39,7 +40,7 @@ class Phase:
     boards: int
     rate: float  # share of the learning rates at its beginning
     hard: float = 0.0  # weight of the hardest pixels
-    noise: float = 0.1  # most noise in the codes that the decoder learns from; their numbers are 0 and 1
+    noise: float = 0.1  # most noise in the codes that a decoder learns from; their numbers are 0 and 1
     unsure: float = 0.0  # most of another code in a cell's, see ``unsure``
 
 
@@ -53,7 +54,6 @@ DECODER = (
     Phase(6000, 2, GRID, 4, 0.4, HARD, noise=0.3, unsure=0.4),
     Phase(2500, 2, GRID, 4, 0.3, HARD, noise=0.12, unsure=0.3),
 )
-MOTION = [DOWN, RIGHT, LEAVES]  # channels that the decoder is not shown: it sees from two boards what moved
 
 
 def build() -> AutoencoderKLWan:
@@ -119,7 +119,7 @@ def pieces(rng: np.random.Generator, phase: Phase) -> tuple[Tensor, Tensor]:
             named = code[..., y : y + size, x : x + size]
             if still:  # a board on which nothing moves
                 part, named = part[4 * first :][:1], named[:, first:][:, :1].clone()
-                named[[DOWN, RIGHT, LEAVES]] = 0
+                named[MOTION] = 0
             videos.append(part)
             codes.append(named)
     return torch.stack(videos[: phase.count]), torch.stack(codes[: phase.count])
@@ -210,8 +210,13 @@ def unsure(code: Tensor, phase: Phase, generator: torch.Generator) -> Tensor:
     shifted = torch.cat([code[:, :, 1:], code[:, :, -1:]], 2)
     other = torch.where(draw(count, 1, 1, 1, 1) < 0.5, shifted, code.roll(1, 0))
     part = phase.unsure * draw(count, 1, boards, h, w) * (draw(count, 1, 1, 1, 1) < BLENDED)
-    noise = phase.noise * draw(count, 1, 1, 1, 1) * torch.randn(code.shape, generator=generator)
-    return torch.lerp(code, other, part) + noise
+    return noisy(torch.lerp(code, other, part), phase, generator)
+
+
+def noisy(code: Tensor, phase: Phase, generator: torch.Generator) -> Tensor:
+    """Codes (B, 20, boards, h, w) with noise, each of its own level up to the phase's."""
+    level = phase.noise * torch.rand(len(code), 1, 1, 1, 1, generator=generator)
+    return code + level * torch.randn(code.shape, generator=generator)
 
 
 def halves(encoder_state: Path, decoder_state: Path) -> AutoencoderKLWan:
